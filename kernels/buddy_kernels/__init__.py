@@ -1,0 +1,46 @@
+"""The ops of Buddy Serve. `x` checks its arguments and picks a path by device; `x_reference` is the truth."""
+
+from buddy_kernels.attention import paged_attention, paged_attention_reference
+from buddy_kernels.linear import linear, linear_reference
+from buddy_kernels.norm import rms_norm, rms_norm_reference
+from buddy_kernels.paged_cache import write_kv, write_kv_reference
+from buddy_kernels.rotary import (
+    RotaryScaling,
+    apply_rotary,
+    apply_rotary_reference,
+    rotary_cos_sin,
+    rotary_inv_freq,
+)
+from buddy_kernels.rows import (
+    gather_rows,
+    gather_rows_reference,
+    scatter_add_rows,
+    scatter_add_rows_reference,
+    scatter_rows,
+    scatter_rows_reference,
+)
+from buddy_kernels.swiglu import swiglu, swiglu_reference
+
+__all__ = [
+    "RotaryScaling",
+    "apply_rotary",
+    "apply_rotary_reference",
+    "gather_rows",
+    "gather_rows_reference",
+    "linear",
+    "linear_reference",
+    "paged_attention",
+    "paged_attention_reference",
+    "rms_norm",
+    "rms_norm_reference",
+    "rotary_cos_sin",
+    "rotary_inv_freq",
+    "scatter_add_rows",
+    "scatter_add_rows_reference",
+    "scatter_rows",
+    "scatter_rows_reference",
+    "swiglu",
+    "swiglu_reference",
+    "write_kv",
+    "write_kv_reference",
+]

@@ -1,0 +1,236 @@
+"""The routed decoder: one set of weights, one layer body, two ways through it.
+
+`forward` is the server's: ragged rows over a paged cache, each layer run only by the rows whose path has it.
+`dense` is training's: whole sequences, every layer computed, masks multiplied in. They compute the same function
+(design section 1); tests/routing/test_decoder.py holds them together. Parameter names are Hugging Face's, so a
+checkpoint loads as it is.
+"""
+
+# N rows of a ragged step, B sequences, T tokens, D model dim, H query heads, G key/value heads, E head dim,
+# S segments, L layers
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from buddy_kernels import (
+    apply_rotary,
+    gather_rows,
+    linear,
+    paged_attention,
+    rms_norm,
+    rotary_cos_sin,
+    rotary_inv_freq,
+    scatter_rows,
+    swiglu,
+    write_kv,
+)
+from torch import Tensor, nn
+
+from buddy_routing.kv_cache import KVCache
+from buddy_routing.model_spec import ModelSpec
+from buddy_routing.segments import LayerRows, SegmentBatch, rows_by_layer
+
+PathChooser = Callable[[Tensor], Tensor]
+"""From the first layer's V states to masks: [N, G, E] -> [S, L] in `forward`, [B, T, G, E] -> [B, T, L] in `dense`."""
+
+
+class Linear(nn.Linear):
+    """torch's Linear over any leading dims, through the row-stable kernel."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dim() == 2:
+            return linear(x, self.weight, self.bias)
+        return F.linear(x, self.weight, self.bias)
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rms_norm(x, self.weight, self.eps)
+
+
+class Attention(nn.Module):
+    """Grouped-query attention without the attending: projections, rotation, and where the context comes from is
+    the caller's."""
+
+    def __init__(self, spec: ModelSpec, window: int | None) -> None:
+        super().__init__()
+        q_dim = spec.num_heads * spec.head_dim
+        self.q_proj = Linear(spec.hidden_size, q_dim, bias=spec.qkv_bias)
+        self.k_proj = Linear(spec.hidden_size, spec.kv_dim, bias=spec.qkv_bias)
+        self.v_proj = Linear(spec.hidden_size, spec.kv_dim, bias=spec.qkv_bias)
+        self.o_proj = Linear(q_dim, spec.hidden_size, bias=spec.output_bias)
+        if spec.qk_norm:
+            self.q_norm = RMSNorm(spec.head_dim, spec.norm_eps)
+            self.k_norm = RMSNorm(spec.head_dim, spec.norm_eps)
+        self.qk_norm = spec.qk_norm
+        self.head_dim = spec.head_dim
+        self.window = window
+
+    def query(self, normed: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        q = self.q_proj(normed).unflatten(-1, (-1, self.head_dim))  # [..., H, E]
+        return rotate(self.q_norm(q) if self.qk_norm else q, cos, sin)
+
+    def key_value(self, normed: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        k = self.k_proj(normed).unflatten(-1, (-1, self.head_dim))  # [..., G, E]
+        v = self.v_proj(normed).unflatten(-1, (-1, self.head_dim))
+        return rotate(self.k_norm(k) if self.qk_norm else k, cos, sin), v
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding of heads [..., H, E] whose leading dims, flattened, are the rows of cos and sin."""
+    return apply_rotary(x.reshape(-1, *x.shape[-2:]), cos, sin).view(x.shape)
+
+
+class MLP(nn.Module):
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.gate_proj = Linear(spec.hidden_size, spec.intermediate_size, bias=spec.mlp_bias)
+        self.up_proj = Linear(spec.hidden_size, spec.intermediate_size, bias=spec.mlp_bias)
+        self.down_proj = Linear(spec.intermediate_size, spec.hidden_size, bias=spec.mlp_bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
+
+
+class DecoderLayer(nn.Module):
+    def __init__(self, spec: ModelSpec, window: int | None) -> None:
+        super().__init__()
+        self.self_attn = Attention(spec, window)
+        self.mlp = MLP(spec)
+        self.input_layernorm = RMSNorm(spec.hidden_size, spec.norm_eps)
+        self.post_attention_layernorm = RMSNorm(spec.hidden_size, spec.norm_eps)
+
+    def run(
+        self, h: Tensor, normed: Tensor, cos: Tensor, sin: Tensor, attend: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        """h + F(h) for rows whose K/V are where `attend` finds them. The one body of both ways through."""
+        q = self.self_attn.query(normed, cos, sin)
+        h = h + self.self_attn.o_proj(attend(q).flatten(-2))
+        return h + self.mlp(self.post_attention_layernorm(h))
+
+    def dense(self, h: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        """The layer over whole sequences: h [B, T, D] -> (h + F(h) [B, T, D], V states [B, T, G, E])."""
+        normed = self.input_layernorm(h)
+        k, v = self.self_attn.key_value(normed, cos, sin)
+        window = self.self_attn.window
+        return self.run(h, normed, cos, sin, lambda q: dense_attention(q, k, v, window)), v
+
+
+def dense_attention(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
+    """Causal attention of whole sequences: q [B, T, H, E], k and v [B, T, G, E] -> [B, T, H, E]."""
+    num_tokens, groups = q.shape[1], q.shape[2] // k.shape[2]
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    k, v = (x.repeat_interleave(groups, 1) for x in (k, v))
+    if window is None or window >= num_tokens:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
+    visible = torch.ones(num_tokens, num_tokens, dtype=torch.bool, device=q.device).tril().triu(1 - window)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=visible).transpose(1, 2)
+
+
+@dataclass(frozen=True, slots=True)
+class PagedContext:
+    """Where the rows of one layer in one step attend: q [M, H, E] -> [M, H, E]."""
+
+    cache_k: Tensor
+    cache_v: Tensor
+    todo: LayerRows
+    positions: Tensor  # [M]
+    scale: float
+    window: int | None
+
+    def __call__(self, q: Tensor) -> Tensor:
+        tables, start = self.todo.block_tables, self.todo.query_start
+        return paged_attention(
+            q, self.cache_k, self.cache_v, tables, start, self.positions, self.scale, self.window
+        )
+
+
+class RoutedDecoder(nn.Module):
+    """A dense Llama, Mistral, Qwen2/2.5 or Qwen3 decoder whose layers can be skipped token by token."""
+
+    inv_freq: Tensor
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.embed_tokens = nn.Embedding(spec.vocab_size, spec.hidden_size)
+        self.layers = nn.ModuleList(DecoderLayer(spec, window) for window in spec.windows)
+        self.norm = RMSNorm(spec.hidden_size, spec.norm_eps)
+        self.lm_head = Linear(spec.hidden_size, spec.vocab_size, bias=False)
+        if spec.tie_embeddings:
+            self.lm_head.weight = self.embed_tokens.weight
+        inv_freq, self.attention_factor = rotary_inv_freq(spec.head_dim, spec.rope_theta, spec.rope_scaling)
+        self.register_buffer("inv_freq", inv_freq, persistent=False)
+
+    def forward(
+        self, batch: SegmentBatch, cache: KVCache, choose_paths: PathChooser
+    ) -> tuple[Tensor, Tensor]:
+        """One step: logits [S, V] after each segment's last row, and the masks [S, L] that were run.
+
+        K/V of every row are written at every layer, skipped or not ("project" policy), so the cache has no holes.
+        """
+        h = self.embed_tokens(batch.tokens)  # [N, D]
+        cos, sin = rotary_cos_sin(batch.positions, self.inv_freq, self.attention_factor)
+        scale = self.spec.head_dim**-0.5
+        for index, layer in enumerate(self.layers):
+            cache_k, cache_v = cache.k[index], cache.v[index]
+            normed = layer.input_layernorm(h)
+            k, v = layer.self_attn.key_value(normed, cos, sin)
+            write_kv(cache_k, cache_v, batch.slots, k, v)
+            if index == 0:
+                masks = choose_paths(v)  # [S, L]
+                plan = rows_by_layer(batch, masks)
+            if plan[index].num_rows:
+                todo = plan[index]
+                rows = (h, normed, cos, sin, batch.positions)
+                if todo.rows is not None:
+                    rows = tuple(gather_rows(x, todo.rows) for x in rows)
+                attend = PagedContext(cache_k, cache_v, todo, rows[-1], scale, layer.self_attn.window)
+                ran = layer.run(*rows[:-1], attend)
+                if todo.rows is None:
+                    h = ran
+                else:
+                    scatter_rows(h, todo.rows, ran)
+        return self.lm_head(self.norm(gather_rows(h, batch.last_rows))), masks
+
+    def dense(
+        self,
+        tokens: Tensor,
+        choose_paths: PathChooser | None = None,
+        layers_on: Sequence[bool] | None = None,
+    ) -> Tensor:
+        """Whole sequences: tokens [B, T] -> final hidden states [B, T, D], to be given to `lm_head`.
+
+        `choose_paths` masks every token's path; gradients reach its scores through the masks (straight-through).
+        `layers_on` [L] drops layers for the whole batch without computing them (random depth in pretraining).
+        """
+        positions = torch.arange(tokens.shape[1], device=tokens.device).repeat(tokens.shape[0])  # [B * T]
+        cos, sin = rotary_cos_sin(positions, self.inv_freq, self.attention_factor)
+        h = self.embed_tokens(tokens)  # [B, T, D]
+        masks: Tensor | None = None
+        for index, layer in enumerate(self.layers):
+            if layers_on is not None and not layers_on[index]:
+                continue
+            ran, v = layer.dense(h, cos, sin)
+            if index == 0 and choose_paths is not None:
+                masks = choose_paths(v)  # [B, T, L]
+            h = ran if masks is None else masked_residual(h, ran, masks[..., index : index + 1])
+        return self.norm(h)
+
+
+def masked_residual(h: Tensor, ran: Tensor, mask: Tensor) -> Tensor:
+    """`ran` where the mask is set, else `h`, exactly; the gradient of h + m * F(h) with respect to the mask m.
+
+    Adding m * (ran - h) would round; the second term is zero in value and only carries the mask's gradient.
+    """
+    chosen = torch.where(mask > 0.5, ran, h)
+    if not mask.requires_grad:
+        return chosen
+    return chosen + (mask - mask.detach()).to(h.dtype) * (ran - h).detach()

@@ -1,0 +1,31 @@
+"""Memory for the keys and values of every layer, in blocks that sequences borrow."""
+
+# L layers, P blocks in the pool, K slots a block, G key/value heads, E head dim
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from buddy_routing.model_spec import ModelSpec
+
+
+@dataclass(frozen=True, slots=True)
+class KVCache:
+    """The paged pool. One block table per sequence serves all layers: block p of a sequence is `k[:, p]`."""
+
+    k: Tensor  # [L, P, K, G, E]
+    v: Tensor  # [L, P, K, G, E]
+
+    @classmethod
+    def allocate(
+        cls, spec: ModelSpec, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
+    ) -> "KVCache":
+        shape = (spec.num_layers, num_blocks, block_size, spec.num_kv_heads, spec.head_dim)
+        return cls(
+            k=torch.zeros(shape, dtype=dtype, device=device), v=torch.zeros(shape, dtype=dtype, device=device)
+        )
+
+    @property
+    def block_size(self) -> int:
+        return self.k.shape[2]

@@ -1,0 +1,240 @@
+"""Sums, differences, products and exact quotients, with column working from two digits up."""
+
+import random
+from functools import partial
+
+from buddy_routing.tasks.phrasing import Phrasings, ask
+from buddy_routing.tasks.task import Builders, Problem
+from buddy_routing.tasks.vocabulary import NUMBER_WORDS
+
+_SYMBOLIC = {
+    "+": ("{a} + {b}", "{a} + {b}", "{a}+{b}"),
+    "-": ("{a} - {b}", "{a} - {b}", "{a}-{b}"),
+    "x": ("{a} x {b}", "{a} * {b}", "{a}x{b}", "{a}*{b}"),
+    "/": ("{a} / {b}", "{a} / {b}", "{a}/{b}"),
+}
+_SPOKEN = {
+    "+": ("{a} plus {b}", "{a} plus {b}", "{a} and {b} added up"),
+    "-": ("{a} minus {b}", "{a} minus {b}", "{a} take away {b}"),
+    "x": ("{a} times {b}", "{a} times {b}", "{a} multiplied by {b}"),
+    "/": ("{a} divided by {b}",),
+}
+_NOUN_PHRASE = {
+    "+": "the sum of {a} and {b}",
+    "-": "the difference between {a} and {b}",
+    "x": "the product of {a} and {b}",
+    "/": "{a} over {b}",
+}
+_ASK_NOUN_PHRASE = Phrasings(
+    questions=("What is {e}?", "What's {e}?", "How much is {e}?", "Do you know {e}?", "I need to know {e}."),
+    commands=("Work out {e}.", "Calculate {e}.", "Tell me {e}.", "Find {e}.", "Give me {e}."),
+)
+_ASK_EXPRESSION = Phrasings(
+    questions=(
+        "What is {e}?",
+        "What's {e}?",
+        "How much is {e}?",
+        "What does {e} equal?",
+        "Do you know what {e} is?",
+        "I need to know what {e} is.",
+        "What do you get for {e}?",
+        "What is the answer to {e}?",
+        "What is the result of {e}?",
+    ),
+    commands=(
+        "Work out {e}.",
+        "Calculate {e}.",
+        "Tell me what {e} is.",
+        "Solve {e}.",
+        "Compute {e}.",
+        "Give me the answer to {e}.",
+    ),
+)
+_ASK_SYMBOLIC = Phrasings(questions=("{e}", "{e} = ?", "{e} =", "{e}?", "Solve: {e}", "{e} equals what?"))
+_ASK_VERB = {
+    "+": Phrasings(
+        questions=(
+            "If I add {b} to {a}, what do I get?",
+            "What do {a} and {b} add up to?",
+            "How much are {a} and {b} together?",
+        ),
+        commands=("Add {a} and {b}.", "Add {b} to {a}.", "Add {a} and {b} together."),
+    ),
+    "-": Phrasings(
+        questions=(
+            "If I take {b} from {a}, what is left?",
+            "What is {b} less than {a}?",
+            "What is left of {a} after taking away {b}?",
+        ),
+        commands=("Subtract {b} from {a}.", "Take {b} away from {a}.", "Take {b} from {a}."),
+    ),
+    "x": Phrasings(
+        questions=("If I multiply {a} by {b}, what do I get?", "How many are {a} groups of {b}?"),
+        commands=("Multiply {a} by {b}.", "Multiply {a} and {b}.", "Find the product of {a} and {b}."),
+    ),
+    "/": Phrasings(
+        questions=("If I divide {a} by {b}, what do I get?", "How many times does {b} go into {a}?"),
+        commands=("Divide {a} by {b}.", "Split {a} into {b} equal parts."),
+    ),
+}
+_NAMES = {"+": "add", "-": "sub", "x": "mul", "/": "div"}
+
+
+def _problem(rng: random.Random, a: int, op: str, b: int, answer: int, working: str = "") -> Problem:
+    draw = rng.random()
+    if draw < 0.35:
+        expression = rng.choice(_SYMBOLIC[op]).format(a=a, b=b)
+        prompt = ask(rng, rng.choice((_ASK_SYMBOLIC, _ASK_EXPRESSION)), e=expression)
+    elif draw < 0.45:
+        prompt = ask(rng, _ASK_NOUN_PHRASE, e=_NOUN_PHRASE[op].format(a=a, b=b))
+    elif draw < 0.7:
+        spelled = max(a, b) < len(NUMBER_WORDS) and rng.random() < 0.2
+        left, right = (NUMBER_WORDS[a], NUMBER_WORDS[b]) if spelled else (str(a), str(b))
+        prompt = ask(rng, _ASK_EXPRESSION, e=rng.choice(_SPOKEN[op]).format(a=left, b=right))
+    else:
+        prompt = ask(rng, _ASK_VERB[op], a=a, b=b)
+    reply = f"{a} {op} {b}: {working}. The answer is {answer}." if working else f"{a} {op} {b} = {answer}."
+    return Problem(prompt, reply, str(answer), _key(op, a, b))
+
+
+def _key(op: str, a: int, b: int) -> str:
+    """Swapping the operands of a sum or product is the same problem: the larger one comes first."""
+    if op in "+x":
+        a, b = max(a, b), min(a, b)
+    return f"{_NAMES[op]}:{a}:{b}"
+
+
+def _add_small(rng: random.Random) -> Problem:
+    total = rng.randint(2, 20)
+    a = rng.randint(1, total - 1)
+    return _problem(rng, a, "+", total - a, total)
+
+
+def _subtract_small(rng: random.Random) -> Problem:
+    a = rng.randint(2, 20)
+    b = rng.randint(1, a)
+    return _problem(rng, a, "-", b, a - b)
+
+
+def _add_columns(rng: random.Random, low: int, high: int) -> Problem:
+    a, b = rng.randint(low, high), rng.randint(low, high)
+    return _problem(rng, a, "+", b, a + b, addition_working(a, b))
+
+
+def _subtract_columns(rng: random.Random, low: int, high: int) -> Problem:
+    b, a = sorted((rng.randint(low, high), rng.randint(low, high)))
+    return _problem(rng, a, "-", b, a - b, subtraction_working(a, b))
+
+
+def addition_working(a: int, b: int) -> str:
+    """Column sums from the ones up, the carry written as "+ 1"; the numbers equally long."""
+    steps = []
+    carry = 0
+    for x, y in zip(reversed(str(a)), reversed(str(b)), strict=True):
+        total = int(x) + int(y) + carry
+        steps.append(f"{x} + {y}{' + 1' if carry else ''} = {total}")
+        carry = total // 10
+    return ", ".join(steps)
+
+
+def subtraction_working(a: int, b: int) -> str:
+    """Column differences from the ones up, the borrow written as "- 1"; the numbers equally long."""
+    steps = []
+    borrow = 0
+    for x, y in zip(reversed(str(a)), reversed(str(b)), strict=True):
+        difference = int(x) - int(y) - borrow
+        top = int(x) + (10 if difference < 0 else 0)
+        steps.append(f"{top} - {y}{' - 1' if borrow else ''} = {difference % 10}")
+        borrow = int(difference < 0)
+    return ", ".join(steps)
+
+
+def _add_to_two_digits(rng: random.Random) -> Problem:
+    a, b = rng.randint(10, 99), rng.randint(1, 9)
+    if rng.random() < 0.5:
+        return _problem(rng, a, "-", b, a - b)
+    return _problem(rng, a, "+", b, a + b)
+
+
+def _times_table(rng: random.Random, highest: int) -> Problem:
+    a, b = rng.randint(1, highest), rng.randint(1, min(highest + 5, 12))
+    if rng.random() < 0.5:
+        a, b = b, a
+    return _problem(rng, a, "x", b, a * b)
+
+
+_ASK_DOUBLE = Phrasings(
+    questions=(
+        "What is double {n}?",
+        "What's twice {n}?",
+        "What is two times {n}?",
+        "How much is double {n}?",
+        "Double {n} is what?",
+    ),
+    commands=("Double {n}.", "Double the number {n}.", "Tell me the double of {n}.", "Work out twice {n}."),
+)
+_ASK_HALF = Phrasings(
+    questions=(
+        "What is half of {n}?",
+        "What's half of {n}?",
+        "How much is half of {n}?",
+        "What is one half of {n}?",
+        "Half of {n} is what?",
+    ),
+    commands=(
+        "Halve {n}.",
+        "Halve the number {n}.",
+        "Tell me half of {n}.",
+        "Cut {n} in half.",
+        "Work out half of {n}.",
+    ),
+)
+
+
+def _double(rng: random.Random) -> Problem:
+    n = rng.randint(2, 50)
+    return Problem(ask(rng, _ASK_DOUBLE, n=n), f"2 x {n} = {2 * n}.", str(2 * n), _key("x", n, 2))
+
+
+def _halve(rng: random.Random) -> Problem:
+    n = 2 * rng.randint(1, 50)
+    return Problem(ask(rng, _ASK_HALF, n=n), f"{n} / 2 = {n // 2}.", str(n // 2), _key("/", n, 2))
+
+
+def _multiply_two_digits(rng: random.Random) -> Problem:
+    a, b = rng.randint(13, 99), rng.randint(2, 9)
+    tens, ones = a // 10 * 10, a % 10
+    working = f"{tens} x {b} = {tens * b}, {ones} x {b} = {ones * b}" if ones else ""
+    return _problem(rng, a, "x", b, a * b, working)
+
+
+def _divide_table(rng: random.Random) -> Problem:
+    b, answer = rng.randint(2, 12), rng.randint(1, 12)
+    return _problem(rng, b * answer, "/", b, answer)
+
+
+def _divide_two_digits(rng: random.Random) -> Problem:
+    b, answer = rng.randint(2, 9), rng.randint(13, 49)
+    tens, ones = answer // 10 * 10, answer % 10
+    working = f"{tens * b} / {b} = {tens}, {ones * b} / {b} = {ones}" if ones else ""
+    return _problem(rng, b * answer, "/", b, answer, working)
+
+
+BUILDERS: Builders = {
+    1: (_add_small, _subtract_small, partial(_times_table, highest=5)),
+    2: (
+        _add_to_two_digits,
+        partial(_add_columns, low=10, high=99),
+        partial(_subtract_columns, low=10, high=99),
+        partial(_times_table, highest=12),
+        _double,
+        _halve,
+    ),
+    3: (
+        partial(_add_columns, low=100, high=999),
+        partial(_subtract_columns, low=100, high=999),
+        _multiply_two_digits,
+        _divide_table,
+        _divide_two_digits,
+    ),
+}

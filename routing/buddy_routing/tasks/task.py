@@ -1,0 +1,50 @@
+"""The task a model is asked, and the split its underlying problem belongs to."""
+
+import hashlib
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+Split = Literal["train", "heldout"]
+
+SPLITS: tuple[Split, ...] = ("train", "heldout")
+LEVELS: tuple[int, ...] = (1, 2, 3)
+
+HELDOUT_MODULUS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One request with its reference reply.
+
+    `level` runs from 1 (easy) to 3 (hard). `answer` is what `is_correct` looks for at the end of a reply.
+    `key` names the underlying problem whatever its phrasing, for example "add:12:7".
+    """
+
+    family: str
+    level: int
+    prompt: str
+    reply: str
+    answer: str
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """What a builder draws: a `Task` that does not yet know its family and level."""
+
+    prompt: str
+    reply: str
+    answer: str
+    key: str
+
+
+Builder = Callable[[random.Random], Problem]
+Builders = Mapping[int, tuple[Builder, ...]]  # level -> the kinds of problem drawn at that level
+
+
+def split_of(key: str) -> Split:
+    """The split of a problem: one key in sixteen is held out, by hash, the same on every machine."""
+    digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
+    return "heldout" if int.from_bytes(digest, "big") % HELDOUT_MODULUS == 0 else "train"

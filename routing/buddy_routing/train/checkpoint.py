@@ -1,0 +1,46 @@
+"""Training state on disk: weights, optimizers and the step, in one safetensors file written atomically."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+
+def save_training_state(path: Path, module: nn.Module, optimizers: Sequence[Optimizer], step: int) -> None:
+    """Write `path`, replacing an earlier one only when the new one is whole."""
+    tensors: dict[str, Tensor] = {f"model.{name}": p for name, p in module.named_parameters()}
+    for number, optimizer in enumerate(optimizers):
+        for parameter, state in optimizer.state_dict()["state"].items():
+            for key, value in state.items():
+                tensors[f"optimizer.{number}.{parameter}.{key}"] = torch.as_tensor(value)
+    partial = path.with_suffix(".partial")
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(contiguous, partial, metadata={"step": str(step)})
+    partial.replace(path)
+
+
+def load_training_state(path: Path, module: nn.Module, optimizers: Sequence[Optimizer]) -> int:
+    """Restore what `save_training_state` wrote and return its step."""
+    with safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+        step = int(file.metadata()["step"])
+    load_weights(module, tensors)
+    for number, optimizer in enumerate(optimizers):
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            if name.startswith(f"optimizer.{number}."):
+                _, _, parameter, key = name.split(".", 3)
+                state.setdefault(int(parameter), {})[key] = tensor
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+    return step
+
+
+def load_weights(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Copy the `model.` entries of a training state into `module`."""
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            parameter.copy_(tensors[f"model.{name}"])

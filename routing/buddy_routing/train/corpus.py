@@ -1,0 +1,204 @@
+"""The texts the embedded model learns from, as documents and then as packed token arrays.
+
+Sources and licences: DATA.md beside the texts. Every source is split by position: the last twentieth of its documents
+is held out and never trained on; tasks are split by their problem instead (buddy_routing.tasks).
+"""
+
+import json
+import random
+import re
+import tarfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import numpy as np
+from tqdm import tqdm
+
+from buddy_routing.tasks import sample_tasks, story_requests
+from buddy_routing.train.chat_tokenizer import ChatTokenizer
+
+T = TypeVar("T")
+Split = Literal["train", "heldout"]
+SEPARATOR = "<|endoftext|>"
+BOOK_PIECE_CHARS = 1000
+TINY_STORIES = "tinystories/tinystories_sample_2MiB.txt"
+KIDS_STORIES = "kids_stories/kids_stories_en_ccby.txt"
+BOOKS = "books/easy_fiction.tar.xz"
+INSTRUCTIONS = "instruct/rasbt_instruction-data.json"
+WORD_PROBLEMS = "gsm8k/train.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """Text to model, or a conversation of one question and one answer when `prompt` is given."""
+
+    text: str
+    prompt: str | None = None
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The documents of one split of the data directory."""
+
+    directory: Path
+    split: Split
+
+    def _part(self, documents: Sequence[str]) -> Sequence[str]:
+        cut = len(documents) - len(documents) // 20
+        return documents[:cut] if self.split == "train" else documents[cut:]
+
+    def _stories_of(self, name: str) -> Sequence[str]:
+        text = (self.directory / name).read_text(encoding="utf-8")
+        return self._part([story.strip() for story in text.split(SEPARATOR) if len(story.strip()) > 100])
+
+    @cached_property
+    def tiny_stories(self) -> Sequence[str]:
+        return self._stories_of(TINY_STORIES)
+
+    @cached_property
+    def kids_stories(self) -> Sequence[str]:
+        # Line breaks follow the pages of a picture book, not the sentences.
+        return [re.sub(r"\s*\n\s*", " ", story) for story in self._stories_of(KIDS_STORIES)]
+
+    @cached_property
+    def book_pieces(self) -> Sequence[str]:
+        """Books cut at paragraphs into pieces of about a context length."""
+        pieces: list[str] = []
+        with tarfile.open(self.directory / BOOKS) as archive:
+            for member in sorted(archive.getmembers(), key=lambda m: m.name):
+                file = archive.extractfile(member) if member.name.endswith(".md") else None
+                if file is not None:
+                    pieces.extend(_book_pieces(file.read().decode("utf-8")))
+        return self._part(pieces)
+
+    @cached_property
+    def instructions(self) -> Sequence[Document]:
+        rows = json.loads((self.directory / INSTRUCTIONS).read_text(encoding="utf-8"))
+        packed = [json.dumps(row) for row in rows]
+        documents = []
+        for row in map(json.loads, self._part(packed)):
+            prompt = f"{row['instruction']}\n{row['input']}" if row["input"] else row["instruction"]
+            documents.append(Document(row["output"], prompt))
+        return documents
+
+    @cached_property
+    def word_problems(self) -> Sequence[Document]:
+        lines = self._part((self.directory / WORD_PROBLEMS).read_text(encoding="utf-8").splitlines())
+        documents = []
+        for row in map(json.loads, lines):
+            working = re.sub(r"<<.*?>>", "", row["answer"]).replace("\n#### ", "\nThe answer is ")
+            documents.append(Document(working + ".", row["question"]))
+        return documents
+
+    def plain(self, kind: Literal["stories", "books"]) -> Callable[[random.Random], Iterator[Document]]:
+        texts = self.book_pieces if kind == "books" else [*self.tiny_stories, *self.kids_stories]
+        return lambda rng: (Document(text) for text in _endlessly(texts, rng))
+
+    def conversations(
+        self, kind: Literal["instructions", "word_problems"]
+    ) -> Callable[[random.Random], Iterator[Document]]:
+        documents = self.instructions if kind == "instructions" else self.word_problems
+        return lambda rng: _endlessly(documents, rng)
+
+    def tasks(self, rng: random.Random) -> Iterator[Document]:
+        while True:
+            for task in sample_tasks(rng.getrandbits(63), 10_000, split=self.split):
+                yield Document(task.reply, task.prompt)
+
+    def told_stories(self, rng: random.Random) -> Iterator[Document]:
+        """Stories as answers to requests that name what is in them."""
+        while True:
+            for request in story_requests(self.tiny_stories, rng.getrandbits(63)):
+                yield Document(request.reply, request.prompt)
+
+
+def _book_pieces(text: str) -> Iterator[str]:
+    piece = ""
+    for paragraph in text.split("\n\n"):
+        piece += " ".join(paragraph.split()) + "\n"
+        if len(piece) >= BOOK_PIECE_CHARS:
+            yield piece.strip()
+            piece = ""
+
+
+def _endlessly(items: Sequence[T], rng: random.Random) -> Iterator[T]:
+    order = list(items)
+    while True:
+        rng.shuffle(order)
+        yield from order
+
+
+@dataclass(frozen=True, slots=True)
+class Mixture:
+    """Shares of tokens by source name (they need not sum to one)."""
+
+    shares: dict[str, float]
+    answers_only: bool
+
+
+PRETRAIN = Mixture(
+    {"tasks": 40, "stories": 15, "told_stories": 17, "books": 18, "instructions": 3, "word_problems": 7},
+    answers_only=False,
+)
+TUNE = Mixture(
+    {"tasks": 52, "told_stories": 33, "instructions": 6, "word_problems": 4, "stories": 5}, answers_only=True
+)
+
+
+@dataclass(frozen=True, slots=True)
+class PackedTokens:
+    """Documents end to end. `counted` marks the tokens whose prediction is trained."""
+
+    tokens: np.ndarray  # [num_tokens] uint16
+    counted: np.ndarray  # [num_tokens] bool
+
+    def save(self, path: Path) -> None:
+        partial = path.with_suffix(".partial.npz")
+        np.savez(partial, tokens=self.tokens, counted=self.counted)
+        partial.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> "PackedTokens":
+        with np.load(path) as arrays:
+            return cls(arrays["tokens"], arrays["counted"])
+
+    def batch(self, step: int, batch_size: int, num_tokens: int) -> tuple[np.ndarray, np.ndarray]:
+        """Batch number `step`: tokens and counted, [batch_size, num_tokens + 1]; wraps around at the end."""
+        rows = (step * batch_size + np.arange(batch_size))[:, None] * num_tokens
+        index = (rows + np.arange(num_tokens + 1)) % len(self.tokens)
+        return self.tokens[index].astype(np.int64), self.counted[index]
+
+
+def pack(
+    corpus: Corpus, mixture: Mixture, tokenizer: ChatTokenizer, num_tokens: int, seed: int
+) -> PackedTokens:
+    """At least `num_tokens` of documents drawn by the mixture; the same seed gives the same tokens."""
+    makers: dict[str, Callable[[random.Random], Iterator[Document]]] = {
+        "tasks": corpus.tasks,
+        "stories": corpus.plain("stories"),
+        "told_stories": corpus.told_stories,
+        "books": corpus.plain("books"),
+        "instructions": corpus.conversations("instructions"),
+        "word_problems": corpus.conversations("word_problems"),
+    }
+    rng = random.Random(seed)
+    streams = {name: makers[name](random.Random(rng.getrandbits(63))) for name in mixture.shares}
+    written = dict.fromkeys(streams, 1.0)
+    tokens: list[np.ndarray] = []
+    counted: list[np.ndarray] = []
+    total = 0
+    with tqdm(total=num_tokens, desc="tokens", unit="tok", unit_scale=True) as bar:
+        while total < num_tokens:
+            # The source furthest behind its share goes next; a few documents at a time keep the order mixed.
+            name = min(streams, key=lambda source: written[source] / mixture.shares[source])
+            for _ in range(4):
+                ids, is_answer = tokenizer.encode_document(next(streams[name]))
+                tokens.append(np.array(ids, dtype=np.uint16))
+                counted.append(np.array(is_answer) if mixture.answers_only else np.ones(len(ids), dtype=bool))
+                written[name] += len(ids)
+                total += len(ids)
+                bar.update(len(ids))
+    return PackedTokens(np.concatenate(tokens), np.concatenate(counted))

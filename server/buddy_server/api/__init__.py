@@ -1,0 +1,1 @@
+"""The HTTP layer: the contract of the OpenAI client libraries over `EngineClient`. Imports no torch."""

@@ -1,0 +1,42 @@
+"""The application: routers, middleware and error handlers put together."""
+
+from fastapi import FastAPI
+
+from buddy_server.api.chat import chat_router
+from buddy_server.api.errors_handler import add_error_handlers
+from buddy_server.api.health import health_router
+from buddy_server.api.middleware import BodyLimit, RequestContext
+from buddy_server.api.models import models_router
+from buddy_server.api.services import Services
+from buddy_server.config import ServerConfig
+from buddy_server.engine.messages import EngineClient
+from buddy_server.metrics import Metrics
+from buddy_server.tenancy.depth import check_tier
+from buddy_server.tenancy.tenants import TenantDirectory
+from buddy_server.tokenizer import ChatTokenizer
+from buddy_server.version import server_version
+
+
+def create_app(
+    config: ServerConfig, engine: EngineClient, tokenizer: ChatTokenizer, metrics: Metrics
+) -> FastAPI:
+    """The ASGI application that serves `engine` to the tenants of `config`. It starts and stops nothing.
+
+    Raises ConfigError when a tier's budgets cannot be honoured by the engine's model.
+    """
+    for tenant in config.tenants:
+        check_tier(tenant.tier, engine.info.num_layers)
+    services = Services(config, engine, tokenizer, metrics, TenantDirectory(config.tenants))
+    # No pages of documentation and no redirects: this server answers in JSON alone.
+    app = FastAPI(
+        title="Buddy Serve", version=server_version(), openapi_url=None, docs_url=None, redoc_url=None,
+        redirect_slashes=False,
+    )  # fmt: skip
+    add_error_handlers(app)
+    app.add_middleware(BodyLimit, max_bytes=config.max_body_bytes)
+    # Added last, so outermost: it sees every response and every exception.
+    app.add_middleware(RequestContext)
+    app.include_router(health_router(services))
+    app.include_router(models_router(services))
+    app.include_router(chat_router(services))
+    return app

@@ -1,0 +1,75 @@
+"""The one place that turns errors into responses: `{"error": {"message", "type", "param", "code"}}`."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
+
+from buddy_server.errors import (
+    ApiError,
+    InternalError,
+    InvalidRequest,
+    MethodNotAllowed,
+    RouteNotFound,
+    shown,
+)
+
+
+def add_error_handlers(app: FastAPI) -> None:
+    """Make every error of `app` leave in the one shape; the unforeseen ones `RequestContext` answers."""
+    app.add_exception_handler(ApiError, _handle_api_error)
+    app.add_exception_handler(RequestValidationError, _handle_validation_error)
+    app.add_exception_handler(HTTPException, _handle_http_error)
+
+
+def error_body(error: ApiError) -> dict[str, Any]:
+    """The JSON of an error, in a response or in the middle of a stream."""
+    return {"error": {"message": error.message, "type": error.type, "param": error.param, "code": error.code}}
+
+
+def render_error(error: ApiError) -> Response:
+    """The response to a request that failed with `error`."""
+    return JSONResponse(error_body(error), error.status, headers=error.headers)
+
+
+def invalid_request(errors: Sequence[Mapping[str, Any]]) -> InvalidRequest:
+    """The first of pydantic's error details, as one of ours."""
+    details = errors[0]
+    if details["type"] == "json_invalid":
+        return InvalidRequest(f"The request body is not valid JSON: {details['ctx']['error']}")
+    param = _param(details["loc"])
+    reason = str(details["ctx"]["error"]) if details["type"] == "value_error" else details["msg"]
+    if details["type"] == "missing":
+        return InvalidRequest(f"{param}: this field is required", param=param)
+    return InvalidRequest(
+        f"{param or 'The request body'}: {shown(details['input'])} is not allowed: {reason}", param=param
+    )
+
+
+def _param(location: Sequence[str | int]) -> str | None:
+    """("messages", 0, "content") becomes "messages[0].content", as OpenAI names it."""
+    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)
+    return path.lstrip(".") or None
+
+
+async def _handle_api_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    return render_error(error)
+
+
+async def _handle_validation_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    return render_error(invalid_request(error.errors()))
+
+
+async def _handle_http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    route = shown(f"{request.method} {request.url.path}")
+    if error.status_code == 404:
+        return render_error(RouteNotFound(f"There is no route {route}."))
+    if error.status_code == 405:
+        return render_error(MethodNotAllowed(f"The route does not allow {route}.", headers=error.headers))
+    return render_error(InternalError())

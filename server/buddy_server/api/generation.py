@@ -1,0 +1,97 @@
+"""One admitted chat completion while the engine works on it."""
+
+import logging
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any, cast
+
+from buddy_server.api.admission import AdmittedChat
+from buddy_server.api.merge import EventStream, merge
+from buddy_server.engine.messages import EngineClient, Event, FinishEvent, TokenEvent
+from buddy_server.errors import InternalError, NotReady
+from buddy_server.metrics import RequestMetrics
+
+_log = logging.getLogger(__name__)
+
+
+class Generation:
+    """Runs the choices of `admitted`, measures them, and adds up what they used. Iterate `events` once."""
+
+    def __init__(self, engine: EngineClient, admitted: AdmittedChat, measured: RequestMetrics):
+        self.admitted = admitted
+        self._engine = engine
+        self._measured = measured
+        self._paths: list[list[tuple[int, ...]]] = [[] for _ in admitted.choices]
+        self._finishes: list[FinishEvent] = []
+
+    async def events(self) -> AsyncGenerator[tuple[int, Event], None]:
+        """The events of all choices with the choice's index. Closing it cancels what still runs.
+
+        Raises InternalError when the engine fails, NotReady when it stops the request by itself.
+        """
+        # The protocol says AsyncIterator and promises that it can be closed, which is what a generator is.
+        streams = [cast(EventStream, self._engine.submit(choice)) for choice in self.admitted.choices]
+        async with aclosing(merge(streams)) as merged:
+            async for index, event in merged:
+                if isinstance(event, TokenEvent):
+                    self._paths[index].append(event.layers)
+                    self._measured.token(len(event.layers), index)
+                else:
+                    self._check(event)
+                    self._finishes.append(event)
+                yield index, event
+        assert self.is_complete, "the engine ended a request without a FinishEvent"
+        self._measured.finish("finished")
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every choice has ended."""
+        return len(self._finishes) == len(self.admitted.choices)
+
+    def usage(self) -> dict[str, int]:
+        """OpenAI's usage: the prompt counts once, the completions of all choices add up."""
+        num_prompt = len(self.admitted.choices[0].prompt_tokens)
+        num_completion = sum(finish.completion_tokens for finish in self._finishes)
+        return {
+            "prompt_tokens": num_prompt,
+            "completion_tokens": num_completion,
+            "total_tokens": num_prompt + num_completion,
+        }
+
+    def buddy(self) -> dict[str, Any]:
+        """The `buddy` object of the response, over all choices.
+
+        `layer_tokens` counts the prompt once for each choice, as each runs it. With trace, `paths` has the
+        layer indices of every token; with several choices it is a list of such lists, one for each choice.
+        """
+        depth = self.admitted.depth
+        num_layers = self.admitted.num_layers
+        paths = [path for choice in self._paths for path in choice]
+        runs = sum(finish.prompt_layer_runs + finish.output_layer_runs for finish in self._finishes)
+        buddy: dict[str, Any] = {
+            "budget_requested": depth.requested,
+            "budget_granted": depth.granted,
+            "decided_by": depth.decided_by,
+            "layers": num_layers,
+            "layers_per_token": sum(map(len, paths)) / len(paths) if paths else 0.0,
+            "layer_tokens": runs / num_layers,
+            "distinct_paths": len(set(paths)),
+        }
+        if self.admitted.chat.wants_trace:
+            buddy["paths"] = self._paths[0] if len(self._paths) == 1 else self._paths
+        return buddy
+
+    def _check(self, finish: FinishEvent) -> None:
+        if finish.reason == "error":
+            # The engine's own words may tell of its inside; they are for the log.
+            _log.error(
+                "generation_failed",
+                extra={
+                    "request_id": self.admitted.request_id,
+                    "tenant": self.admitted.choices[0].tenant,
+                    "error": finish.error,
+                },
+            )
+            raise InternalError
+        if finish.reason == "cancelled":
+            raise NotReady("The engine stopped before it finished this request.")

@@ -1,0 +1,61 @@
+"""Several engine requests read as one stream of events."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+
+import anyio
+
+from buddy_server.engine.messages import Event
+
+EventStream = AsyncGenerator[Event, None]
+
+
+async def merge(streams: Sequence[EventStream]) -> AsyncGenerator[tuple[int, Event], None]:
+    """The events of all `streams` as they come, each with the index of its stream.
+
+    However this ends, every stream is closed, which cancels its work. The first exception of one ends all.
+    """
+    try:
+        if len(streams) == 1:
+            # The usual case does without a task and a queue, which would cost at every token.
+            async for event in streams[0]:
+                yield 0, event
+        else:
+            async for pair in _merge_many(streams):
+                yield pair
+    finally:
+        # A disconnect cancels again at every await; the engine must hear of it all the same.
+        with anyio.CancelScope(shield=True):
+            for stream in streams:
+                await stream.aclose()
+
+
+async def _merge_many(streams: Sequence[EventStream]) -> AsyncGenerator[tuple[int, Event], None]:
+    queue: asyncio.Queue[tuple[int, Event] | Exception | None] = asyncio.Queue()
+    tasks = [asyncio.create_task(_pump(index, stream, queue)) for index, stream in enumerate(streams)]
+    num_open = len(tasks)
+    try:
+        while num_open:
+            item = await queue.get()
+            if isinstance(item, Exception):
+                raise item
+            if item is None:
+                num_open -= 1
+            else:
+                yield item
+    finally:
+        with anyio.CancelScope(shield=True):
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _pump(
+    index: int, stream: EventStream, queue: asyncio.Queue[tuple[int, Event] | Exception | None]
+) -> None:
+    try:
+        async for event in stream:
+            queue.put_nowait((index, event))
+        queue.put_nowait(None)
+    except Exception as error:
+        queue.put_nowait(error)

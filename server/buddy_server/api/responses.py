@@ -1,0 +1,116 @@
+"""The shapes of chat completions, exactly as OpenAI's specification has them, and `buddy` beside."""
+
+from collections.abc import Iterator
+from contextlib import aclosing
+from typing import Any
+
+from buddy_server.api.generation import Generation
+from buddy_server.engine.messages import Event, TokenEvent, TokenLogprob
+
+_LOWEST_LOGPROB = -9999.0
+"""What OpenAI sends for "never"; JSON has no infinity."""
+
+
+async def collect_completion(generation: Generation) -> dict[str, Any]:
+    """Run `generation` to its end; the body of the response. Raises what `Generation.events` raises."""
+    choices = [_Choice(index) for index in range(len(generation.admitted.choices))]
+    async with aclosing(generation.events()) as events:
+        async for index, event in events:
+            choices[index].add(event)
+    admitted = generation.admitted
+    return {
+        "id": admitted.id,
+        "object": "chat.completion",
+        "created": admitted.created,
+        "model": admitted.chat.model,
+        "choices": [choice.body(bool(admitted.chat.logprobs)) for choice in choices],
+        "usage": generation.usage(),
+        "buddy": generation.buddy(),
+    }
+
+
+class _Choice:
+    def __init__(self, index: int):
+        self._index = index
+        self._texts: list[str] = []
+        self._logprobs: list[dict[str, Any]] = []
+        self._finish_reason: str | None = None
+
+    def add(self, event: Event) -> None:
+        self._texts.append(event.text)
+        if isinstance(event, TokenEvent):
+            self._logprobs += _logprob_entries(event)
+        else:
+            self._finish_reason = event.reason
+
+    def body(self, with_logprobs: bool) -> dict[str, Any]:
+        return {
+            "index": self._index,
+            "message": {"role": "assistant", "content": "".join(self._texts), "refusal": None},
+            "logprobs": {"content": self._logprobs, "refusal": None} if with_logprobs else None,
+            "finish_reason": self._finish_reason,
+        }
+
+
+class ChunkWriter:
+    """Turns the events of a generation into the chunks of its stream."""
+
+    def __init__(self, generation: Generation):
+        self._generation = generation
+        self._chat = generation.admitted.chat
+        self._opened: set[int] = set()
+
+    def chunks(self, index: int, event: Event) -> Iterator[dict[str, Any]]:
+        """The chunks that `event` of choice `index` gives; a token without text or log probabilities: none."""
+        if index not in self._opened:
+            self._opened.add(index)
+            yield self._chunk(index, {"role": "assistant", "content": ""})
+        entries = _logprob_entries(event) if isinstance(event, TokenEvent) else []
+        if event.text or entries:
+            yield self._chunk(index, {"content": event.text}, entries)
+        if not isinstance(event, TokenEvent):
+            chunk = self._chunk(index, {}, finish_reason=event.reason)
+            if self._generation.is_complete and not self._chat.wants_usage_chunk:
+                chunk["buddy"] = self._generation.buddy()
+            yield chunk
+
+    def usage_chunk(self) -> dict[str, Any]:
+        """The last chunk of a stream whose client asked for usage."""
+        return self._envelope([]) | {"usage": self._generation.usage(), "buddy": self._generation.buddy()}
+
+    def _chunk(
+        self,
+        index: int,
+        delta: dict[str, str],
+        entries: list[dict[str, Any]] | None = None,
+        finish_reason: str | None = None,
+    ) -> dict[str, Any]:
+        logprobs = {"content": entries, "refusal": None} if entries else None
+        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
+        return self._envelope([choice])
+
+    def _envelope(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        admitted = self._generation.admitted
+        envelope: dict[str, Any] = {
+            "id": admitted.id,
+            "object": "chat.completion.chunk",
+            "created": admitted.created,
+            "model": admitted.chat.model,
+            "choices": choices,
+        }
+        if self._chat.wants_usage_chunk:
+            envelope["usage"] = None
+        return envelope
+
+
+def _logprob_entries(event: TokenEvent) -> list[dict[str, Any]]:
+    """None or one: an engine gives log probabilities only when asked for."""
+    if event.logprob is None:
+        return []
+    return [_logprob(event.logprob) | {"top_logprobs": [_logprob(other) for other in event.top_logprobs]}]
+
+
+def _logprob(token: TokenLogprob) -> dict[str, Any]:
+    # U+FFFD stands for a part of a character, whose bytes the text no longer tells.
+    known = None if "\ufffd" in token.token else list(token.token.encode())
+    return {"token": token.token, "logprob": max(token.logprob, _LOWEST_LOGPROB), "bytes": known}

@@ -1,0 +1,157 @@
+"""What a chat completion request may hold.
+
+Fields not named here are ignored: the unknown ones, and the known ones that cannot change the answer.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
+
+from buddy_server.errors import UnsupportedField, shown
+
+MAX_CHOICES = 8
+MAX_STOPS = 16
+
+
+def _joined_text(value: object) -> object:
+    """A list of text parts becomes one text, a part per line, as vLLM and llama.cpp do."""
+    if not isinstance(value, list):
+        return value
+    texts = []
+    for part in value:
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind not in ("text", "refusal") or not isinstance(part.get(kind), str):
+            raise ValueError(
+                "content is a string or a list of text parts; other kinds of parts are not supported"
+            )
+        texts.append(part[kind])
+    return "\n".join(texts)
+
+
+def _listed(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+Text = Annotated[str | None, BeforeValidator(_joined_text)]
+Stops = Annotated[
+    list[Annotated[str, StringConstraints(min_length=1)]],
+    Field(max_length=MAX_STOPS),
+]
+Share = Annotated[float, Field(ge=0, le=1)]
+Penalty = Annotated[float, Field(ge=-2, le=2)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class _Schema(BaseModel):
+    model_config = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False)
+
+
+class FunctionCall(_Schema):
+    name: str
+    arguments: str
+
+
+class ToolCall(_Schema):
+    id: str
+    type: Literal["function"] = "function"
+    function: FunctionCall
+
+
+class ChatMessage(_Schema):
+    """One message; roles may come in any order. `content` is one text after validation."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: Text = None
+    name: str | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if self.content is None and not (self.role == "assistant" and self.tool_calls):
+            raise ValueError("content may be null only in an assistant message with tool_calls")
+        return self
+
+
+class StreamOptions(_Schema):
+    include_usage: bool | None = None
+
+
+class BuddyOptions(_Schema):
+    trace: bool | None = None
+
+
+_HARMLESS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    "modalities": (lambda value: value == ["text"], '["text"]; other output is not supported'),
+    "audio": (lambda value: False, "null; audio output is not supported"),
+    "tools": (lambda value: value == [], "null; tools are not implemented yet"),
+    "tool_choice": (lambda value: value == "none", '"none"; tools are not implemented yet'),
+    "functions": (lambda value: value == [], "null; functions are not implemented"),
+    "function_call": (lambda value: value == "none", '"none"; functions are not implemented'),
+    "response_format": (
+        lambda value: isinstance(value, dict) and value.get("type") == "text",
+        '{"type": "text"}; structured output is not implemented yet',
+    ),
+    "web_search_options": (lambda value: False, "null; web search is not supported"),
+}
+"""Known fields this server cannot honour: which values change nothing, and what to tell who sends another."""
+
+
+class ChatRequest(_Schema):
+    """The body of POST /v1/chat/completions. An explicit null is the same as leaving a field out.
+
+    Validation raises UnsupportedField for fields whose silent loss would give a wrong answer. `budget` is
+    checked later, against the model (`tenancy.depth.parse_budget`).
+    """
+
+    model: str
+    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    max_completion_tokens: Count | None = None
+    max_tokens: Count | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=-1)] | None = None
+    min_p: Share | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
+    stop: Annotated[Stops | None, BeforeValidator(_listed)] = None
+    seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    budget: Any = None
+    buddy: BuddyOptions | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unsupported(cls, raw: object) -> object:
+        for field, (is_harmless, allowed) in _HARMLESS.items():
+            value = raw.get(field) if isinstance(raw, dict) else None
+            if value is not None and not is_harmless(value):
+                raise UnsupportedField(
+                    f"{field}: {shown(value)} is not supported: allowed is {allowed}", param=field
+                )
+        return raw
+
+    @model_validator(mode="after")
+    def _logprobs_asked_for(self) -> Self:
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ValueError("top_logprobs needs logprobs to be true")
+        return self
+
+    @property
+    def wants_usage_chunk(self) -> bool:
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    @property
+    def wants_trace(self) -> bool:
+        return bool(self.buddy and self.buddy.trace)
+
+    @property
+    def wanted_tokens(self) -> int | None:
+        """The limit the client set, by the newer name if it gave both."""
+        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens

@@ -1,0 +1,25 @@
+"""What every endpoint needs, handed over as one object."""
+
+from dataclasses import dataclass
+
+from fastapi import Request
+
+from buddy_server.config import ServerConfig
+from buddy_server.engine.messages import EngineClient
+from buddy_server.metrics import Metrics
+from buddy_server.tenancy.policy import Tenant
+from buddy_server.tenancy.tenants import TenantDirectory
+from buddy_server.tokenizer import ChatTokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    config: ServerConfig
+    engine: EngineClient
+    tokenizer: ChatTokenizer
+    metrics: Metrics
+    tenants: TenantDirectory
+
+    def authenticate(self, request: Request) -> Tenant:
+        """The tenant that sent `request`. Raises InvalidApiKey."""
+        return self.tenants.authenticate(request.headers.get("authorization"))

@@ -1,0 +1,64 @@
+"""A generation as server-sent events."""
+
+import json
+import logging
+import math
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+
+from sse_starlette import EventSourceResponse
+from starlette.types import Receive, Scope, Send
+
+from buddy_server.api.errors_handler import error_body
+from buddy_server.api.generation import Generation
+from buddy_server.api.responses import ChunkWriter
+from buddy_server.errors import ApiError, InternalError
+from buddy_server.metrics import RequestMetrics
+
+_log = logging.getLogger(__name__)
+
+
+class ChatStream(EventSourceResponse):
+    """The streamed response. A client that leaves cancels the generation.
+
+    It takes over `measured`, entered already, and closes it when the stream ends, even before its first byte.
+    """
+
+    def __init__(self, generation: Generation, measured: RequestMetrics, ping_interval_s: float):
+        super().__init__(
+            _lines(generation, measured),
+            ping=ping_interval_s,
+            sep="\n",
+            # By default every stream is cut at SIGTERM. How long a shutdown may take is the server's to say.
+            shutdown_grace_period=math.inf,
+        )
+        self._measured = measured
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._measured:
+            await super().__call__(scope, receive, send)
+
+
+async def _lines(generation: Generation, measured: RequestMetrics) -> AsyncGenerator[bytes, None]:
+    writer = ChunkWriter(generation)
+    try:
+        async with aclosing(generation.events()) as events:
+            async for index, event in events:
+                for chunk in writer.chunks(index, event):
+                    yield _data(chunk)
+        if generation.admitted.chat.wants_usage_chunk:
+            yield _data(writer.usage_chunk())
+        yield b"data: [DONE]\n\n"
+    except ApiError as error:
+        measured.finish(error.outcome)
+        yield _data(error_body(error))
+    except Exception:
+        _log.exception("stream_failed", extra={"request_id": generation.admitted.request_id})
+        measured.finish("error")
+        yield _data(error_body(InternalError()))
+
+
+def _data(body: dict[str, Any]) -> bytes:
+    text = json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return b"data: " + text.encode() + b"\n\n"

@@ -1,0 +1,136 @@
+"""The plain types in which the HTTP layer and the engine meet: no torch, no FastAPI, no pydantic.
+
+Everything here can cross a thread or a process boundary unchanged.
+"""
+
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+FinishReason = Literal["stop", "length", "error", "cancelled"]
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How one request turns logits into tokens. Ranges are checked where requests enter, not here.
+
+    `top_k` 0 switches it off; `temperature` 0 is greedy; `seed` None draws a fresh one.
+    `stop_token_ids` end the request besides the model's own end tokens. `top_logprobs` None asks for no
+    log probabilities, 0 for the sampled token's only, k for the k likeliest as well.
+    """
+
+    max_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    top_logprobs: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """One admitted request. Its depth was decided at admission: `num_run_layers` layers for every token."""
+
+    request_id: str
+    tenant: str
+    prompt_tokens: tuple[int, ...]
+    num_run_layers: int
+    sampling: SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    token_id: int
+    token: str
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class TokenEvent:
+    """Exactly one generated token. `text` may be empty: the end token, half a character, or text held back
+    because it could become a stop string. `layers` are the indices of the layers this token ran."""
+
+    token_id: int
+    text: str
+    layers: tuple[int, ...]
+    logprob: TokenLogprob | None = None
+    top_logprobs: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class FinishEvent:
+    """The last event of every request, exactly once. `text` is what was held back and is now released.
+
+    `prompt_layer_runs` and `output_layer_runs` count layers executed, summed over tokens.
+    """
+
+    reason: FinishReason
+    prompt_tokens: int
+    completion_tokens: int
+    prompt_layer_runs: int
+    output_layer_runs: int
+    text: str = ""
+    error: str | None = None
+
+
+Event = TokenEvent | FinishEvent
+
+
+@dataclass(frozen=True, slots=True)
+class DepthCount:
+    """Layers executed and skipped by one tenant's tokens in one step; their sum is L x tokens routed."""
+
+    executed: int = 0
+    skipped: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class StepStats:
+    """What one engine step did. `num_layers_read` is the size of the union of layers that any row ran."""
+
+    num_rows: int
+    num_sequences: int
+    num_layers_read: int
+    num_running: int
+    num_waiting: int
+    kv_usage_ratio: float
+    num_preemptions: int
+    router_s: float
+    step_s: float
+    depth: Mapping[str, DepthCount]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """What the HTTP layer may know about the engine: `kv_capacity_tokens` bounds any single request."""
+
+    model_id: str
+    num_layers: int
+    max_context: int
+    kv_capacity_tokens: int
+    router_id: str
+    device: str
+    dtype: str
+
+
+class EngineClient(Protocol):
+    """What the HTTP layer sees of the engine."""
+
+    @property
+    def info(self) -> EngineInfo: ...
+
+    @property
+    def is_ready(self) -> bool: ...
+
+    @property
+    def num_waiting(self) -> int: ...
+
+    def submit(self, request: GenerationRequest) -> AsyncIterator[Event]:
+        """Start a request and yield its events; closing the iterator at any point cancels it."""
+        ...

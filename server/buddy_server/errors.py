@@ -1,0 +1,171 @@
+"""Every error this server raises on purpose, as one tree. A leaf owns its HTTP status, type and code.
+
+BuddyError
+├── ConfigError                        at start: the file, the field, the value, what is allowed
+└── ApiError                           rendered by `api/errors_handler.py`
+    ├── InvalidRequest           400   code null, param names the field
+    │   ├── InvalidBudget        400   invalid_budget
+    │   ├── ContextLengthExceeded 400  context_length_exceeded
+    │   └── UnsupportedField     400   unsupported_parameter
+    ├── InvalidApiKey            401   invalid_api_key
+    ├── ModelNotFound            404   model_not_found
+    ├── RouteNotFound            404   route_not_found
+    ├── MethodNotAllowed         405   method_not_allowed
+    ├── BodyTooLarge             413   request_too_large
+    ├── ClientDisconnected       499   nobody reads it; it ends the request's bookkeeping
+    ├── InternalError            500   internal_error
+    └── Overloaded               503   overloaded, with retry-after
+        └── NotReady             503   not_ready, with retry-after
+"""
+
+from collections.abc import Mapping
+from typing import ClassVar, Literal
+
+Outcome = Literal["finished", "refused", "overloaded", "cancelled", "error"]
+"""How a request can end, as the metrics count it."""
+
+_SHOWN_CHARS = 80
+
+
+def shown(value: object) -> str:
+    """`value` as an error message shows it: its repr, shortened. Never for secrets."""
+    text = repr(value)
+    return text if len(text) <= _SHOWN_CHARS else text[:_SHOWN_CHARS] + "..."
+
+
+class BuddyError(Exception):
+    """Anything this server refuses or fails at on purpose."""
+
+
+class ConfigError(BuddyError):
+    """The configuration cannot be used; the message names file, field, value and what is allowed."""
+
+
+class ApiError(BuddyError):
+    """An error a client sees as `{"error": {"message", "type", "param", "code"}}`."""
+
+    status: ClassVar[int]
+    type: ClassVar[str]
+    code: ClassVar[str | None] = None
+    outcome: ClassVar[Outcome] = "refused"
+
+    def __init__(self, message: str, *, param: str | None = None, headers: Mapping[str, str] | None = None):
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.headers = dict(headers or {})
+
+
+class InvalidRequest(ApiError):
+    """The request is malformed or a value is not allowed."""
+
+    status = 400
+    type = "invalid_request_error"
+
+
+class InvalidBudget(InvalidRequest):
+    """The budget is neither "auto" nor a number this model can honour."""
+
+    code = "invalid_budget"
+
+    def __init__(self, message: str):
+        super().__init__(message, param="budget")
+
+
+class ContextLengthExceeded(InvalidRequest):
+    """Prompt and output together do not fit the model's context, or the cache of this server."""
+
+    code = "context_length_exceeded"
+
+    def __init__(self, message: str):
+        super().__init__(message, param="messages")
+
+
+class UnsupportedField(InvalidRequest):
+    """A known field that would silently give a wrong answer, were it ignored."""
+
+    code = "unsupported_parameter"
+
+
+class InvalidApiKey(ApiError):
+    """No key, or one that no tenant holds. The message never repeats the key."""
+
+    status = 401
+    type = "invalid_request_error"
+    code = "invalid_api_key"
+
+    def __init__(self, message: str):
+        super().__init__(message, headers={"www-authenticate": "Bearer"})
+
+
+class ModelNotFound(ApiError):
+    """The request names a model that this server does not serve."""
+
+    status = 404
+    type = "invalid_request_error"
+    code = "model_not_found"
+
+    def __init__(self, asked: str, available: str):
+        super().__init__(f"The model {shown(asked)} does not exist; available: {available!r}.", param="model")
+
+
+class RouteNotFound(ApiError):
+    status = 404
+    type = "invalid_request_error"
+    code = "route_not_found"
+
+
+class MethodNotAllowed(ApiError):
+    status = 405
+    type = "invalid_request_error"
+    code = "method_not_allowed"
+
+
+class BodyTooLarge(ApiError):
+    status = 413
+    type = "invalid_request_error"
+    code = "request_too_large"
+
+    def __init__(self, max_bytes: int):
+        super().__init__(f"The request body is larger than the {max_bytes} bytes allowed.")
+
+
+class ClientDisconnected(ApiError):
+    """The client closed the connection; 499 is the status nginx made customary for logs."""
+
+    status = 499
+    type = "invalid_request_error"
+    outcome = "cancelled"
+
+    def __init__(self) -> None:
+        super().__init__("The client closed the connection.")
+
+
+class InternalError(ApiError):
+    """Our fault. The message says nothing of the inside; the log has the rest under the x-request-id."""
+
+    status = 500
+    type = "server_error"
+    code = "internal_error"
+    outcome = "error"
+
+    def __init__(self) -> None:
+        super().__init__("The server failed on this request. Quote the x-request-id when you report it.")
+
+
+class Overloaded(ApiError):
+    """Too many requests wait already; another try may succeed."""
+
+    status = 503
+    type = "server_error"
+    code = "overloaded"
+    outcome = "overloaded"
+
+    def __init__(self, message: str, *, retry_after_s: int = 1):
+        super().__init__(message, headers={"retry-after": str(retry_after_s)})
+
+
+class NotReady(Overloaded):
+    """The engine is still starting, or already stopping."""
+
+    code = "not_ready"

@@ -1,0 +1,234 @@
+"""All Prometheus metrics of the server, and the only place that names them.
+
+Tenant labels come from the configured tenants alone, at most 200 of them; the rest is "other". Two identities
+hold at any time:
+
+    completion_tokens_total = inter_token_latency_seconds_count + time_to_first_token_seconds_count
+    layers_executed_total + layers_skipped_total = L x tokens routed
+"""
+
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from buddy_server.engine.messages import EngineInfo, StepStats
+from buddy_server.errors import ApiError, Outcome
+from buddy_server.tenancy.depth import DepthDecision
+from buddy_server.tenancy.policy import Tenant
+from buddy_server.version import server_version
+
+MAX_TENANT_LABELS = 200
+_OTHER = "other"
+_TENANT = ("tenant", "tier")
+
+# vLLM's where the meaning is the same, so people's queries carry over; inter-token starts lower, as we do.
+_FIRST_TOKEN_S = (
+    *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75),
+    *(1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0, 160.0),
+)
+_INTER_TOKEN_S = (
+    *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75),
+    *(1.0, 2.5, 5.0),
+)
+_REQUEST_S = (
+    *(0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0),
+    *(120.0, 240.0, 480.0, 960.0, 1920.0, 7680.0),
+)
+_ROUTER_S = (0.00001, 0.00003, 0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1)
+_EIGHTHS = tuple(step / 8 for step in range(1, 9))
+_BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+
+
+class Metrics:
+    """The server's metrics in a registry of their own. Methods may be called from any thread."""
+
+    def __init__(self, info: EngineInfo, tenants: Sequence[Tenant]):
+        self._num_layers = info.num_layers
+        self._labels = {
+            tenant.name: (tenant.name if index < MAX_TENANT_LABELS else _OTHER, tenant.tier.name)
+            for index, tenant in enumerate(tenants)
+        }
+        self.registry = CollectorRegistry()
+        self._declare_requests()
+        self._declare_depth()
+        self._declare_engine()
+        build = Gauge(
+            "buddy_build_info",
+            "1, with what runs as labels.",
+            ("version", "model", "router", "device", "dtype"),
+            registry=self.registry,
+        )
+        build.labels(server_version(), info.model_id, info.router_id, info.device, info.dtype).set(1)
+
+    def _declare_requests(self) -> None:
+        self._requests = Counter(
+            "buddy_requests", "Requests ended, once each.", (*_TENANT, "outcome"), registry=self.registry
+        )
+        self._first_token = Histogram(
+            "buddy_time_to_first_token_seconds",
+            "From the arrival of a request to the first token, for each of its choices.",
+            _TENANT,
+            buckets=_FIRST_TOKEN_S,
+            registry=self.registry,
+        )
+        self._inter_token = Histogram(
+            "buddy_inter_token_latency_seconds",
+            "Between two tokens of a choice.",
+            _TENANT,
+            buckets=_INTER_TOKEN_S,
+            registry=self.registry,
+        )
+        self._duration = Histogram(
+            "buddy_request_duration_seconds",
+            "From the arrival of a request to its end, whatever the outcome.",
+            _TENANT,
+            buckets=_REQUEST_S,
+            registry=self.registry,
+        )
+        self._prompt_tokens = Counter(
+            "buddy_prompt_tokens",
+            "Prompt tokens of requests that produced a token.",
+            _TENANT,
+            registry=self.registry,
+        )
+        self._completion_tokens = Counter(
+            "buddy_completion_tokens", "Tokens generated.", _TENANT, registry=self.registry
+        )
+
+    def _declare_depth(self) -> None:
+        self._layers_executed = Counter(
+            "buddy_layers_executed", "Layers run, summed over tokens.", _TENANT, registry=self.registry
+        )
+        self._layers_skipped = Counter(
+            "buddy_layers_skipped", "Layers not run, summed over tokens.", _TENANT, registry=self.registry
+        )
+        self._layers_per_token = Histogram(
+            "buddy_layers_per_token",
+            "Layers run by a generated token.",
+            _TENANT,
+            buckets=[self._num_layers * share for share in _EIGHTHS],
+            registry=self.registry,
+        )
+        self._budget_granted = Histogram(
+            "buddy_budget_granted",
+            "Budgets of admitted requests, after clamping.",
+            _TENANT,
+            buckets=_EIGHTHS,
+            registry=self.registry,
+        )
+        self._budget_clamped = Counter(
+            "buddy_budget_clamped",
+            "Requested budgets changed by a bound of the tier.",
+            ("reason",),
+            registry=self.registry,
+        )
+        for reason in ("tier_min", "tier_max"):
+            self._budget_clamped.labels(reason)
+
+    def _declare_engine(self) -> None:
+        self._layers_read_ratio = Histogram(
+            "buddy_batch_layers_read_ratio",
+            "Layers that any row of a step ran, over the layers of the model.",
+            buckets=_EIGHTHS,
+            registry=self.registry,
+        )
+        self._batch_size = Histogram(
+            "buddy_batch_size", "Sequences in a step.", buckets=_BATCH_SIZES, registry=self.registry
+        )
+        self._router = Histogram(
+            "buddy_router_seconds", "Choosing paths, per step.", buckets=_ROUTER_S, registry=self.registry
+        )
+        self._running = Gauge("buddy_num_requests_running", "Sequences being run.", registry=self.registry)
+        self._waiting = Gauge("buddy_num_requests_waiting", "Sequences waiting.", registry=self.registry)
+        self._kv_usage = Gauge(
+            "buddy_kv_cache_usage_ratio", "Share of the KV cache in use.", registry=self.registry
+        )
+        self._preemptions = Counter(
+            "buddy_preemptions", "Sequences preempted to be recomputed.", registry=self.registry
+        )
+        self._engine_up = Gauge("buddy_engine_up", "1 when the engine can take work.", registry=self.registry)
+
+    def observe_step(self, stats: StepStats) -> None:
+        """Count one engine step."""
+        self._layers_read_ratio.observe(stats.num_layers_read / self._num_layers)
+        self._batch_size.observe(stats.num_sequences)
+        self._router.observe(stats.router_s)
+        self._running.set(stats.num_running)
+        self._kv_usage.set(stats.kv_usage_ratio)
+        self._preemptions.inc(stats.num_preemptions)
+        for tenant, depth in stats.depth.items():
+            labels = self._labels.get(tenant, (_OTHER, _OTHER))
+            self._layers_executed.labels(*labels).inc(depth.executed)
+            self._layers_skipped.labels(*labels).inc(depth.skipped)
+
+    def request(self, tenant: Tenant) -> "RequestMetrics":
+        """What measures one request of `tenant`, from now on."""
+        return RequestMetrics(self, self._labels.get(tenant.name, (_OTHER, tenant.tier.name)))
+
+    def render(self, *, engine_up: bool, num_waiting: int) -> bytes:
+        """What Prometheus scrapes. The arguments are the engine's state now: a stuck one reports no step."""
+        self._engine_up.set(engine_up)
+        self._waiting.set(num_waiting)
+        return generate_latest(self.registry)
+
+
+class RequestMetrics:
+    """Measures one request; a context that makes sure the request is counted as ended exactly once.
+
+    Leaving the context unfinished counts an ApiError's own outcome, "error" for any other Exception, else
+    "cancelled".
+    """
+
+    def __init__(self, metrics: Metrics, labels: tuple[str, str]):
+        self._metrics = metrics
+        self._labels = labels
+        self._started = time.perf_counter()
+        self._last_token: dict[int, float] = {}
+        self._num_prompt_tokens = 0
+        self._finished = False
+        self._first_token = metrics._first_token.labels(*labels)
+        self._inter_token = metrics._inter_token.labels(*labels)
+        self._completion_tokens = metrics._completion_tokens.labels(*labels)
+        self._layers_per_token = metrics._layers_per_token.labels(*labels)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, ApiError):
+            self.finish(error.outcome)
+        else:
+            self.finish("error" if isinstance(error, Exception) else "cancelled")
+
+    def admitted(self, num_prompt_tokens: int, depth: DepthDecision) -> None:
+        """The request goes to the engine at this depth."""
+        self._num_prompt_tokens = num_prompt_tokens
+        self._metrics._budget_granted.labels(*self._labels).observe(depth.granted)
+        if depth.clamped is not None:
+            self._metrics._budget_clamped.labels(depth.clamped).inc()
+
+    def token(self, num_layers: int, choice: int = 0) -> None:
+        """One more token of `choice`, which ran `num_layers` layers."""
+        now = time.perf_counter()
+        if not self._last_token:
+            self._metrics._prompt_tokens.labels(*self._labels).inc(self._num_prompt_tokens)
+        if choice in self._last_token:
+            self._inter_token.observe(now - self._last_token[choice])
+        else:
+            self._first_token.observe(now - self._started)
+        self._last_token[choice] = now
+        self._completion_tokens.inc()
+        self._layers_per_token.observe(num_layers)
+
+    def finish(self, outcome: Outcome) -> None:
+        """The request has ended. Only the first call counts."""
+        if self._finished:
+            return
+        self._finished = True
+        self._metrics._requests.labels(*self._labels, outcome).inc()
+        self._metrics._duration.labels(*self._labels).observe(time.perf_counter() - self._started)

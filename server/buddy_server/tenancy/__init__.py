@@ -1,0 +1,1 @@
+"""Who is asking, and how much of the model they get."""

@@ -1,0 +1,98 @@
+"""Deciding how many layers a request runs: once, at admission. The request asks, the tier clamps."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from buddy_routing.budget import BudgetError, num_run_layers, smallest_budget
+from buddy_server.errors import ConfigError, InvalidBudget, shown
+from buddy_server.tenancy.policy import Auto, Tier
+
+DecidedBy = Literal["request", "tenant", "predictor", "elastic"]
+ClampReason = Literal["tier_min", "tier_max"]
+
+
+@dataclass(frozen=True, slots=True)
+class DepthDecision:
+    """`requested` is what the request said, None if nothing. `granted` is the budget after clamping, which
+    buys `num_run_layers` layers for every token. `decided_by` is "request" only when the request got what
+    it asked for; `clamped` says which bound of the tier changed it."""
+
+    requested: float | Auto | None
+    granted: float
+    num_run_layers: int
+    decided_by: DecidedBy
+    clamped: ClampReason | None = None
+
+
+def parse_budget(value: object, num_layers: int) -> float | Auto:
+    """A budget as a request gives it: "auto" or a number in [2 / L, 1].
+
+    Raises InvalidBudget, naming the value and the allowed range.
+    """
+    if value == "auto":
+        return "auto"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InvalidBudget(f'budget {shown(value)} is not allowed: give {_allowed(num_layers)}, or "auto"')
+    try:
+        num_run_layers(value, num_layers)
+        return float(value)
+    # OverflowError: JSON knows integers that no float holds.
+    except (BudgetError, OverflowError):
+        raise InvalidBudget(
+            f'budget {shown(value)} is outside the allowed range: give {_allowed(num_layers)}, or "auto"'
+        ) from None
+
+
+def parse_budget_header(value: str, num_layers: int) -> float | Auto:
+    """`parse_budget` for the text of the header `x-buddy-budget`."""
+    text = value.strip()
+    if text == "auto":
+        return "auto"
+    try:
+        return parse_budget(float(text), num_layers)
+    except ValueError:
+        return parse_budget(text, num_layers)
+
+
+def decide_depth(requested: float | Auto | None, tier: Tier, num_layers: int) -> DepthDecision:
+    """The depth of one request of a tenant in `tier`, which `check_tier` has accepted for this model.
+
+    Without a budget in the request, the tier's default counts as asked for.
+    """
+    asked = tier.default_budget if requested is None else requested
+    if asked == "auto":
+        granted, decided_by = _resolve_auto(tier)
+        return DepthDecision(requested, granted, num_run_layers(granted, num_layers), decided_by)
+    granted = min(max(asked, tier.min_budget), tier.max_budget)
+    clamped: ClampReason | None = None
+    if granted > asked:
+        clamped = "tier_min"
+    elif granted < asked:
+        clamped = "tier_max"
+    return DepthDecision(
+        requested,
+        granted,
+        num_run_layers(granted, num_layers),
+        "tenant" if requested is None or clamped else "request",
+        clamped,
+    )
+
+
+def check_tier(tier: Tier, num_layers: int) -> None:
+    """Raise ConfigError when a budget of `tier` cannot pay for the layers that always run in this model."""
+    budgets = {"max_budget": tier.max_budget, "default_budget": tier.default_budget}
+    for field, budget in budgets.items():
+        if budget != "auto" and budget < smallest_budget(num_layers) - 1e-9:
+            raise ConfigError(
+                f"tiers.{tier.name}.{field}: {budget!r} is too small for this model, "
+                f"allowed is {_allowed(num_layers)}"
+            )
+
+
+def _resolve_auto(tier: Tier) -> tuple[float, DecidedBy]:
+    """What "auto" means. The Budget Predictor will answer here; there is none yet, so the tier's largest."""
+    return tier.max_budget, "tenant"
+
+
+def _allowed(num_layers: int) -> str:
+    return f"a number from {smallest_budget(num_layers):.4g} (2 of {num_layers} layers) to 1"

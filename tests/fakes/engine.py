@@ -1,0 +1,87 @@
+"""An engine without a model: deterministic events, small delays, and a memory of what was asked and cancelled."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+
+from buddy_server.engine.messages import (
+    EngineInfo,
+    Event,
+    FinishEvent,
+    FinishReason,
+    GenerationRequest,
+    TokenEvent,
+    TokenLogprob,
+)
+
+NUM_LAYERS = 8
+INFO = EngineInfo(
+    model_id="tiny/fake-8l",
+    num_layers=NUM_LAYERS,
+    max_context=256,
+    kv_capacity_tokens=200,
+    router_id="static",
+    device="cpu",
+    dtype="float32",
+)
+
+
+def path_of(token_index: int, num_run_layers: int) -> tuple[int, ...]:
+    """Always the first and the last layer, the others in turn."""
+    middle = [1 + (token_index + step) % (NUM_LAYERS - 2) for step in range(num_run_layers - 2)]
+    return (0, *sorted(middle), NUM_LAYERS - 1)
+
+
+@dataclass
+class FakeEngine:
+    """Says `words`, one a token, over and over until max_tokens or `num_words`. Token `fail_at` is an error event."""
+
+    info: EngineInfo = INFO
+    is_ready: bool = True
+    num_waiting: int = 0
+    words: tuple[str, ...] = ("Hello", " there", "", ",", " wörld", " 🐦")
+    num_words: int = 6
+    delay_s: float = 0.001
+    fail_at: int | None = None
+    fail_with: FinishReason = "error"
+    raise_at: int | None = None
+    requests: list[GenerationRequest] = field(default_factory=list)
+    cancelled: list[str] = field(default_factory=list)
+    finished: list[str] = field(default_factory=list)
+
+    async def submit(self, request: GenerationRequest) -> AsyncIterator[Event]:
+        self.requests.append(request)
+        ended = False
+        try:
+            num_tokens = min(self.num_words, request.sampling.max_tokens)
+            for index in range(num_tokens):
+                await asyncio.sleep(self.delay_s)
+                if index == self.raise_at:
+                    raise RuntimeError("secret inside of the engine")
+                if index == self.fail_at:
+                    ended = True
+                    yield FinishEvent(self.fail_with, 0, 0, 0, 0, error="secret inside of the engine")
+                    return
+                yield self._token(index, request)
+            ended = True
+            yield FinishEvent(
+                reason="length" if num_tokens == request.sampling.max_tokens else "stop",
+                prompt_tokens=len(request.prompt_tokens),
+                completion_tokens=num_tokens,
+                prompt_layer_runs=len(request.prompt_tokens) * request.num_run_layers,
+                output_layer_runs=num_tokens * request.num_run_layers,
+                text="!",
+            )
+        finally:
+            (self.finished if ended else self.cancelled).append(request.request_id)
+
+    def _token(self, index: int, request: GenerationRequest) -> TokenEvent:
+        text = self.words[index % len(self.words)]
+        top = request.sampling.top_logprobs
+        return TokenEvent(
+            token_id=index,
+            text=text,
+            layers=path_of(index, request.num_run_layers),
+            logprob=None if top is None else TokenLogprob(index, text, -0.5),
+            top_logprobs=tuple(TokenLogprob(other, f"t{other}", float("-inf")) for other in range(top or 0)),
+        )
