@@ -19,7 +19,7 @@ from buddy_kernels.rows import (
     scatter_rows,
     scatter_rows_reference,
 )
-from buddy_kernels.swiglu import swiglu, swiglu_reference
+from buddy_kernels.swiglu import silu, swiglu, swiglu_reference
 
 __all__ = [
     "RotaryScaling",
@@ -39,6 +39,7 @@ __all__ = [
     "scatter_add_rows_reference",
     "scatter_rows",
     "scatter_rows_reference",
+    "silu",
     "swiglu",
     "swiglu_reference",
     "write_kv",

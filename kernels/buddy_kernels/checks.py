@@ -9,9 +9,7 @@ from torch import Tensor
 def check_shape(name: str, tensor: Tensor, allowed: Sequence[int | None]) -> None:
     """Raise ValueError unless `tensor` has the shape `allowed`; None stands for any size."""
     shape = tensor.shape
-    if len(shape) != len(allowed) or any(
-        w is not None and s != w for s, w in zip(shape, allowed, strict=True)
-    ):
+    if len(shape) != len(allowed) or any(w is not None and s != w for s, w in zip(shape, allowed, strict=True)):
         wanted = ", ".join("any" if size is None else str(size) for size in allowed)
         raise ValueError(f"{name} has shape {list(shape)}, allowed is [{wanted}]")
 

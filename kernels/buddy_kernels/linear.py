@@ -9,8 +9,8 @@ from torch import Tensor
 
 from buddy_kernels.checks import check_shape
 
-_STABLE_ROWS = 16
-"""From this many rows on, fp32 products on the CPU sum in one order; below, several kernels compete."""
+_TILE_ROWS = 16
+"""Rows of one fp32 or fp16 product on the CPU."""
 
 
 def linear_reference(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -21,9 +21,9 @@ def linear_reference(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> T
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x @ weight.T + bias, with a row's bits the same whatever the number of rows.
 
-    The CPU's fp32 library picks a kernel by the number of rows and they round differently, which would make a seeded
-    request's text depend on its neighbours: small fp32 batches are padded to `_STABLE_ROWS`. The bf16 and fp16
-    kernels keep one order as they are.
+    The CPU's fp32 and fp16 libraries pick a kernel by the number of rows and these round differently, which would make
+    a seeded request's text depend on its neighbours: such rows go through in tiles of one size, the last one padded.
+    The bf16 kernels keep one order as they are (tests/kernels/test_linear.py looks at all three).
 
     Args:
         x: [N, I].
@@ -38,9 +38,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """
     check_shape("x", x, (None, None))
     check_shape("weight", weight, (None, x.shape[1]))
-    num_rows = x.shape[0]
-    if num_rows >= _STABLE_ROWS or x.dtype != torch.float32 or x.device.type != "cpu":
+    if x.dtype == torch.bfloat16 or x.device.type != "cpu":
         return linear_reference(x, weight, bias)
-    padded = x.new_zeros(_STABLE_ROWS, x.shape[1])  # [16, I]
-    padded[:num_rows] = x
-    return linear_reference(padded, weight, bias)[:num_rows]
+    num_rows = x.shape[0]
+    padded = F.pad(x, (0, 0, 0, -num_rows % _TILE_ROWS))
+    tiles = [linear_reference(tile, weight, bias) for tile in padded.split(_TILE_ROWS)]
+    return torch.cat(tiles)[:num_rows]

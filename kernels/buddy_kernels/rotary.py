@@ -49,8 +49,7 @@ class RotaryScaling:
             raise ValueError(f"rotary scaling factor is {self.factor}, allowed is more than 0")
         if self.kind != "linear" and (self.original_max_position is None or self.original_max_position < 1):
             raise ValueError(
-                f"original_max_position is {self.original_max_position}, "
-                f"allowed for {self.kind!r} is 1 or more"
+                f"original_max_position is {self.original_max_position}, allowed for {self.kind!r} is 1 or more"
             )
         if self.kind == "llama3" and not 0 < self.low_freq_factor < self.high_freq_factor:
             raise ValueError(
@@ -59,14 +58,11 @@ class RotaryScaling:
             )
         if self.kind == "yarn" and not 0 < self.beta_slow <= self.beta_fast:
             raise ValueError(
-                f"beta_slow, beta_fast are {self.beta_slow}, {self.beta_fast}, "
-                "allowed is 0 < beta_slow <= beta_fast"
+                f"beta_slow, beta_fast are {self.beta_slow}, {self.beta_fast}, allowed is 0 < beta_slow <= beta_fast"
             )
 
 
-def rotary_inv_freq(
-    head_dim: int, theta: float, scaling: RotaryScaling | None = None
-) -> tuple[Tensor, float]:
+def rotary_inv_freq(head_dim: int, theta: float, scaling: RotaryScaling | None = None) -> tuple[Tensor, float]:
     """The angle per position of every pair, and the factor on cos and sin.
 
     Args:
@@ -115,8 +111,10 @@ def rotary_cos_sin(positions: Tensor, inv_freq: Tensor, attention_factor: float)
     """
     check_shape("positions", positions, (None,))
     check_shape("inv_freq", inv_freq, (None,))
-    angles = positions[:, None].float() * inv_freq.float()  # [N, Dh/2]
-    return angles.cos() * attention_factor, angles.sin() * attention_factor
+    # The angle in fp32 as transformers has it; its cosine in fp64, because torch's CPU loops end with another cosine
+    # than they begin with and a row would change its last bit with the number of rows.
+    angles = (positions[:, None].float() * inv_freq.float()).double()  # [N, Dh/2]
+    return (angles.cos() * attention_factor).float(), (angles.sin() * attention_factor).float()
 
 
 def apply_rotary_reference(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

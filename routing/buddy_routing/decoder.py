@@ -11,9 +11,12 @@ checkpoint loads as it is.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+
 from buddy_kernels import (
     apply_rotary,
     gather_rows,
@@ -26,8 +29,6 @@ from buddy_kernels import (
     swiglu,
     write_kv,
 )
-from torch import Tensor, nn
-
 from buddy_routing.kv_cache import KVCache
 from buddy_routing.model_spec import ModelSpec
 from buddy_routing.segments import LayerRows, SegmentBatch, rows_by_layer
@@ -107,9 +108,7 @@ class DecoderLayer(nn.Module):
         self.input_layernorm = RMSNorm(spec.hidden_size, spec.norm_eps)
         self.post_attention_layernorm = RMSNorm(spec.hidden_size, spec.norm_eps)
 
-    def run(
-        self, h: Tensor, normed: Tensor, cos: Tensor, sin: Tensor, attend: Callable[[Tensor], Tensor]
-    ) -> Tensor:
+    def run(self, h: Tensor, normed: Tensor, cos: Tensor, sin: Tensor, attend: Callable[[Tensor], Tensor]) -> Tensor:
         """h + F(h) for rows whose K/V are where `attend` finds them. The one body of both ways through."""
         q = self.self_attn.query(normed, cos, sin)
         h = h + self.self_attn.o_proj(attend(q).flatten(-2))
@@ -147,9 +146,7 @@ class PagedContext:
 
     def __call__(self, q: Tensor) -> Tensor:
         tables, start = self.todo.block_tables, self.todo.query_start
-        return paged_attention(
-            q, self.cache_k, self.cache_v, tables, start, self.positions, self.scale, self.window
-        )
+        return paged_attention(q, self.cache_k, self.cache_v, tables, start, self.positions, self.scale, self.window)
 
 
 class RoutedDecoder(nn.Module):
@@ -164,14 +161,31 @@ class RoutedDecoder(nn.Module):
         self.layers = nn.ModuleList(DecoderLayer(spec, window) for window in spec.windows)
         self.norm = RMSNorm(spec.hidden_size, spec.norm_eps)
         self.lm_head = Linear(spec.hidden_size, spec.vocab_size, bias=False)
-        if spec.tie_embeddings:
-            self.lm_head.weight = self.embed_tokens.weight
         inv_freq, self.attention_factor = rotary_inv_freq(spec.head_dim, spec.rope_theta, spec.rope_scaling)
         self.register_buffer("inv_freq", inv_freq, persistent=False)
+        self._tie()
 
-    def forward(
-        self, batch: SegmentBatch, cache: KVCache, choose_paths: PathChooser
-    ) -> tuple[Tensor, Tensor]:
+    def _tie(self) -> None:
+        if self.spec.tie_embeddings:
+            self.lm_head.weight = self.embed_tokens.weight
+
+    @classmethod
+    def empty(cls, spec: ModelSpec, dtype: torch.dtype, device: torch.device) -> "RoutedDecoder":
+        """A decoder whose parameters are allocated but not set, for a checkpoint to fill."""
+        with torch.device("meta"):
+            model = cls(spec)
+        model = model.to(dtype).to_empty(device=device)
+        # What the detour over the meta device has lost: shared storage and computed values.
+        model._tie()
+        model.inv_freq = rotary_inv_freq(spec.head_dim, spec.rope_theta, spec.rope_scaling)[0].to(device)
+        return model
+
+    @property
+    def blocks(self) -> list[DecoderLayer]:
+        """The layers in order, typed."""
+        return [cast(DecoderLayer, layer) for layer in self.layers]
+
+    def forward(self, batch: SegmentBatch, cache: KVCache, choose_paths: PathChooser) -> tuple[Tensor, Tensor]:
         """One step: logits [S, V] after each segment's last row, and the masks [S, L] that were run.
 
         K/V of every row are written at every layer, skipped or not ("project" policy), so the cache has no holes.
@@ -179,7 +193,7 @@ class RoutedDecoder(nn.Module):
         h = self.embed_tokens(batch.tokens)  # [N, D]
         cos, sin = rotary_cos_sin(batch.positions, self.inv_freq, self.attention_factor)
         scale = self.spec.head_dim**-0.5
-        for index, layer in enumerate(self.layers):
+        for index, layer in enumerate(self.blocks):
             cache_k, cache_v = cache.k[index], cache.v[index]
             normed = layer.input_layernorm(h)
             k, v = layer.self_attn.key_value(normed, cos, sin)
@@ -189,11 +203,12 @@ class RoutedDecoder(nn.Module):
                 plan = rows_by_layer(batch, masks)
             if plan[index].num_rows:
                 todo = plan[index]
-                rows = (h, normed, cos, sin, batch.positions)
+                inputs: list[Tensor] = [h, normed, cos, sin, batch.positions]
                 if todo.rows is not None:
-                    rows = tuple(gather_rows(x, todo.rows) for x in rows)
-                attend = PagedContext(cache_k, cache_v, todo, rows[-1], scale, layer.self_attn.window)
-                ran = layer.run(*rows[:-1], attend)
+                    inputs = [gather_rows(x, todo.rows) for x in inputs]
+                rows, rows_normed, rows_cos, rows_sin, positions = inputs
+                attend = PagedContext(cache_k, cache_v, todo, positions, scale, layer.self_attn.window)
+                ran = layer.run(rows, rows_normed, rows_cos, rows_sin, attend)
                 if todo.rows is None:
                     h = ran
                 else:
@@ -215,7 +230,7 @@ class RoutedDecoder(nn.Module):
         cos, sin = rotary_cos_sin(positions, self.inv_freq, self.attention_factor)
         h = self.embed_tokens(tokens)  # [B, T, D]
         masks: Tensor | None = None
-        for index, layer in enumerate(self.layers):
+        for index, layer in enumerate(self.blocks):
             if layers_on is not None and not layers_on[index]:
                 continue
             ran, v = layer.dense(h, cos, sin)

@@ -24,6 +24,7 @@ class SegmentBatch:
     block_tables: Tensor  # [S, T] int64
     lanes: tuple[int, ...]  # [S]
     budgets: tuple[int, ...]  # [S], layers to run, n(b)
+    reroutes: tuple[bool, ...]  # [S], False keeps the lane's last path (`reroute_every` > 1)
 
     @cached_property
     def last_rows(self) -> Tensor:
@@ -33,9 +34,7 @@ class SegmentBatch:
     @cached_property
     def segment_of_row(self) -> Tensor:
         """[N] int64."""
-        return torch.repeat_interleave(
-            torch.arange(len(self.lanes), device=self.lengths.device), self.lengths
-        )
+        return torch.repeat_interleave(torch.arange(len(self.lanes), device=self.lengths.device), self.lengths)
 
 
 @dataclass(frozen=True, slots=True)

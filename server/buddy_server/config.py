@@ -4,7 +4,7 @@ Limits, quotas, fair-share weights and elastic floors join later as further fiel
 budgets; the admission of a request reads them from the `Tier` that travels with it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +19,7 @@ from pydantic import (
     model_validator,
 )
 
+from buddy_server.engine.settings import EngineSettings
 from buddy_server.errors import ConfigError, shown
 from buddy_server.tenancy.policy import Auto, Tenant, Tier
 
@@ -28,10 +29,13 @@ OPEN_TENANT = Tenant(name="default", tier=Tier(name="default"))
 
 @dataclass(frozen=True, slots=True)
 class ServerConfig:
-    """What the HTTP layer is told. Without tenants in the file, everyone is `OPEN_TENANT`."""
+    """What the server is told. Without tenants in the file, everyone is `OPEN_TENANT`; `allow_open` lets such a
+    server listen beyond the loopback."""
 
     tenants: tuple[Tenant, ...] = (OPEN_TENANT,)
     max_waiting: int = 256
+    engine: EngineSettings = field(default_factory=EngineSettings)
+    allow_open: bool = False
     max_body_bytes: int = 4 * 1024 * 1024
     ping_interval_s: float = 15.0
 
@@ -63,9 +67,7 @@ def load_config(path: Path | None) -> ServerConfig:
 
 
 def _number_or_auto(value: object) -> object:
-    if value == "auto" or (
-        isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
-    ):
+    if value == "auto" or (isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1):
         return value
     raise ValueError('allowed is a number from 0 to 1, or "auto"')
 
@@ -97,31 +99,50 @@ class _TenantEntry(_Strict):
     key_sha256: Annotated[list[_KeyDigest], Field(min_length=1)]
 
 
+_SIZES = EngineSettings()
+
+
+class _EngineEntry(_Strict):
+    kv_cache_gib: Annotated[float, Field(gt=0)] = _SIZES.kv_cache_gib
+    max_sequences: Annotated[int, Field(ge=1)] = _SIZES.max_sequences
+    max_step_tokens: Annotated[int, Field(ge=1)] = _SIZES.max_step_tokens
+
+
 class _File(_Strict):
     tiers: dict[_Name, _TierEntry] = Field(default_factory=dict)
     tenants: dict[_Name, _TenantEntry] = Field(default_factory=dict)
     max_waiting: Annotated[int, Field(ge=1)] = 256
+    allow_open: bool = False
+    engine: _EngineEntry = Field(default_factory=_EngineEntry)
 
 
 def _freeze(file: _File) -> ServerConfig:
     tiers = {name: Tier(name, **entry.model_dump()) for name, entry in file.tiers.items()}
     if not file.tenants:
         open_tier = tiers.get(OPEN_TENANT.tier.name, OPEN_TENANT.tier)
-        return ServerConfig((Tenant(OPEN_TENANT.name, open_tier),), max_waiting=file.max_waiting)
+        return _server_config(file, (Tenant(OPEN_TENANT.name, open_tier),))
     owners: dict[bytes, str] = {}
     tenants = []
     for name, entry in file.tenants.items():
         if entry.tier not in tiers:
-            raise ConfigError(
-                f"tenants.{name}.tier: {entry.tier!r} is not a tier, allowed: {', '.join(sorted(tiers)) or 'none'}"
-            )
+            allowed = ", ".join(sorted(tiers)) or "none"
+            raise ConfigError(f"tenants.{name}.tier: {entry.tier!r} is not a tier, allowed: {allowed}")
         digests = tuple(bytes.fromhex(text) for text in entry.key_sha256)
         for digest in digests:
             if digest in owners:
                 raise ConfigError(f"tenants.{name}.key_sha256: a key of {owners[digest]!r} is given again")
             owners[digest] = name
         tenants.append(Tenant(name, tiers[entry.tier], digests))
-    return ServerConfig(tuple(tenants), max_waiting=file.max_waiting)
+    return _server_config(file, tuple(tenants))
+
+
+def _server_config(file: _File, tenants: tuple[Tenant, ...]) -> ServerConfig:
+    return ServerConfig(
+        tenants=tenants,
+        max_waiting=file.max_waiting,
+        allow_open=file.allow_open,
+        engine=EngineSettings(**file.engine.model_dump()),
+    )
 
 
 def _explain(error: ValidationError) -> str:

@@ -14,7 +14,7 @@ from typing import Self
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from buddy_server.engine.messages import EngineInfo, StepStats
+from buddy_server.engine.messages import EngineClient, EngineInfo, StepStats
 from buddy_server.errors import ApiError, Outcome
 from buddy_server.tenancy.depth import DepthDecision
 from buddy_server.tenancy.policy import Tenant
@@ -143,9 +143,7 @@ class Metrics:
         )
         self._running = Gauge("buddy_num_requests_running", "Sequences being run.", registry=self.registry)
         self._waiting = Gauge("buddy_num_requests_waiting", "Sequences waiting.", registry=self.registry)
-        self._kv_usage = Gauge(
-            "buddy_kv_cache_usage_ratio", "Share of the KV cache in use.", registry=self.registry
-        )
+        self._kv_usage = Gauge("buddy_kv_cache_usage_ratio", "Share of the KV cache in use.", registry=self.registry)
         self._preemptions = Counter(
             "buddy_preemptions", "Sequences preempted to be recomputed.", registry=self.registry
         )
@@ -156,8 +154,6 @@ class Metrics:
         self._layers_read_ratio.observe(stats.num_layers_read / self._num_layers)
         self._batch_size.observe(stats.num_sequences)
         self._router.observe(stats.router_s)
-        self._running.set(stats.num_running)
-        self._kv_usage.set(stats.kv_usage_ratio)
         self._preemptions.inc(stats.num_preemptions)
         for tenant, depth in stats.depth.items():
             labels = self._labels.get(tenant, (_OTHER, _OTHER))
@@ -168,10 +164,12 @@ class Metrics:
         """What measures one request of `tenant`, from now on."""
         return RequestMetrics(self, self._labels.get(tenant.name, (_OTHER, tenant.tier.name)))
 
-    def render(self, *, engine_up: bool, num_waiting: int) -> bytes:
-        """What Prometheus scrapes. The arguments are the engine's state now: a stuck one reports no step."""
-        self._engine_up.set(engine_up)
-        self._waiting.set(num_waiting)
+    def render(self, engine: EngineClient) -> bytes:
+        """What Prometheus scrapes. Gauges are asked of the engine now: a stuck or idle one reports no step."""
+        self._engine_up.set(engine.is_ready)
+        self._waiting.set(engine.num_waiting)
+        self._running.set(engine.num_running)
+        self._kv_usage.set(engine.kv_usage_ratio)
         return generate_latest(self.registry)
 
 

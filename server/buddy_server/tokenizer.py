@@ -51,9 +51,7 @@ class ChatTokenizer:
         prepared = [self._prepare(message) for message in messages]
         with self._lock:
             try:
-                text = self._tokenizer.apply_chat_template(
-                    prepared, tokenize=False, add_generation_prompt=True
-                )
+                text = self._tokenizer.apply_chat_template(prepared, tokenize=False, add_generation_prompt=True)
             # What a template written by someone else raises when it meets a message it does not expect.
             except (jinja2.TemplateError, ValueError, TypeError, LookupError, AttributeError) as error:
                 raise InvalidRequest(

@@ -1,7 +1,7 @@
-"""An engine without a model: deterministic events, small delays, and a memory of what was asked and cancelled."""
+"""An engine without a model: deterministic, a little slow, and it remembers what was asked and cancelled."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 
 from buddy_server.engine.messages import (
@@ -34,11 +34,13 @@ def path_of(token_index: int, num_run_layers: int) -> tuple[int, ...]:
 
 @dataclass
 class FakeEngine:
-    """Says `words`, one a token, over and over until max_tokens or `num_words`. Token `fail_at` is an error event."""
+    """Says `words`, one a token, over and over, up to `num_words`. Its token `fail_at` is an error event."""
 
     info: EngineInfo = INFO
     is_ready: bool = True
     num_waiting: int = 0
+    num_running: int = 0
+    kv_usage_ratio: float = 0.0
     words: tuple[str, ...] = ("Hello", " there", "", ",", " wörld", " 🐦")
     num_words: int = 6
     delay_s: float = 0.001
@@ -49,7 +51,7 @@ class FakeEngine:
     cancelled: list[str] = field(default_factory=list)
     finished: list[str] = field(default_factory=list)
 
-    async def submit(self, request: GenerationRequest) -> AsyncIterator[Event]:
+    async def submit(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
         self.requests.append(request)
         ended = False
         try:

@@ -7,25 +7,39 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import uvicorn
-from fastapi import FastAPI
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+
+class Socket:
+    """A listening server whose `app` can be exchanged, as starting one for every test would take long."""
+
+    def __init__(self) -> None:
+        self.url = ""
+        self.app: ASGIApp | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        assert self.app is not None
+        await self.app(scope, receive, send)
 
 
 @contextmanager
-def served(app: FastAPI) -> Iterator[str]:
-    """The base URL of `app` while it is served on a free port of the loopback."""
-    listening = socket.socket()
-    listening.bind(("127.0.0.1", 0))
-    config = uvicorn.Config(app, log_level="warning", ws="none", lifespan="on", timeout_graceful_shutdown=2)
+def listening() -> Iterator[Socket]:
+    """A server on a free port of the loopback, serving whatever app it is given."""
+    served = Socket()
+    port = socket.socket()
+    port.bind(("127.0.0.1", 0))
+    served.url = f"http://127.0.0.1:{port.getsockname()[1]}"
+    config = uvicorn.Config(served, log_level="warning", ws="none", lifespan="off", timeout_graceful_shutdown=2)
     server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
+    thread = threading.Thread(target=server.run, args=([port],), daemon=True)
     thread.start()
     wait_until(lambda: server.started)
     try:
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        yield served
     finally:
         server.should_exit = True
         thread.join(timeout=5)
-        listening.close()
+        port.close()
 
 
 def wait_until(condition: Callable[[], object], timeout_s: float = 5.0) -> None:

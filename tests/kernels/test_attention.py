@@ -5,10 +5,11 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from buddy_kernels import paged_attention, paged_attention_reference, write_kv
-from tolerances import TOLERANCE
 from torch import Tensor
 from torch.nn import functional
+
+from buddy_kernels import paged_attention, paged_attention_reference, write_kv
+from tolerances import TOLERANCE
 
 HQ, HKV, DH, BLOCK_SIZE = 6, 2, 16, 16
 SCALE = DH**-0.5
@@ -32,9 +33,7 @@ class Sequences:
     block_tables: Tensor
 
 
-def make_sequences(
-    lengths: Sequence[int], dtype: torch.dtype = torch.float32, num_kv_heads: int = HKV
-) -> Sequences:
+def make_sequences(lengths: Sequence[int], dtype: torch.dtype = torch.float32, num_kv_heads: int = HKV) -> Sequences:
     torch.manual_seed(sum(lengths))
     max_blocks = -(-max(lengths) // BLOCK_SIZE) + 1
     num_blocks = max_blocks * len(lengths) + 1
@@ -60,15 +59,11 @@ def dense(q: Tensor, k: Tensor, v: Tensor, window: int | None = None) -> Tensor:
     if window is not None:
         visible &= at > at[:, None] - window
     heads = (x.float().transpose(0, 1) for x in (q, k, v))
-    attended = functional.scaled_dot_product_attention(
-        *heads, attn_mask=visible, scale=SCALE, enable_gqa=True
-    )
+    attended = functional.scaled_dot_product_attention(*heads, attn_mask=visible, scale=SCALE, enable_gqa=True)
     return attended.transpose(0, 1).to(q.dtype)
 
 
-def attend(
-    attention, made: Sequences, rows: Sequence[Sequence[int]], window: int | None = None
-) -> list[Tensor]:
+def attend(attention, made: Sequences, rows: Sequence[Sequence[int]], window: int | None = None) -> list[Tensor]:
     """Run the rows (positions) of every sequence as one batch; the results split by sequence again."""
     counts = [len(positions) for positions in rows]
     q = torch.cat([q[list(positions)] for q, positions in zip(made.q, rows, strict=True)])

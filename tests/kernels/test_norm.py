@@ -1,7 +1,8 @@
 import pytest
 import torch
-from buddy_kernels import rms_norm, rms_norm_reference
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+from buddy_kernels import rms_norm, rms_norm_reference
 
 
 @pytest.mark.parametrize("norm", [rms_norm, rms_norm_reference], ids=["dispatched", "reference"])

@@ -1,5 +1,6 @@
 import pytest
 import torch
+
 from buddy_kernels import write_kv, write_kv_reference
 
 BLOCK_SIZE, HKV, DH = 16, 3, 8

@@ -1,10 +1,11 @@
 import pytest
 import torch
-from buddy_kernels import RotaryScaling, apply_rotary, apply_rotary_reference, rotary_cos_sin, rotary_inv_freq
-from tolerances import TOLERANCE
 from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
+
+from buddy_kernels import RotaryScaling, apply_rotary, apply_rotary_reference, rotary_cos_sin, rotary_inv_freq
+from tolerances import TOLERANCE
 
 ORIGINAL = 8192
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": ORIGINAL}
@@ -37,9 +38,7 @@ def scaling_of(rope: dict[str, object]) -> RotaryScaling:
     return RotaryScaling(**{renamed.get(name, name): value for name, value in rope.items()})
 
 
-@pytest.mark.parametrize(
-    "rope", PUBLISHED, ids=lambda rope: f"{rope['rope_type']}-{len(rope)}-{rope['factor']:g}"
-)
+@pytest.mark.parametrize("rope", PUBLISHED, ids=lambda rope: f"{rope['rope_type']}-{len(rope)}-{rope['factor']:g}")
 @pytest.mark.parametrize(("head_dim", "theta"), [(32, 10_000.0), (64, 500_000.0), (128, 1_000_000.0)])
 def test_scaled_frequencies_equal_those_of_transformers(rope, head_dim, theta):
     want, want_factor = ROPE_INIT_FUNCTIONS[rope["rope_type"]](llama_config(head_dim, theta, rope))

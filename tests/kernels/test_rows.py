@@ -1,5 +1,6 @@
 import pytest
 import torch
+
 from buddy_kernels import (
     gather_rows,
     gather_rows_reference,
@@ -38,9 +39,7 @@ def test_scatter_overwrites_poison_and_leaves_the_other_rows(scatter, shape, dty
     assert torch.equal(into, want)
 
 
-@pytest.mark.parametrize(
-    "add", [scatter_add_rows, scatter_add_rows_reference], ids=["dispatched", "reference"]
-)
+@pytest.mark.parametrize("add", [scatter_add_rows, scatter_add_rows_reference], ids=["dispatched", "reference"])
 @each_shape
 @each_dtype
 def test_scatter_add_adds_and_leaves_the_other_rows(add, shape, dtype):

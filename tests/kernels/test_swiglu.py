@@ -1,5 +1,6 @@
 import pytest
 import torch
+
 from buddy_kernels import swiglu, swiglu_reference
 from tolerances import TOLERANCE
 

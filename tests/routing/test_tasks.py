@@ -109,9 +109,7 @@ def test_replies_to_other_tasks_are_mostly_wrong(all_tasks: list[Task]) -> None:
 def test_replies_are_short_and_plain(all_tasks: list[Task]) -> None:
     assert max(len(task.reply) for task in all_tasks) <= 140
     assert all(task.reply.isascii() and task.prompt.isascii() for task in all_tasks)
-    assert not [
-        task for task in all_tasks if "{" in task.prompt + task.reply or "  " in task.prompt + task.reply
-    ]
+    assert not [task for task in all_tasks if "{" in task.prompt + task.reply or "  " in task.prompt + task.reply]
 
 
 def test_one_problem_is_asked_in_many_ways() -> None:
@@ -187,9 +185,7 @@ def test_piece_of_the_prompt_is_not_an_answer() -> None:
     assert not is_correct(task, "Tom gives away 3.")
 
 
-@pytest.mark.parametrize(
-    "reply", ["apple, fig, pear.", "Apple, fig and pear", "The order is apple, fig, pear."]
-)
+@pytest.mark.parametrize("reply", ["apple, fig, pear.", "Apple, fig and pear", "The order is apple, fig, pear."])
 def test_list_may_be_written_in_a_few_ways(reply: str) -> None:
     assert is_correct(a_task("sorting", "Sort pear, fig, apple.", "apple, fig, pear"), reply)
 
@@ -286,9 +282,7 @@ def test_story_is_asked_for_by_its_own_name_and_things() -> None:
 
 
 def test_story_without_a_name_is_asked_for_by_its_things() -> None:
-    words = {
-        word for seed in range(60) for task in story_requests(STORIES[1:2], seed) for word in task.required
-    }
+    words = {word for seed in range(60) for task in story_requests(STORIES[1:2], seed) for word in task.required}
     assert words == {"frog", "pond"}
 
 

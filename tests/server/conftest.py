@@ -1,11 +1,8 @@
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import httpx
-import openai
 import pytest
 
 from buddy_server.api.app import create_app
@@ -13,42 +10,9 @@ from buddy_server.config import ServerConfig
 from buddy_server.metrics import Metrics
 from buddy_server.tokenizer import ChatTokenizer
 from fakes.engine import FakeEngine
-from fakes.serving import served
+from fakes.serving import Socket, listening
+from fakes.site import Serve, Site
 from fakes.tokenizer import build_tokenizer
-
-
-@dataclass(frozen=True)
-class Site:
-    """A running server, its engine, and ways to talk to it."""
-
-    url: str
-    engine: FakeEngine
-    metrics: Metrics
-    http: httpx.Client
-
-    def client(self, key: str = "sk-any") -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=10)
-
-    def async_client(self) -> openai.AsyncOpenAI:
-        return openai.AsyncOpenAI(base_url=f"{self.url}/v1", api_key="sk-any", max_retries=0, timeout=10)
-
-    def chat(self, headers: dict[str, str] | None = None, **fields: object) -> httpx.Response:
-        """POST a chat completion; `fields` go over the smallest body that works."""
-        body = {"model": self.engine.info.model_id, "messages": [{"role": "user", "content": "hi"}]}
-        return self.http.post("/v1/chat/completions", json=body | fields, headers=headers)
-
-    def sample(self, name: str, **labels: str) -> float:
-        """The sum of a metric over the series that have `labels`, as GET /metrics tells it."""
-        return sum(
-            sample.value
-            for family in self.metrics.registry.collect()
-            for sample in family.samples
-            if sample.name == name and labels.items() <= sample.labels.items()
-        )
-
-
-class Serve(Protocol):
-    def __call__(self, engine: FakeEngine | None = None, config: ServerConfig | None = None) -> Site: ...
 
 
 @pytest.fixture(scope="session")
@@ -61,17 +25,23 @@ def tokenizer(tokenizer_directory: Path) -> ChatTokenizer:
     return ChatTokenizer.from_directory(tokenizer_directory)
 
 
+@pytest.fixture(scope="session")
+def listener() -> Iterator[Socket]:
+    with listening() as served:
+        yield served
+
+
 @pytest.fixture
-def serve(tokenizer: ChatTokenizer) -> Iterator[Serve]:
-    """Starts a server, with an engine or config of the test's choice."""
+def serve(listener: Socket, tokenizer: ChatTokenizer) -> Iterator[Serve]:
+    """Puts up a server with an engine or config of the test's choice, in place of the one before."""
     with ExitStack() as stack:
+        http = stack.enter_context(httpx.Client(base_url=listener.url, timeout=10))
 
         def start(engine: FakeEngine | None = None, config: ServerConfig | None = None) -> Site:
             engine, config = engine or FakeEngine(), config or ServerConfig()
             metrics = Metrics(engine.info, config.tenants)
-            url = stack.enter_context(served(create_app(config, engine, tokenizer, metrics)))
-            http = stack.enter_context(httpx.Client(base_url=url, timeout=10))
-            return Site(url, engine, metrics, http)
+            listener.app = create_app(config, engine, tokenizer, metrics)
+            return Site(listener.url, engine, metrics, http, stack)
 
         yield start
 

@@ -80,9 +80,7 @@ def _ends_in_number(answer: str, text: str) -> bool:
     before = text[: numbers[-1].start()]
     if before.lower().endswith(_HEDGES):
         return False
-    return len(numbers) == 1 or not _MERE_JOIN.fullmatch(
-        text[numbers[-2].end() : numbers[-1].start()].lower()
-    )
+    return len(numbers) == 1 or not _MERE_JOIN.fullmatch(text[numbers[-2].end() : numbers[-1].start()].lower())
 
 
 def _ends_in_words(answer: str, text: str) -> bool:

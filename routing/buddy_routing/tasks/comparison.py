@@ -142,9 +142,7 @@ def _people(rng: random.Random, count: int) -> Problem:
     )
     answer = names[values.index(decisive)]
     key = f"{noun}-{'most' if more else 'least'}:{':'.join(str(n) for n in sorted(values))}"
-    return Problem(
-        ask(rng, phrasings, facts=facts_text, w=word), f"{working}. The answer is {answer}.", answer, key
-    )
+    return Problem(ask(rng, phrasings, facts=facts_text, w=word), f"{working}. The answer is {answer}.", answer, key)
 
 
 _QUANTITIES = (

@@ -64,9 +64,7 @@ _UNITS = (
     _Units((("dollar", "dollars"),), ("cents",), 100, 50),
     _Units((("dozen", "dozen"),), ("eggs",), 12, 12),
 )
-_MIXABLE = tuple(
-    units for units in _UNITS if units.small[0] in ("cm", "minutes", "seconds", "days", "months", "cents")
-)
+_MIXABLE = tuple(units for units in _UNITS if units.small[0] in ("cm", "minutes", "seconds", "days", "months", "cents"))
 
 
 def _to_small(rng: random.Random, most: int) -> Problem:
@@ -75,9 +73,7 @@ def _to_small(rng: random.Random, most: int) -> Problem:
     large, small = _names(rng, units, count)
     total = count * units.factor
     prompt = ask(rng, _phrasings(units), n=count, fro=large, to=small)
-    return Problem(
-        prompt, _reply(units, count, f"{count} x {units.factor} = {total}"), str(total), _key(units, count)
-    )
+    return Problem(prompt, _reply(units, count, f"{count} x {units.factor} = {total}"), str(total), _key(units, count))
 
 
 def _phrasings(units: _Units) -> Phrasings:

@@ -153,9 +153,7 @@ def _items(rng: random.Random, shortest: int, longest: int) -> Problem:
     items = [rng.choice(pool) for _ in range(rng.randint(shortest, longest))]
     wanted = rng.choice(items)
     prompt = ask(rng, _ASK_ITEM, x=wanted, list=join_list(rng, items))
-    return _numbered(
-        prompt, items, [item == wanted for item in items], f"item-count:{wanted}:{':'.join(items)}"
-    )
+    return _numbered(prompt, items, [item == wanted for item in items], f"item-count:{wanted}:{':'.join(items)}")
 
 
 def _words(rng: random.Random) -> Problem:

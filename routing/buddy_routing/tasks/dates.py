@@ -176,9 +176,7 @@ def _next_day(rng: random.Random) -> Problem:
         key = f"tomorrow:{step}:{DAYS[index]}:{template}"
         return Problem(prompt, f"{'Tomorrow is' if step > 0 else 'Yesterday was'} {answer}.", answer, key)
     prompt, template = ask_with_template(rng, _ASK_NEXT_DAY, w=word, d=DAYS[index])
-    return Problem(
-        prompt, f"The day {word} {DAYS[index]} is {answer}.", answer, f"day:{step}:{DAYS[index]}:{template}"
-    )
+    return Problem(prompt, f"The day {word} {DAYS[index]} is {answer}.", answer, f"day:{step}:{DAYS[index]}:{template}")
 
 
 def _next_month(rng: random.Random) -> Problem:
@@ -186,18 +184,14 @@ def _next_month(rng: random.Random) -> Problem:
     month = rng.choice(MONTHS)
     answer = MONTHS[(MONTHS.index(month) + step) % 12]
     prompt, template = ask_with_template(rng, _ASK_NEXT_MONTH, w=word, d=month)
-    return Problem(
-        prompt, f"The month {word} {month} is {answer}.", answer, f"month:{step}:{month}:{template}"
-    )
+    return Problem(prompt, f"The month {word} {month} is {answer}.", answer, f"month:{step}:{month}:{template}")
 
 
 def _month_length(rng: random.Random) -> Problem:
     index = rng.randrange(12)
     prompt, template = ask_with_template(rng, _ASK_MONTH_LENGTH, d=MONTHS[index])
     days = _MONTH_LENGTHS[index]
-    return Problem(
-        prompt, f"{MONTHS[index]} has {days} days.", str(days), f"month-length:{MONTHS[index]}:{template}"
-    )
+    return Problem(prompt, f"{MONTHS[index]} has {days} days.", str(days), f"month-length:{MONTHS[index]}:{template}")
 
 
 def _days_later(rng: random.Random, fewest: int, most: int) -> Problem:

@@ -81,9 +81,7 @@ def sample_tasks(
     return _draw(seed, count, split, families, family_weights)
 
 
-def _draw(
-    seed: int, count: int, split: Split, families: Sequence[str], weights: Sequence[float]
-) -> Iterator[Task]:
+def _draw(seed: int, count: int, split: Split, families: Sequence[str], weights: Sequence[float]) -> Iterator[Task]:
     rng = random.Random(f"{seed}:{split}")
     for _ in range(count):
         family = rng.choices(families, weights)[0]

@@ -26,8 +26,7 @@ _ADD = (
     ),
     _Story("{name} had {a} {things} and bought {b} more. How many {things} does {name} have?", _HAS),
     _Story(
-        "{name} finds {a} {things} in the morning and {b} {things} at night. How many {things} does {name} "
-        "have?",
+        "{name} finds {a} {things} in the morning and {b} {things} at night. How many {things} does {name} have?",
         _HAS,
     ),
     _Story(
@@ -39,8 +38,7 @@ _ADD = (
         "There are {r} {things}.",
     ),
     _Story(
-        "There are {a} {things} on the table. {name} puts {b} more there. How many {things} are on the "
-        "table?",
+        "There are {a} {things} on the table. {name} puts {b} more there. How many {things} are on the table?",
         "There are {r} {things}.",
     ),
     _Story(
@@ -83,16 +81,12 @@ _SUBTRACT = (
         "A book has {a} pages. {name} has read {b} pages. How many pages are left?",
         "There are {r} pages left.",
     ),
-    _Story(
-        "{name} has {a} dollars and spends {b}. How many dollars are left?", "{name} has {r} dollars left."
-    ),
+    _Story("{name} has {a} dollars and spends {b}. How many dollars are left?", "{name} has {r} dollars left."),
     _Story(
         "{name} has {a} {things}. {other} has {b} {things}. How many more does {name} have?",
         "{name} has {r} more {things}.",
     ),
-    _Story(
-        "There are {a} birds in a tree. {b} fly away. How many birds are left?", "There are {r} birds left."
-    ),
+    _Story("There are {a} birds in a tree. {b} fly away. How many birds are left?", "There are {r} birds left."),
 )
 _MULTIPLY = (
     _Story(
@@ -116,9 +110,7 @@ _MULTIPLY = (
         "{a} children have {b} {things} each. How many {things} do they have together?",
         "They have {r} {things}.",
     ),
-    _Story(
-        "{name} saves {b} coins each week. How many coins is that after {a} weeks?", "{name} has {r} coins."
-    ),
+    _Story("{name} saves {b} coins each week. How many coins is that after {a} weeks?", "{name} has {r} coins."),
 )
 _SHARE = (
     _Story(
@@ -144,8 +136,7 @@ _ADD_SUBTRACT = (
         _HAS_LEFT,
     ),
     _Story(
-        "{name} had {a} {things}. {name} bought {b} more and then lost {c}. How many {things} does {name} "
-        "have?",
+        "{name} had {a} {things}. {name} bought {b} more and then lost {c}. How many {things} does {name} have?",
         _HAS,
     ),
     _Story(
@@ -172,8 +163,7 @@ _MULTIPLY_ADD = (
         "There are {r} {things}.",
     ),
     _Story(
-        "{name} buys {a} packs of {b} {things}. {other} gives {name} {c} more. How many {things} does {name} "
-        "have?",
+        "{name} buys {a} packs of {b} {things}. {other} gives {name} {c} more. How many {things} does {name} have?",
         _HAS,
     ),
     _Story(
@@ -182,9 +172,7 @@ _MULTIPLY_ADD = (
     ),
 )
 _MULTIPLY_SUBTRACT = (
-    _Story(
-        "{name} buys {a} packs of {b} {things} and gives {c} away. How many {things} are left?", _HAS_LEFT
-    ),
+    _Story("{name} buys {a} packs of {b} {things} and gives {c} away. How many {things} are left?", _HAS_LEFT),
     _Story(
         "There are {a} boxes with {b} {things} each. {name} takes {c} {things}. How many are left?",
         "There are {r} {things} left.",
@@ -250,9 +238,7 @@ def _multiply_then(rng: random.Random, adds: bool) -> Problem:
     result = a * b + c if adds else a * b - c
     working = f"{a} x {b} = {a * b}. {a * b} {'+' if adds else '-'} {c} = {result}"
     story = rng.choice(_MULTIPLY_ADD if adds else _MULTIPLY_SUBTRACT)
-    return _tell(
-        rng, story, working, result, f"story-mul-{'add' if adds else 'sub'}:{a}:{b}:{c}", a=a, b=b, c=c
-    )
+    return _tell(rng, story, working, result, f"story-mul-{'add' if adds else 'sub'}:{a}:{b}:{c}", a=a, b=b, c=c)
 
 
 BUILDERS: Builders = {

@@ -31,7 +31,8 @@ class ChatTokenizer:
 
     def __init__(self, directory: Path) -> None:
         self._tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
-        self._ids = {name: self._tokenizer.token_to_id(name) for name in (START, USER, ASSISTANT, END)}
+        vocabulary = self._tokenizer.get_vocab()
+        self._ids = {name: vocabulary[name] for name in (START, USER, ASSISTANT, END)}
 
     @property
     def vocab_size(self) -> int:

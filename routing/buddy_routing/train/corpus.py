@@ -114,6 +114,16 @@ class Corpus:
             for request in story_requests(self.tiny_stories, rng.getrandbits(63)):
                 yield Document(request.reply, request.prompt)
 
+    def router_mix(self, seed: int) -> Iterator[Document]:
+        """Conversations to train a router on: tasks and stories, as they will be asked."""
+        rng = random.Random(seed)
+        tasks, stories = (
+            self.tasks(random.Random(rng.random())),
+            self.told_stories(random.Random(rng.random())),
+        )
+        while True:
+            yield next(stories) if rng.random() < 0.25 else next(tasks)
+
 
 def _book_pieces(text: str) -> Iterator[str]:
     piece = ""
@@ -172,9 +182,7 @@ class PackedTokens:
         return self.tokens[index].astype(np.int64), self.counted[index]
 
 
-def pack(
-    corpus: Corpus, mixture: Mixture, tokenizer: ChatTokenizer, num_tokens: int, seed: int
-) -> PackedTokens:
+def pack(corpus: Corpus, mixture: Mixture, tokenizer: ChatTokenizer, num_tokens: int, seed: int) -> PackedTokens:
     """At least `num_tokens` of documents drawn by the mixture; the same seed gives the same tokens."""
     makers: dict[str, Callable[[random.Random], Iterator[Document]]] = {
         "tasks": corpus.tasks,

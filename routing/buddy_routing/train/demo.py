@@ -1,45 +1,32 @@
 """`buddy train demo`: makes the embedded chat model and its router from the texts, end to end.
 
-Stages, each resumed or skipped when its result is there: tokenizer, tokens, pretrain, tune, export, router, card.
+Stages, each resumed or skipped when its result is there: tokenizer, tokens, pretrain, tune, export, router.
 Runs with torch, transformers, tokenizers, safetensors and numpy alone, so on a GPU machine without the web stack:
 `python -m buddy_routing.train.demo --data DIR --work DIR --out DIR`.
 """
 
-import argparse
-import os
 import random
 import shutil
-from dataclasses import dataclass
+from argparse import ArgumentParser
 from itertools import islice
 from pathlib import Path
 
 import torch
 from transformers import LlamaConfig
 
+from buddy_routing.artifact import save_router
+from buddy_routing.checkpoint import load_model, save_model
 from buddy_routing.decoder import RoutedDecoder
 from buddy_routing.model_spec import ModelSpec
 from buddy_routing.train.chat_tokenizer import ChatTokenizer, train_tokenizer
 from buddy_routing.train.corpus import PRETRAIN, TUNE, Corpus, Mixture, PackedTokens, pack
+from buddy_routing.train.demo_plan import DemoPlan, add_arguments, plan_from
 from buddy_routing.train.pretrain import FitPlan, fit, initialise
+from buddy_routing.train.router_training import RouterPlan, train_router
 
 VOCAB_SIZE = 3072
 MAX_CONTEXT = 1024
 PRETRAIN_CONTEXT = 256
-
-
-@dataclass(frozen=True, slots=True)
-class DemoPlan:
-    """Where things are and how much to train. Token counts are of training tokens seen."""
-
-    data: Path
-    work: Path
-    out: Path
-    pretrain_tokens: int = 12_000_000
-    tune_tokens: int = 3_000_000
-    batch_tokens: int = 6144
-    learning_rate: float = 3e-3
-    depth_drop: float = 0.4
-    seed: int = 0
 
 
 def demo_config() -> LlamaConfig:
@@ -117,17 +104,35 @@ def make_base(plan: DemoPlan, device: torch.device) -> RoutedDecoder:
     return model
 
 
-def main() -> None:
-    defaults = DemoPlan(Path("data"), Path("build/demo"), Path("build/demo/out"))
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name in DemoPlan.__dataclass_fields__:
-        value = getattr(defaults, name)
-        parser.add_argument(f"--{name.replace('_', '-')}", type=type(value) if not isinstance(value, Path) else Path, default=value)
-    plan = DemoPlan(**vars(parser.parse_args()))
+def export_base(plan: DemoPlan, model: RoutedDecoder) -> Path:
+    """Publish the base model in Hugging Face's format, in bf16."""
+    directory = plan.out / "model"
+    save_model(model, demo_config(), directory, torch.bfloat16)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(plan.work / "tokenizer" / name, directory / name)
+    return directory
+
+
+def make_router(plan: DemoPlan, directory: Path, device: torch.device) -> None:
+    """Train the Decision Module on the published model, whose rounding is the one it will be served with."""
+    loaded = load_model(directory, torch.float32, device)
+    conversations = Corpus(plan.data, "train")
+    tokenizer = ChatTokenizer(directory)
+    router_plan = RouterPlan(num_steps=plan.router_steps, seed=plan.seed)
+    checkpoint = plan.work / f"router-{loaded.fingerprint}.safetensors"
+    router, config = train_router(loaded, conversations.router_mix(plan.seed), tokenizer, router_plan, checkpoint)
+    save_router(plan.out / "router", router, config)
+
+
+def make_demo(plan: DemoPlan) -> None:
+    """Everything, in order."""
     plan.work.mkdir(parents=True, exist_ok=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    make_base(plan, device)
+    directory = export_base(plan, make_base(plan, device))
+    make_router(plan, directory, device)
 
 
 if __name__ == "__main__":
-    main()
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
+    add_arguments(parser)
+    make_demo(plan_from(parser.parse_args()))

@@ -57,8 +57,8 @@ def fit(
     step = load_training_state(checkpoint, model, optimizers) if checkpoint.exists() else 0
     if compile_layers:
         # A layer, not the model: dropped layers then cost nothing and never recompile.
-        for layer in model.layers:
-            layer.dense = torch.compile(layer.dense)
+        for layer in model.blocks:
+            layer.dense = torch.compile(layer.dense)  # type: ignore[method-assign]
     bar = tqdm(
         total=plan.num_steps * plan.batch_size * plan.num_tokens,
         initial=step * plan.batch_size * plan.num_tokens,
@@ -90,7 +90,7 @@ def fit(
         if step % CHECKPOINT_EVERY == 0 or step == plan.num_steps:
             save_training_state(checkpoint, model, optimizers, step)
     bar.close()
-    for layer in model.layers:
+    for layer in model.blocks:
         layer.__dict__.pop("dense", None)
 
 

@@ -17,9 +17,7 @@ from buddy_server.tokenizer import ChatTokenizer
 from buddy_server.version import server_version
 
 
-def create_app(
-    config: ServerConfig, engine: EngineClient, tokenizer: ChatTokenizer, metrics: Metrics
-) -> FastAPI:
+def create_app(config: ServerConfig, engine: EngineClient, tokenizer: ChatTokenizer, metrics: Metrics) -> FastAPI:
     """The ASGI application that serves `engine` to the tenants of `config`. It starts and stops nothing.
 
     Raises ConfigError when a tier's budgets cannot be honoured by the engine's model.

@@ -55,12 +55,12 @@ def _param(location: Sequence[str | int]) -> str | None:
     return path.lstrip(".") or None
 
 
-async def _handle_api_error(request: Request, error: Exception) -> Response:
+async def _handle_api_error(_request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
     return render_error(error)
 
 
-async def _handle_validation_error(request: Request, error: Exception) -> Response:
+async def _handle_validation_error(_request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     return render_error(invalid_request(error.errors()))
 

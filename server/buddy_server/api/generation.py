@@ -3,10 +3,10 @@
 import logging
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import Any, cast
+from typing import Any
 
 from buddy_server.api.admission import AdmittedChat
-from buddy_server.api.merge import EventStream, merge
+from buddy_server.api.merge import merge
 from buddy_server.engine.messages import EngineClient, Event, FinishEvent, TokenEvent
 from buddy_server.errors import InternalError, NotReady
 from buddy_server.metrics import RequestMetrics
@@ -29,8 +29,7 @@ class Generation:
 
         Raises InternalError when the engine fails, NotReady when it stops the request by itself.
         """
-        # The protocol says AsyncIterator and promises that it can be closed, which is what a generator is.
-        streams = [cast(EventStream, self._engine.submit(choice)) for choice in self.admitted.choices]
+        streams = [self._engine.submit(choice) for choice in self.admitted.choices]
         async with aclosing(merge(streams)) as merged:
             async for index, event in merged:
                 if isinstance(event, TokenEvent):

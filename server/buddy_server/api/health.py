@@ -29,7 +29,6 @@ def health_router(services: Services) -> APIRouter:
 
     @router.get("/metrics")
     async def metrics() -> Response:
-        text = services.metrics.render(engine_up=engine.is_ready, num_waiting=engine.num_waiting)
-        return Response(text, media_type=CONTENT_TYPE_LATEST)
+        return Response(services.metrics.render(engine), media_type=CONTENT_TYPE_LATEST)
 
     return router

@@ -50,9 +50,7 @@ async def _merge_many(streams: Sequence[EventStream]) -> AsyncGenerator[tuple[in
             await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _pump(
-    index: int, stream: EventStream, queue: asyncio.Queue[tuple[int, Event] | Exception | None]
-) -> None:
+async def _pump(index: int, stream: EventStream, queue: asyncio.Queue[tuple[int, Event] | Exception | None]) -> None:
     try:
         async for event in stream:
             queue.put_nowait((index, event))

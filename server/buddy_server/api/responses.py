@@ -61,7 +61,7 @@ class ChunkWriter:
         self._opened: set[int] = set()
 
     def chunks(self, index: int, event: Event) -> Iterator[dict[str, Any]]:
-        """The chunks that `event` of choice `index` gives; a token without text or log probabilities: none."""
+        """The chunks that `event` of choice `index` gives; none for a token without text and logprobs."""
         if index not in self._opened:
             self._opened.add(index)
             yield self._chunk(index, {"role": "assistant", "content": ""})

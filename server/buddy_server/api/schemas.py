@@ -22,9 +22,7 @@ def _joined_text(value: object) -> object:
     for part in value:
         kind = part.get("type") if isinstance(part, dict) else None
         if kind not in ("text", "refusal") or not isinstance(part.get(kind), str):
-            raise ValueError(
-                "content is a string or a list of text parts; other kinds of parts are not supported"
-            )
+            raise ValueError("content is a string or a list of text parts; other kinds of parts are not supported")
         texts.append(part[kind])
     return "\n".join(texts)
 
@@ -84,7 +82,7 @@ class BuddyOptions(_Schema):
 
 _HARMLESS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "modalities": (lambda value: value == ["text"], '["text"]; other output is not supported'),
-    "audio": (lambda value: False, "null; audio output is not supported"),
+    "audio": (lambda _: False, "null; audio output is not supported"),
     "tools": (lambda value: value == [], "null; tools are not implemented yet"),
     "tool_choice": (lambda value: value == "none", '"none"; tools are not implemented yet'),
     "functions": (lambda value: value == [], "null; functions are not implemented"),
@@ -93,7 +91,7 @@ _HARMLESS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
         lambda value: isinstance(value, dict) and value.get("type") == "text",
         '{"type": "text"}; structured output is not implemented yet',
     ),
-    "web_search_options": (lambda value: False, "null; web search is not supported"),
+    "web_search_options": (lambda _: False, "null; web search is not supported"),
 }
 """Known fields this server cannot honour: which values change nothing, and what to tell who sends another."""
 
@@ -132,9 +130,7 @@ class ChatRequest(_Schema):
         for field, (is_harmless, allowed) in _HARMLESS.items():
             value = raw.get(field) if isinstance(raw, dict) else None
             if value is not None and not is_harmless(value):
-                raise UnsupportedField(
-                    f"{field}: {shown(value)} is not supported: allowed is {allowed}", param=field
-                )
+                raise UnsupportedField(f"{field}: {shown(value)} is not supported: allowed is {allowed}", param=field)
         return raw
 
     @model_validator(mode="after")

@@ -3,7 +3,7 @@
 Everything here can cross a thread or a process boundary unchanged.
 """
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -97,9 +97,6 @@ class StepStats:
     num_rows: int
     num_sequences: int
     num_layers_read: int
-    num_running: int
-    num_waiting: int
-    kv_usage_ratio: float
     num_preemptions: int
     router_s: float
     step_s: float
@@ -131,6 +128,12 @@ class EngineClient(Protocol):
     @property
     def num_waiting(self) -> int: ...
 
-    def submit(self, request: GenerationRequest) -> AsyncIterator[Event]:
+    @property
+    def num_running(self) -> int: ...
+
+    @property
+    def kv_usage_ratio(self) -> float: ...
+
+    def submit(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
         """Start a request and yield its events; closing the iterator at any point cancels it."""
         ...

@@ -84,8 +84,7 @@ def check_tier(tier: Tier, num_layers: int) -> None:
     for field, budget in budgets.items():
         if budget != "auto" and budget < smallest_budget(num_layers) - 1e-9:
             raise ConfigError(
-                f"tiers.{tier.name}.{field}: {budget!r} is too small for this model, "
-                f"allowed is {_allowed(num_layers)}"
+                f"tiers.{tier.name}.{field}: {budget!r} is too small for this model, allowed is {_allowed(num_layers)}"
             )
 
 

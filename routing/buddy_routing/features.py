@@ -1,0 +1,50 @@
+"""What the router sees of a sequence: the first layer's V states, pooled and newest (design section 2).
+
+The paper pools V over the cached tokens and does not say how; we take the running mean, which costs one addition a
+token, and set the newest token's own V beside it.
+"""
+
+# B sequences, T tokens, N rows, S segments, F width of one token's V (key/value heads x head dim)
+
+import torch
+from torch import Tensor
+
+from buddy_routing.segments import SegmentBatch
+
+
+def feature_dim(kv_dim: int) -> int:
+    """Width of the features of a model whose V states are `kv_dim` wide."""
+    return 2 * kv_dim
+
+
+def causal_features(v: Tensor) -> Tensor:
+    """Features of every token of whole sequences: V states [B, T, ...] -> [B, T, 2F] fp32."""
+    newest = v.flatten(2).float()  # [B, T, F]
+    counts = torch.arange(1, v.shape[1] + 1, device=v.device, dtype=torch.float64)[:, None]
+    # fp64 like the server's sums, so that both see the same mean however the tokens were cut into steps.
+    mean = newest.double().cumsum(1) / counts
+    return torch.cat((mean.float(), newest), -1)
+
+
+class RunningFeatures:
+    """The same features kept per lane as a running sum: O(1) per step, never a re-read of the cache."""
+
+    def __init__(self, num_lanes: int, kv_dim: int, device: torch.device) -> None:
+        self._sums = torch.zeros(num_lanes, kv_dim, dtype=torch.float64, device=device)
+
+    def reset(self, lane: int) -> None:
+        """A new sequence, or one that starts over after preemption, takes the lane."""
+        self._sums[lane] = 0.0
+
+    def update(self, batch: SegmentBatch, v: Tensor) -> Tensor:
+        """Add a step's V states [N, ...]; features [S, 2F] fp32 at the last token of every segment."""
+        rows = v.flatten(1)  # [N, F]
+        added = self._sums.new_zeros(len(batch.lanes), rows.shape[1])
+        added.index_add_(0, batch.segment_of_row, rows.double())
+        sums = torch.empty_like(added)
+        for segment, lane in enumerate(batch.lanes):
+            self._sums[lane] += added[segment]
+            sums[segment] = self._sums[lane]
+        counts = (batch.positions[batch.last_rows] + 1).double()[:, None]
+        newest = rows[batch.last_rows].float()
+        return torch.cat(((sums / counts).float(), newest), -1)

@@ -1,0 +1,85 @@
+"""Static importance of every middle layer, measured on a text: a baseline router, and the learned one's prior.
+
+Indicators and the four normalisation steps follow arXiv 2606.09514, section 3.3. The paper's Eq. 2 z-scores the
+result once more by mean and standard deviation; we stop at the ranks, which need no further scale.
+"""
+
+# B sequences, T tokens, L layers
+
+import math
+from importlib import resources
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from buddy_kernels import rotary_cos_sin
+from buddy_routing.decoder import RoutedDecoder
+
+Indicator = Literal["cosine", "ppl"]
+INDICATORS: tuple[Indicator, ...] = ("cosine", "ppl")
+CLIP = 3.0
+EPS = 1e-6
+
+
+def bundled_text() -> str:
+    """The small text that ships with the package for measuring a prior at start."""
+    return resources.files("buddy_routing").joinpath("calibration.txt").read_text(encoding="utf-8")
+
+
+def normalise(importance: Tensor, log_scale: bool) -> Tensor:
+    """[L - 2] raw importances, larger more important, to ranks in (0, 1): the paper's steps 2, 3 and 4.
+
+    `log_scale` applies log(1 + x) first (for perplexity drops, not for cosine). Equal values keep the lower index
+    first, so that the ranks repeat.
+    """
+    x = torch.log1p(importance) if log_scale else importance
+    low, middle, high = torch.quantile(x.double(), torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64))
+    robust = ((x.double() - middle) / (high - low + EPS)).clamp(-CLIP, CLIP)
+    order = torch.sort(robust, descending=True, stable=True).indices
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(len(order) - 1, -1, -1)
+    return ((1 + rank).double() / (len(order) + 1)).float()
+
+
+@torch.inference_mode()
+def measure_prior(model: RoutedDecoder, tokens: Tensor, indicator: Indicator) -> Tensor:
+    """The normalised prior [L - 2] of `model` on tokens [B, T].
+
+    Raises ValueError for an unknown indicator.
+    """
+    if indicator == "cosine":
+        return normalise(cosine_importance(model, tokens), log_scale=False)
+    if indicator == "ppl":
+        return normalise(perplexity_drop(model, tokens), log_scale=True)
+    raise ValueError(f"prior {indicator!r} is unknown; allowed: {', '.join(INDICATORS)}")
+
+
+def cosine_importance(model: RoutedDecoder, tokens: Tensor) -> Tensor:
+    """1 - cos(input, output) of every middle layer, the mean over tokens (ShortGPT's block influence): [L - 2]."""
+    positions = torch.arange(tokens.shape[1], device=tokens.device).repeat(tokens.shape[0])
+    cos, sin = rotary_cos_sin(positions, model.inv_freq, model.attention_factor)
+    h = model.embed_tokens(tokens)
+    importance = []
+    for layer in model.blocks:
+        ran, _ = layer.dense(h, cos, sin)
+        importance.append(1 - F.cosine_similarity(h.float(), ran.float(), dim=-1).mean().item())
+        h = ran
+    return torch.tensor(importance[1:-1])
+
+
+def perplexity_drop(model: RoutedDecoder, tokens: Tensor) -> Tensor:
+    """max(0, perplexity without the layer - perplexity with all) of every middle layer: [L - 2]."""
+    num_layers = model.spec.num_layers
+    full = _perplexity(model, tokens, [True] * num_layers)
+    drops = []
+    for removed in range(1, num_layers - 1):
+        without = _perplexity(model, tokens, [layer != removed for layer in range(num_layers)])
+        drops.append(max(0.0, without - full))
+    return torch.tensor(drops)
+
+
+def _perplexity(model: RoutedDecoder, tokens: Tensor, layers_on: list[bool]) -> float:
+    logits = model.lm_head(model.dense(tokens[:, :-1], layers_on=layers_on))
+    return math.exp(F.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten()).item())

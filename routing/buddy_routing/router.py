@@ -1,0 +1,86 @@
+"""Sources of masks. The engine asks for paths and does not know how they were chosen."""
+
+# S segments, L layers, F width of one token's V
+
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from buddy_kernels import linear, silu
+from buddy_routing.features import feature_dim
+from buddy_routing.selection import select_layers
+
+
+class Router(Protocol):
+    """Chooses a path for every segment. `router_id` names it in logs, metrics and cache keys."""
+
+    @property
+    def router_id(self) -> str: ...
+
+    @property
+    def reroute_every(self) -> int:
+        """Decode tokens between two choices; 1 chooses at every token."""
+        ...
+
+    def choose(self, features: Tensor, num_run: Tensor) -> Tensor:
+        """features [S, 2F] fp32, num_run [S] int64 -> masks [S, L] int8 of 0 (skip) and 1 (run)."""
+        ...
+
+
+class DecisionModule(nn.Module):
+    """Linear-SiLU-Linear from features to a score for every middle layer (arXiv 2606.09514, section 3)."""
+
+    def __init__(self, kv_dim: int, num_layers: int, rank: int = 32) -> None:
+        super().__init__()
+        self.down = nn.Linear(feature_dim(kv_dim), rank)
+        self.up = nn.Linear(rank, num_layers - 2)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[..., 2F] -> [..., L - 2]."""
+        rows = features.reshape(-1, features.shape[-1])
+        hidden = silu(linear(rows, self.down.weight, self.down.bias))
+        return linear(hidden, self.up.weight, self.up.bias).view(*features.shape[:-1], -1)
+
+
+class LearnedRouter(nn.Module):
+    """The Decision Module's scores plus a weighted static prior: s' = s + w * p, then top-k."""
+
+    prior: Tensor
+
+    def __init__(
+        self,
+        decision: DecisionModule,
+        prior: Tensor,
+        prior_weight: float,
+        router_id: str,
+        reroute_every: int = 1,
+    ) -> None:
+        super().__init__()
+        self.decision = decision
+        self.register_buffer("prior", prior.float())  # [L - 2]
+        self.prior_weight = prior_weight
+        self.router_id = router_id
+        self.reroute_every = reroute_every
+
+    def scores(self, features: Tensor) -> Tensor:
+        """[..., 2F] -> [..., L - 2]."""
+        fused: Tensor = self.decision(features) + self.prior_weight * self.prior
+        return fused
+
+    @torch.inference_mode()
+    def choose(self, features: Tensor, num_run: Tensor) -> Tensor:
+        return select_layers(self.scores(features), num_run)
+
+
+class StaticRouter:
+    """One ranking of the layers for every token, whatever the input: a prior of [L - 2] importances."""
+
+    reroute_every = 1
+
+    def __init__(self, prior: Tensor, router_id: str) -> None:
+        self.prior = prior
+        self.router_id = router_id
+
+    def choose(self, features: Tensor, num_run: Tensor) -> Tensor:
+        return select_layers(self.prior.to(features.device).expand(len(num_run), -1), num_run)

@@ -1,0 +1,44 @@
+"""How much `buddy train demo` trains and where; imports no torch, so that a command line can be built from it."""
+
+from argparse import ArgumentParser, Namespace
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class DemoPlan:
+    """`data` holds the texts (DATA.md beside them), `work` what can be resumed, `out` receives model/ and router/.
+
+    Token counts are of training tokens seen, repeats included.
+    """
+
+    data: Path = Path("data")
+    work: Path = Path("build/demo")
+    out: Path = Path("build/demo/embedded")
+    pretrain_tokens: int = 12_000_000
+    tune_tokens: int = 2_500_000
+    router_steps: int = 300
+    batch_tokens: int = 6144
+    learning_rate: float = 3e-3
+    depth_drop: float = 0.4
+    seed: int = 0
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    for field in fields(DemoPlan):
+        default = field.default
+        flag = f"--{field.name.replace('_', '-')}"
+        parser.add_argument(flag, type=type(default), default=default, help="default: %(default)s")
+
+
+def plan_from(parsed: Namespace) -> DemoPlan:
+    """Raises ValueError naming a directory that is missing or a number that is not positive."""
+    plan = DemoPlan(**{field.name: getattr(parsed, field.name) for field in fields(DemoPlan)})
+    if not (plan.data / "tinystories").is_dir():
+        raise ValueError(
+            f"--data {plan.data} does not hold the texts; it should contain tinystories/, books/ and others"
+        )
+    for name in ("pretrain_tokens", "tune_tokens", "router_steps", "batch_tokens", "learning_rate"):
+        if getattr(plan, name) <= 0:
+            raise ValueError(f"--{name.replace('_', '-')} is {getattr(plan, name)}, allowed is more than 0")
+    return plan

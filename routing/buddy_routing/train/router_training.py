@@ -1,0 +1,175 @@
+"""Trains a Decision Module on a frozen model: at every budget, answer like the model at full depth.
+
+The masks are the server's: prompts in route blocks, answers token by token, from causal features (design section 2).
+The paper trains scorer and LoRA on next-token cross-entropy; a frozen backbone keeps budget 1.0 equal to the model,
+and the full-depth distribution is the better teacher then.
+"""
+
+# B conversations, T tokens, V vocabulary, L layers, F width of one token's V
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from buddy_routing.artifact import RouterConfig
+from buddy_routing.budget import ALWAYS_RUN
+from buddy_routing.checkpoint import LoadedModel
+from buddy_routing.decoder import RoutedDecoder
+from buddy_routing.features import causal_features
+from buddy_routing.prior import measure_prior
+from buddy_routing.route_sources import route_sources
+from buddy_routing.router import DecisionModule, LearnedRouter
+from buddy_routing.selection import select_layers, straight_through
+from buddy_routing.train.chat_tokenizer import ChatTokenizer
+from buddy_routing.train.checkpoint import load_training_state, save_training_state
+from buddy_routing.train.corpus import Document
+
+CHECKPOINT_EVERY = 50
+PRIOR_DOCUMENTS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class RouterPlan:
+    """Budgets are drawn per conversation, uniform between `lowest_budget` of the layers and all but one."""
+
+    num_steps: int
+    seed: int = 0
+    batch_size: int = 24
+    max_tokens: int = 192
+    learning_rate: float = 5e-3
+    lowest_budget: float = 0.4
+    rank: int = 32
+    prior_weight: float = 0.1
+    route_block: int = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Conversations:
+    """Padded on the right, which causal attention never sees."""
+
+    tokens: Tensor  # [B, T] int64
+    num_prompt: Tensor  # [B] int64
+    counted: Tensor  # [B, T] bool: positions whose next token is part of the answer
+
+
+def train_router(
+    loaded: LoadedModel,
+    documents: Iterator[Document],
+    tokenizer: ChatTokenizer,
+    plan: RouterPlan,
+    checkpoint: Path,
+) -> tuple[LearnedRouter, RouterConfig]:
+    """Resumes from `checkpoint` when it exists. The same seed gives the same router."""
+    model, spec = loaded.model, loaded.model.spec
+    device = model.inv_freq.device
+    torch.manual_seed(plan.seed)
+    calibration = conversations(documents, tokenizer, PRIOR_DOCUMENTS, plan.max_tokens, device)
+    prior = measure_prior(model, calibration.tokens, "ppl").to(device)
+    decision = DecisionModule(spec.kv_dim, spec.num_layers, plan.rank).to(device)
+    standardise_input(decision, first_layer_features(model, calibration.tokens)[calibration.counted])
+    router = LearnedRouter(decision, prior, plan.prior_weight, "training").to(device)
+    optimizer = torch.optim.AdamW(router.parameters(), lr=plan.learning_rate, weight_decay=0.0)
+    start = load_training_state(checkpoint, router, [optimizer]) if checkpoint.exists() else 0
+    bar = tqdm(range(plan.num_steps), initial=start, desc="router", unit="step", mininterval=5)
+    mean_loss = 0.0
+    for step in bar:
+        # Drawn even when already trained on, so that a resumed run sees the documents it would have seen.
+        batch = conversations(documents, tokenizer, plan.batch_size, plan.max_tokens, device)
+        if step < start:
+            continue
+        for group in optimizer.param_groups:
+            group["lr"] = plan.learning_rate * (1 - step / plan.num_steps)
+        budgets = random_budgets(plan, spec.num_layers, random.Random(f"{plan.seed}:{step}")).to(device)
+        loss = distillation_loss(model, router, batch, budgets, plan.route_block)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        mean_loss = loss.item() if step == start else 0.95 * mean_loss + 0.05 * loss.item()
+        bar.set_postfix(kl=f"{mean_loss:.4f}", refresh=False)
+        if (step + 1) % CHECKPOINT_EVERY == 0:
+            save_training_state(checkpoint, router, [optimizer], step + 1)
+    config = RouterConfig(
+        base_fingerprint=loaded.fingerprint,
+        num_layers=spec.num_layers,
+        kv_dim=spec.kv_dim,
+        rank=plan.rank,
+        prior="ppl",
+        prior_weight=plan.prior_weight,
+        route_block=plan.route_block,
+    )
+    return router, config
+
+
+def distillation_loss(
+    model: RoutedDecoder, router: LearnedRouter, batch: Conversations, budgets: Tensor, route_block: int
+) -> Tensor:
+    """Mean KL(full depth || masked) over answer tokens; budgets [B] are layers to run."""
+    sources = route_sources(batch.num_prompt, batch.tokens.shape[1], route_block)  # [B, T]
+    num_run = budgets[:, None].expand_as(sources)
+
+    def choose(v: Tensor) -> Tensor:
+        scores = router.scores(causal_features(v))  # [B, T, L - 2]
+        scores = scores.gather(1, sources[..., None].expand(-1, -1, scores.shape[-1]))
+        return straight_through(scores, select_layers(scores, num_run))
+
+    with torch.no_grad():
+        teacher = model.lm_head(model.dense(batch.tokens)[batch.counted]).log_softmax(-1)
+    student = model.lm_head(model.dense(batch.tokens, choose)[batch.counted]).log_softmax(-1)
+    return F.kl_div(student, teacher, reduction="batchmean", log_target=True)
+
+
+def conversations(
+    documents: Iterator[Document], tokenizer: ChatTokenizer, count: int, max_tokens: int, device: torch.device
+) -> Conversations:
+    """The next `count` conversations, cut at `max_tokens`. Raises ValueError for a document without a prompt."""
+    rows = [_conversation(next(documents), tokenizer, max_tokens) for _ in range(count)]
+    width = max(len(tokens) for tokens, _ in rows)
+    tokens = torch.zeros(count, width, dtype=torch.int64)
+    counted = torch.zeros(count, width, dtype=torch.bool)
+    for row, (ids, prompt_length) in enumerate(rows):
+        tokens[row, : len(ids)] = torch.tensor(ids)
+        counted[row, prompt_length - 1 : len(ids) - 1] = True
+    num_prompt = torch.tensor([prompt_length for _, prompt_length in rows])
+    return Conversations(tokens.to(device), num_prompt.to(device), counted.to(device))
+
+
+def _conversation(document: Document, tokenizer: ChatTokenizer, max_tokens: int) -> tuple[Sequence[int], int]:
+    if document.prompt is None:
+        raise ValueError(f"a router is trained on conversations; this document has no prompt: {document.text[:60]!r}")
+    prompt = tokenizer.encode_prompt(document.prompt)[: max_tokens - 1]
+    return [*prompt, *tokenizer.encode_answer(document.text)][:max_tokens], len(prompt)
+
+
+def first_layer_features(model: RoutedDecoder, tokens: Tensor) -> Tensor:
+    """Features [B, T, 2F] of every token."""
+    seen: list[Tensor] = []
+
+    def keep(v: Tensor) -> Tensor:
+        seen.append(causal_features(v))
+        return torch.ones(*tokens.shape, model.spec.num_layers, device=tokens.device)
+
+    with torch.no_grad():
+        model.dense(tokens, keep)
+    return seen[0]
+
+
+def standardise_input(decision: DecisionModule, features: Tensor) -> None:
+    """Fold mean and spread of features [N, 2F] into the first layer, and start from the prior alone."""
+    mean, std = features.mean(0), features.std(0).clamp_min(1e-6)
+    with torch.no_grad():
+        decision.down.weight.div_(std)
+        decision.down.bias.sub_(decision.down.weight @ mean)
+        decision.up.weight.zero_()
+        decision.up.bias.zero_()
+
+
+def random_budgets(plan: RouterPlan, num_layers: int, rng: random.Random) -> Tensor:
+    """[batch_size] int64, layers to run."""
+    lowest = max(ALWAYS_RUN + 1, int(plan.lowest_budget * num_layers))
+    return torch.tensor([rng.randint(lowest, num_layers - 1) for _ in range(plan.batch_size)])

@@ -1,0 +1,110 @@
+"""`buddy chat`: a terminal client that shows the answer as it comes, and what it cost in layers."""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+
+HISTORY_MESSAGES = 8
+"""Older messages are left out: small models have small contexts."""
+
+
+class ChatError(Exception):
+    """The server is not there, or it refused the request; the message is for the user."""
+
+
+class ChatClient:
+    """Talks to `url`. `budget` is a number, "auto" or None for the tenant's default."""
+
+    def __init__(self, url: str, api_key: str | None, budget: str | None, temperature: float) -> None:
+        key = api_key or os.environ.get("BUDDY_API_KEY", "")
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        if budget is not None:
+            headers["x-buddy-budget"] = budget
+        self._http = httpx.Client(base_url=url, headers=headers, timeout=httpx.Timeout(10, read=120))
+        self._temperature = temperature
+
+    def run(self, prompt: str) -> None:
+        """One answer to `prompt`, or a conversation until end of input when it is empty."""
+        try:
+            model = self._json("/v1/models")["data"][0]["id"]
+            if prompt:
+                self._answer(model, [{"role": "user", "content": prompt}])
+            else:
+                self._converse(model)
+        except httpx.HTTPError as error:
+            raise ChatError(f"no answer from {self._http.base_url}: {error}") from error
+
+    def _converse(self, model: str) -> None:
+        print(f"Talking to {model}. An empty line or Ctrl-D ends.", file=sys.stderr)
+        messages: list[dict[str, str]] = []
+        while line := _read_line():
+            messages.append({"role": "user", "content": line})
+            answer = self._answer(model, messages[-HISTORY_MESSAGES:])
+            messages.append({"role": "assistant", "content": answer})
+
+    def _answer(self, model: str, messages: list[dict[str, str]]) -> str:
+        body = {
+            "model": model,
+            "messages": messages,
+            "temperature": self._temperature,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+        started = time.monotonic()
+        answer, last = "", {}
+        for chunk in self._stream(body):
+            for choice in chunk["choices"]:
+                answer += choice["delta"].get("content") or ""
+                print(choice["delta"].get("content") or "", end="", flush=True)
+            last = chunk
+        print()
+        print(_summary(last, time.monotonic() - started), file=sys.stderr)
+        return answer
+
+    def _stream(self, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        with self._http.stream("POST", "/v1/chat/completions", json=body) as response:
+            if response.status_code != httpx.codes.OK:
+                response.read()
+                raise ChatError(_error_message(response))
+            for line in response.iter_lines():
+                data = line.removeprefix("data: ")
+                if data == line or data == "[DONE]":
+                    continue
+                chunk = json.loads(data)
+                if "error" in chunk:
+                    raise ChatError(chunk["error"]["message"])
+                yield chunk
+
+    def _json(self, path: str) -> Any:
+        response = self._http.get(path)
+        if response.status_code != httpx.codes.OK:
+            raise ChatError(_error_message(response))
+        return response.json()
+
+
+def _summary(last_chunk: dict[str, Any], seconds: float) -> str:
+    usage, buddy = last_chunk["usage"], last_chunk["buddy"]
+    num_tokens = usage["completion_tokens"]
+    return (
+        f"[{num_tokens} tokens, {buddy['layers_per_token']:g} of {buddy['layers']} layers per token, "
+        f"{buddy['distinct_paths']} paths, {num_tokens / seconds:.0f} tokens/s]"
+    )
+
+
+def _error_message(response: httpx.Response) -> str:
+    try:
+        return str(response.json()["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        return f"{response.url} answered {response.status_code}; is it a Buddy server?"
+
+
+def _read_line() -> str:
+    try:
+        return input("> ").strip()
+    except EOFError:
+        return ""

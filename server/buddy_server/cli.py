@@ -1,0 +1,100 @@
+"""The command `buddy`: serve, chat, train."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from buddy_server.version import server_version
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point. Mistakes of the user end with one line on stderr and status 2."""
+    parsed = make_parser().parse_args(arguments)
+    try:
+        parsed.run(parsed)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="buddy", description="Serve a language model of which each request uses as much as it asks for."
+    )
+    parser.add_argument("--version", action="version", version=f"buddy-serve {server_version()}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_serve(commands.add_parser("serve", help="start the server"))
+    _add_chat(commands.add_parser("chat", help="talk to a running server"))
+    train = commands.add_parser("train", help="train models and routers").add_subparsers(required=True, metavar="WHAT")
+    _add_train_demo(train.add_parser("demo", help="make the embedded model and its router from the texts"))
+    return parser
+
+
+def _add_serve(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", metavar="PATH_OR_ID", help="model directory or hub id (default: the embedded model)")
+    parser.add_argument(
+        "--router",
+        metavar="DIR",
+        help="router artifact, prior:cosine or prior:ppl (default: the embedded model's own; else prior:cosine)",
+    )
+    parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file of tenants, tiers and engine sizes")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    parser.add_argument("--port", type=int, default=8000, help="port to listen on (default: %(default)s)")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
+    parser.set_defaults(run=_serve)
+
+
+def _add_chat(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("prompt", nargs="*", help="one question; without it, a conversation")
+    parser.add_argument("--url", default="http://127.0.0.1:8000", help="the server (default: %(default)s)")
+    parser.add_argument("--budget", help='share of the layers, or "auto" (default: the tenant\'s)')
+    parser.add_argument("--temperature", type=float, default=0.0, help="default: %(default)s, the likeliest answer")
+    parser.add_argument("--api-key", help="default: the environment variable BUDDY_API_KEY")
+    parser.set_defaults(run=_chat)
+
+
+def _add_train_demo(parser: argparse.ArgumentParser) -> None:
+    from buddy_routing.train.demo_plan import add_arguments
+
+    add_arguments(parser)
+    parser.set_defaults(run=_train_demo)
+
+
+# Each command imports what it needs when it runs: `buddy --version` should not wait for torch.
+
+
+def _serve(parsed: argparse.Namespace) -> None:
+    from buddy_server.errors import ConfigError
+    from buddy_server.serve import ServeOptions, serve
+
+    options = ServeOptions(
+        model=parsed.model,
+        router=parsed.router,
+        config=parsed.config,
+        host=parsed.host,
+        port=parsed.port,
+        device=parsed.device,
+        dtype=parsed.dtype,
+    )
+    try:
+        serve(options)
+    except (ConfigError, ValueError, OSError) as error:
+        sys.exit(f"buddy serve: {error}")
+
+
+def _chat(parsed: argparse.Namespace) -> None:
+    from buddy_server.chat_client import ChatClient, ChatError
+
+    client = ChatClient(parsed.url, parsed.api_key, parsed.budget, parsed.temperature)
+    try:
+        client.run(" ".join(parsed.prompt))
+    except ChatError as error:
+        sys.exit(f"buddy chat: {error}")
+
+
+def _train_demo(parsed: argparse.Namespace) -> None:
+    from buddy_routing.train.demo import make_demo
+    from buddy_routing.train.demo_plan import plan_from
+
+    make_demo(plan_from(parsed))

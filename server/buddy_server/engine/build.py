@@ -1,0 +1,145 @@
+"""Puts an engine together: model, router, cache, scheduler. All start-up measuring and checking happens here."""
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+
+from buddy_routing.artifact import load_router
+from buddy_routing.checkpoint import LoadedModel, load_model, resolve_model
+from buddy_routing.embedded import MODEL_ID, embedded_model, embedded_router
+from buddy_routing.kv_cache import KVCache
+from buddy_routing.model_spec import ModelSpec
+from buddy_routing.planner import PathPlanner
+from buddy_routing.prior import INDICATORS, bundled_text, measure_prior
+from buddy_routing.router import Router, StaticRouter
+from buddy_server.engine.block_pool import BlockPool
+from buddy_server.engine.engine import Engine
+from buddy_server.engine.messages import EngineInfo
+from buddy_server.engine.runner import ModelRunner
+from buddy_server.engine.scheduler import Scheduler
+from buddy_server.engine.settings import EngineSettings
+
+log = logging.getLogger(__name__)
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DEFAULT_ROUTE_BLOCK = 128
+PRIOR_TOKENS = 256
+
+
+class EngineBuildError(ValueError):
+    """An engine that cannot be built as asked; the message names the value and what is allowed."""
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltEngine:
+    engine: Engine
+    info: EngineInfo
+    directory: Path
+
+
+def resolve_device(name: str) -> torch.device:
+    """ "auto" is the GPU when there is one. Raises EngineBuildError."""
+    if name not in ("auto", "cpu", "cuda"):
+        raise EngineBuildError(f"device {name!r} is unknown; allowed: auto, cpu, cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise EngineBuildError("device 'cuda' is not available here; allowed: auto, cpu")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def resolve_dtype(name: str) -> torch.dtype:
+    """ "auto" is bfloat16. Raises EngineBuildError."""
+    if name == "auto":
+        return torch.bfloat16
+    if name not in DTYPES:
+        raise EngineBuildError(f"dtype {name!r} is unknown; allowed: auto, {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def build_engine(
+    model: str | None, router: str | None, settings: EngineSettings, device: str = "auto", dtype: str = "auto"
+) -> BuiltEngine:
+    """`model` is a directory or hub id, None the embedded one. `router` is an artifact's directory or
+    "prior:cosine" or "prior:ppl"; None is the embedded model's own router, for other models "prior:cosine".
+
+    Raises EngineBuildError, CheckpointError, UnsupportedModelError, ArtifactError: ValueErrors all.
+    """
+    where, kind = resolve_device(device), resolve_dtype(dtype)
+    directory = embedded_model() if model is None else resolve_model(model)
+    loaded = load_model(directory, kind, where)
+    spec = loaded.model.spec
+    tokenizer = load_tokenizer(directory)
+    chosen, route_block = _make_router(model, router, loaded, tokenizer)
+    num_blocks = _num_blocks(spec, kind, settings)
+    if num_blocks < 1:
+        raise EngineBuildError(f"kv_cache_gib {settings.kv_cache_gib} holds no block of {settings.block_size} tokens")
+    runner = ModelRunner(
+        loaded.model,
+        KVCache.allocate(spec, num_blocks, settings.block_size, kind, where),
+        PathPlanner(chosen, spec, settings.max_sequences, where),
+    )
+    pool = BlockPool(num_blocks, settings.block_size)
+    scheduler = Scheduler(pool, settings.max_sequences, settings.max_step_tokens, route_block)
+    info = EngineInfo(
+        model_id=MODEL_ID if model is None else _model_id(model, directory),
+        num_layers=spec.num_layers,
+        max_context=spec.max_context,
+        kv_capacity_tokens=num_blocks * settings.block_size,
+        router_id=chosen.router_id,
+        device=str(where),
+        dtype=str(kind).removeprefix("torch."),
+    )
+    return BuiltEngine(Engine(scheduler, runner, tokenizer, end_token_ids(directory)), info, directory)
+
+
+def load_tokenizer(directory: Path) -> Tokenizer:
+    """The model's tokenizer as the tokenizers library has it, for incremental detokenization."""
+    from transformers import AutoTokenizer
+
+    backend: Tokenizer = AutoTokenizer.from_pretrained(directory).backend_tokenizer
+    return backend
+
+
+def end_token_ids(directory: Path) -> frozenset[int]:
+    """The tokens that end an answer: generation_config.json's, else config.json's. May be several."""
+    for name in ("generation_config.json", "config.json"):
+        path = directory / name
+        ids = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.exists() else None
+        if ids is not None:
+            return frozenset(ids if isinstance(ids, list) else [ids])
+    return frozenset()
+
+
+def _model_id(model: str, directory: Path) -> str:
+    return directory.resolve().name if Path(model).expanduser().is_dir() else model
+
+
+def _make_router(
+    model: str | None, router: str | None, loaded: LoadedModel, tokenizer: Tokenizer
+) -> tuple[Router, int]:
+    """The source of masks and its route block."""
+    if router is None:
+        router = str(embedded_router()) if model is None else "prior:cosine"
+        if model is not None:
+            log.warning("no router given, a static prior measured now chooses the layers", extra={"router": router})
+    if not router.startswith("prior:"):
+        device = loaded.model.inv_freq.device
+        learned, config = load_router(Path(router).expanduser(), loaded.fingerprint, device)
+        return learned, config.route_block
+    indicator = router.removeprefix("prior:")
+    if indicator not in INDICATORS:
+        allowed = ", ".join(f"prior:{name}" for name in INDICATORS)
+        raise EngineBuildError(f"router {router!r} is unknown; allowed: a directory, {allowed}")
+    ids = tokenizer.encode(bundled_text(), add_special_tokens=False).ids[:PRIOR_TOKENS]
+    tokens = torch.tensor([ids], device=loaded.model.inv_freq.device)
+    return StaticRouter(measure_prior(loaded.model, tokens, indicator), router), DEFAULT_ROUTE_BLOCK
+
+
+def _num_blocks(spec: ModelSpec, dtype: torch.dtype, settings: EngineSettings) -> int:
+    block_bytes = 2 * spec.num_layers * spec.kv_dim * dtype.itemsize * settings.block_size
+    affordable = int(settings.kv_cache_gib * 2**30) // block_bytes
+    wanted = settings.max_sequences * -(-spec.max_context // settings.block_size)
+    return min(affordable, wanted)

@@ -1,0 +1,40 @@
+"""Text of one request as its tokens arrive, with stop strings cut out."""
+
+from tokenizers import Tokenizer
+from tokenizers.decoders import DecodeStream
+
+
+class Detokenizer:
+    """Releases text only once it can no longer be half a character or the beginning of a stop string."""
+
+    def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...]) -> None:
+        self._tokenizer = tokenizer
+        self._stream = DecodeStream(skip_special_tokens=True)
+        self._stop = stop
+        self._held = ""
+        self.stopped = False
+
+    def add(self, token_id: int) -> str:
+        """The text that this token releases, maybe none; sets `stopped` when a stop string is complete."""
+        self._held += self._stream.step(self._tokenizer, token_id) or ""
+        found = [at for at in (self._held.find(stop) for stop in self._stop) if at >= 0]
+        if found:
+            self.stopped = True
+            released, self._held = self._held[: min(found)], ""
+            return released
+        keep = self._num_held()
+        released, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
+        return released
+
+    def flush(self) -> str:
+        """What was held back, when the request ends without the stop string."""
+        released, self._held = self._held, ""
+        return released
+
+    def _num_held(self) -> int:
+        """Length of the longest end of the text that begins a stop string."""
+        longest = max((len(stop) - 1 for stop in self._stop), default=0)
+        for length in range(min(longest, len(self._held)), 0, -1):
+            if any(stop.startswith(self._held[-length:]) for stop in self._stop):
+                return length
+        return 0

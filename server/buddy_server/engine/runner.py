@@ -1,0 +1,112 @@
+"""Turns scheduled work into tensors, runs the model, samples. Takes masks as data; never asks about tenants."""
+
+# N rows, S segments, T block table columns, V vocabulary, L layers
+
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from buddy_routing.decoder import RoutedDecoder
+from buddy_routing.kv_cache import KVCache
+from buddy_routing.planner import PathPlanner
+from buddy_routing.segments import SegmentBatch
+from buddy_server.engine.sampler import Sampler, top_logprobs
+from buddy_server.engine.sequence import Sequence, Work
+
+
+@dataclass(frozen=True, slots=True)
+class SampledToken:
+    """`logprob` and `likeliest` (token, log probability) only when the request asked for them."""
+
+    token_id: int
+    logprob: float | None = None
+    likeliest: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """One entry a work: the layers it ran, and its token if it makes one."""
+
+    layers: list[tuple[int, ...]]
+    tokens: list[SampledToken | None]
+    num_layers_read: int
+    router_s: float
+
+
+class ModelRunner:
+    """Owns the model, the cache and the router's memory. Samplers belong to the sequences that made them."""
+
+    def __init__(self, model: RoutedDecoder, cache: KVCache, planner: PathPlanner) -> None:
+        self.model = model
+        self.cache = cache
+        self._planner = planner
+        self._device = cache.k.device
+        self._router_s = 0.0
+
+    @torch.inference_mode()
+    def run(self, works: list[Work], samplers: dict[Sequence, Sampler]) -> StepResult:
+        batch = self._batch(works)
+        for work in works:
+            if work.start == 0:
+                self._planner.start(work.sequence.lane)
+
+        def choose(v: Tensor) -> Tensor:
+            started = time.perf_counter()
+            masks = self._planner.choose(batch, v)
+            self._router_s = time.perf_counter() - started
+            return masks
+
+        logits, masks = self.model(batch, self.cache, choose)
+        layers = [tuple(index for index, action in enumerate(row) if action) for row in masks.tolist()]
+        return StepResult(
+            layers=layers,
+            tokens=sample(works, samplers, logits.float().cpu()),
+            num_layers_read=int((masks > 0).any(0).sum()),
+            router_s=self._router_s,
+        )
+
+    def _batch(self, works: list[Work]) -> SegmentBatch:
+        block_size = self.cache.block_size
+        tokens: list[int] = []
+        positions: list[int] = []
+        slots: list[int] = []
+        for work in works:
+            table = work.sequence.block_table
+            span = range(work.start, work.start + work.length)
+            tokens += work.sequence.tokens[work.start : work.start + work.length]
+            positions += span
+            slots += [table[p // block_size] * block_size + p % block_size for p in span]
+        widest = max(len(work.sequence.block_table) for work in works)
+        tables = [[*w.sequence.block_table, *[0] * (widest - len(w.sequence.block_table))] for w in works]
+        every = self._planner.router.reroute_every
+        num_outputs = (work.start - work.sequence.num_prompt for work in works)
+        return SegmentBatch(
+            tokens=torch.tensor(tokens, device=self._device),
+            positions=torch.tensor(positions, device=self._device),
+            slots=torch.tensor(slots, device=self._device),
+            lengths=torch.tensor([work.length for work in works], device=self._device),
+            block_tables=torch.tensor(tables, device=self._device),
+            lanes=tuple(work.sequence.lane for work in works),
+            budgets=tuple(work.sequence.request.num_run_layers for work in works),
+            reroutes=tuple(output < 0 or (output + 1) % every == 0 for output in num_outputs),
+        )
+
+
+def sample(works: list[Work], samplers: dict[Sequence, Sampler], logits: Tensor) -> list[SampledToken | None]:
+    """A token for every work that makes one, from logits [S, V] fp32."""
+    likeliest = logits.argmax(-1).tolist()
+    tokens: list[SampledToken | None] = []
+    for index, work in enumerate(works):
+        if not work.makes_token:
+            tokens.append(None)
+            continue
+        sampler, params = samplers[work.sequence], work.sequence.request.sampling
+        token = likeliest[index] if sampler.is_plain_greedy else sampler.sample(logits[index])
+        if params.top_logprobs is None:
+            tokens.append(SampledToken(token))
+        else:
+            logprob, top = top_logprobs(logits[index], token, params.top_logprobs)
+            tokens.append(SampledToken(token, logprob, tuple(top)))
+    return tokens

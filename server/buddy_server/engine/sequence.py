@@ -1,0 +1,61 @@
+"""One request inside the engine, and the units of work it is cut into."""
+
+from dataclasses import dataclass, field
+
+from buddy_server.engine.messages import GenerationRequest
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """`tokens` are prompt and output; the first `num_computed` have their K/V in the cache.
+
+    Prompt tokens are charged once, up to `num_charged`, however often preemption makes the engine compute them.
+    `lane` is the small integer under which the router keeps the running features; -1 while waiting.
+    """
+
+    request: GenerationRequest
+    tokens: list[int]
+    num_computed: int = 0
+    lane: int = -1
+    block_table: list[int] = field(default_factory=list)
+    num_charged: int = 0
+    prompt_layer_runs: int = 0
+    output_layer_runs: int = 0
+
+    @property
+    def num_prompt(self) -> int:
+        return len(self.request.prompt_tokens)
+
+    @property
+    def num_output(self) -> int:
+        return len(self.tokens) - self.num_prompt
+
+    def next_segment(self, route_block: int, start: int) -> int:
+        """Length of the segment at `start`: to the end of its prefill block, or one output token.
+
+        Recomputed output tokens stay segments of one, so that they run the paths, and the arithmetic, of the
+        first time.
+        """
+        if start >= self.num_prompt:
+            return 1
+        block_end = (start // route_block + 1) * route_block
+        return min(block_end, self.num_prompt) - start
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Rows `start` .. `start + length - 1` of a sequence: one segment of one step."""
+
+    sequence: Sequence
+    start: int
+    length: int
+
+    @property
+    def num_new_prompt(self) -> int:
+        """Prompt rows here that were never computed before."""
+        end = min(self.start + self.length, self.sequence.num_prompt)
+        return max(0, end - max(self.start, self.sequence.num_charged))
+
+    @property
+    def makes_token(self) -> bool:
+        return self.start + self.length == len(self.sequence.tokens)

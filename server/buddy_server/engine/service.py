@@ -1,0 +1,131 @@
+"""The engine on a thread of its own, seen from asyncio: `submit` yields a request's events."""
+
+import asyncio
+import logging
+import queue
+import threading
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass
+
+from buddy_server.engine.engine import Engine
+from buddy_server.engine.messages import EngineInfo, Event, FinishEvent, GenerationRequest, StepStats
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Submit:
+    request: GenerationRequest
+    loop: asyncio.AbstractEventLoop
+    events: "asyncio.Queue[Event]"
+
+
+@dataclass(frozen=True, slots=True)
+class _Cancel:
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Stop:
+    pass
+
+
+class EngineService:
+    """An EngineClient (messages.py). `on_step` is called on the engine's thread after every step."""
+
+    def __init__(self, engine: Engine, info: EngineInfo, on_step: Callable[[StepStats], None] = lambda _: None) -> None:
+        self._engine = engine
+        self._info = info
+        self._on_step = on_step
+        self._inbox: queue.SimpleQueue[_Submit | _Cancel | _Stop] = queue.SimpleQueue()
+        self._listeners: dict[str, _Submit] = {}
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    @property
+    def info(self) -> EngineInfo:
+        return self._info
+
+    @property
+    def is_ready(self) -> bool:
+        return self._thread.is_alive()
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._engine.scheduler.waiting) + self._inbox.qsize()
+
+    @property
+    def num_running(self) -> int:
+        return len(self._engine.scheduler.running)
+
+    @property
+    def kv_usage_ratio(self) -> float:
+        return self._engine.scheduler.pool.usage_ratio
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End every request with an error event, then the thread."""
+        self._inbox.put(_Stop())
+        self._thread.join()
+
+    async def submit(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
+        """Events until the FinishEvent. Closing the iterator at any point cancels the request."""
+        events: asyncio.Queue[Event] = asyncio.Queue()
+        self._inbox.put(_Submit(request, asyncio.get_running_loop(), events))
+        event: Event | None = None
+        try:
+            while not isinstance(event, FinishEvent):
+                event = await events.get()
+                yield event
+        finally:
+            if not isinstance(event, FinishEvent):
+                self._inbox.put(_Cancel(request.request_id))
+
+    def _run(self) -> None:
+        while self._take_messages():
+            if not self._engine.has_work:
+                self._engine.scheduler.check_idle()
+                continue
+            try:
+                output = self._engine.step()
+            except Exception:
+                # A bug must not hang anyone: everybody in flight gets an answer, the next request a fresh start.
+                log.exception("engine step failed")
+                self._deliver(self._engine.fail_all("the engine failed while generating"))
+                continue
+            self._deliver(output.events)
+            self._on_step(output.stats)
+        self._deliver(self._engine.fail_all("the server is shutting down"))
+
+    def _take_messages(self) -> bool:
+        """Act on what has arrived, waiting for something when there is nothing to do; False to stop."""
+        wait = not self._engine.has_work
+        while wait or not self._inbox.empty():
+            message = self._inbox.get()
+            wait = False
+            match message:
+                case _Submit():
+                    self._listeners[message.request.request_id] = message
+                    self._engine.add(message.request)
+                case _Cancel():
+                    self._listeners.pop(message.request_id, None)
+                    self._engine.cancel(message.request_id)
+                case _Stop():
+                    return False
+        return True
+
+    def _deliver(self, events: list[tuple[str, Event]]) -> None:
+        for request_id, event in events:
+            listener = self._listeners.get(request_id)
+            if listener is None:
+                continue
+            if isinstance(event, FinishEvent):
+                del self._listeners[request_id]
+            try:
+                listener.loop.call_soon_threadsafe(listener.events.put_nowait, event)
+            except RuntimeError:
+                # The client's event loop is gone, and the client with it.
+                log.info("event loop closed", extra={"request_id": request_id})
+                self._listeners.pop(request_id, None)
+                self._engine.cancel(request_id)

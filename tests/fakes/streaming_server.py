@@ -1,0 +1,32 @@
+"""A server of its own process, for what signals do to it: `python -m fakes.streaming_server PORT`."""
+
+import sys
+from collections.abc import Sequence
+
+import uvicorn
+
+from buddy_server.api.app import create_app
+from buddy_server.config import ServerConfig
+from buddy_server.metrics import Metrics
+from buddy_server.tokenizer import ChatTokenizer, Message
+from fakes.engine import FakeEngine
+
+
+class NoTokenizer(ChatTokenizer):
+    """Every prompt is one token: loading a real tokenizer takes seconds."""
+
+    def __init__(self) -> None:
+        pass
+
+    @property
+    def num_tokens(self) -> int:
+        return 1
+
+    def render(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        return (0,)
+
+
+if __name__ == "__main__":
+    engine, config = FakeEngine(delay_s=0.02, num_words=60), ServerConfig()
+    app = create_app(config, engine, NoTokenizer(), Metrics(engine.info, config.tenants))
+    uvicorn.run(app, port=int(sys.argv[1]), log_level="warning", ws="none", timeout_graceful_shutdown=5)

@@ -1,0 +1,132 @@
+"""Parity: the routed decoder against transformers, and its two ways through against each other."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from buddy_routing.checkpoint import load_model
+from buddy_routing.decoder import RoutedDecoder
+from buddy_routing.features import causal_features
+from buddy_routing.route_sources import route_sources
+from buddy_routing.router import DecisionModule, LearnedRouter, StaticRouter
+from buddy_routing.selection import select_layers, straight_through
+from sparse_decode import SparseDecode, grouped, segment_bounds
+from tiny_models import CONFIGS, SHAPE, save_random_model
+from tolerances import TOLERANCE
+
+CPU = torch.device("cpu")
+CLOSE = TOLERANCE[torch.float32]
+NUM_LAYERS = SHAPE["num_hidden_layers"]
+
+
+def load_tiny(name: str, directory: Path) -> RoutedDecoder:
+    save_random_model(name, directory)
+    return load_model(directory, torch.float32, CPU).model
+
+
+def full_depth() -> StaticRouter:
+    return StaticRouter(torch.arange(NUM_LAYERS - 2).float(), "test")
+
+
+def learned_router(model: RoutedDecoder) -> LearnedRouter:
+    """Random, with a weak prior: its paths change from token to token."""
+    torch.manual_seed(1)
+    decision = DecisionModule(model.spec.kv_dim, NUM_LAYERS)
+    with torch.no_grad():
+        decision.up.bias.zero_()
+        decision.up.weight.mul_(3)
+    return LearnedRouter(decision, torch.linspace(0, 1, NUM_LAYERS - 2), 0.1, "test")
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_full_depth_logits_and_greedy_tokens_equal_transformers(name: str, tmp_path: Path) -> None:
+    theirs = save_random_model(name, tmp_path)
+    ours = load_model(tmp_path, torch.float32, CPU).model
+    tokens = torch.randint(0, SHAPE["vocab_size"], (2, 50), generator=torch.Generator().manual_seed(2))
+    with torch.inference_mode():
+        expected = theirs(tokens).logits
+        torch.testing.assert_close(ours.lm_head(ours.dense(tokens)), expected, **CLOSE)
+
+    prompt = tokens[:, :40]
+    generated = theirs.generate(
+        prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=12, do_sample=False, eos_token_id=None
+    )
+    sparse = SparseDecode(ours, full_depth(), generated, [NUM_LAYERS] * 2)
+    for start, end in segment_bounds(40, 51, route_block=16):
+        logits, _ = sparse.step([(0, start, end), (1, start, end)])
+        if end >= 40:
+            assert logits.argmax(-1).tolist() == generated[:, end].tolist()
+
+
+@pytest.mark.parametrize("budget_layers", [3, 4])
+@pytest.mark.parametrize("step_sizes", [[1], [3], [2, 1, 5]])
+@pytest.mark.parametrize("num_sequences", [1, 3])
+def test_masked_dense_training_forward_equals_sparse_decode(
+    budget_layers: int, step_sizes: list[int], num_sequences: int, tmp_path: Path
+) -> None:
+    model = load_tiny("llama", tmp_path)
+    router = learned_router(model)
+    num_prompt, num_tokens, route_block = 37, 60, 16
+    tokens = torch.randint(0, SHAPE["vocab_size"], (num_sequences, num_tokens))
+    sources = route_sources(torch.full((num_sequences,), num_prompt), num_tokens, route_block)
+
+    masks = torch.empty(0)
+
+    def choose(v: Tensor) -> Tensor:
+        nonlocal masks
+        scores = router.scores(causal_features(v))
+        scores = scores.gather(1, sources[..., None].expand(-1, -1, scores.shape[-1]))
+        masks = select_layers(scores, torch.full(sources.shape, budget_layers))
+        return masks
+
+    with torch.inference_mode():
+        dense = model.lm_head(model.dense(tokens, choose))  # [B, T, V]
+
+    sparse = SparseDecode(model, router, tokens, [budget_layers] * num_sequences)
+    seen_paths = set()
+    for step in grouped(segment_bounds(num_prompt, num_tokens, route_block), step_sizes):
+        spans = [(sequence, start, end) for sequence in range(num_sequences) for start, end in step]
+        logits, ran = sparse.step(spans)
+        for (sequence, _, end), row_logits, path in zip(spans, logits, ran, strict=True):
+            torch.testing.assert_close(row_logits, dense[sequence, end - 1], **CLOSE)
+            assert path.tolist() == masks[sequence, end - 1].tolist()
+            assert int(path.sum()) == budget_layers
+            seen_paths.add(tuple(path.tolist()))
+    assert len(seen_paths) > 1, "the router never changed its path: the test shows nothing"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_row_has_the_same_bits_alone_and_in_a_batch(dtype: torch.dtype, tmp_path: Path) -> None:
+    save_random_model("qwen2", tmp_path)
+    model = load_model(tmp_path, dtype, CPU).model
+    router = learned_router(model)
+    tokens = torch.randint(0, SHAPE["vocab_size"], (5, 44))
+    budgets = [3, 4, 5, 6, 3]
+    together = SparseDecode(model, router, tokens, budgets)
+    alone = SparseDecode(model, router, tokens, budgets)
+    for start, end in segment_bounds(40, 44, route_block=16):
+        logits, _ = together.step([(sequence, start, end) for sequence in range(5)])
+        single, _ = alone.step([(2, start, end)])
+        assert torch.equal(single[0], logits[2])
+
+
+def test_gradients_reach_the_router_and_leave_the_forward_exact(tmp_path: Path) -> None:
+    model = load_tiny("llama", tmp_path).requires_grad_(True)
+    router = learned_router(model).requires_grad_(True)
+    tokens = torch.randint(0, SHAPE["vocab_size"], (2, 20))
+    num_run = torch.full((2, 20), 4)
+
+    def soft(v: Tensor) -> Tensor:
+        scores = router.scores(causal_features(v))
+        return straight_through(scores, select_layers(scores, num_run))
+
+    def hard(v: Tensor) -> Tensor:
+        return select_layers(router.scores(causal_features(v)), num_run)
+
+    hidden = model.dense(tokens, soft)
+    assert torch.equal(hidden, model.dense(tokens, hard))
+    hidden.square().mean().backward()
+    assert router.decision.down.weight.grad is not None
+    assert router.decision.down.weight.grad.abs().sum() > 0

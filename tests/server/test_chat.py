@@ -1,0 +1,218 @@
+"""Chat completions that are not streamed, as the official client sees them."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from openai.types.chat import ChatCompletion
+
+from fakes.engine import INFO, FakeEngine
+from fakes.site import Serve, Site
+
+TEXT = "Hello there, wörld 🐦!"
+SAY_HI: list[Any] = [{"role": "user", "content": "hi"}]
+
+
+def test_completion_has_the_shape_of_the_specification(site: Site) -> None:
+    body = site.chat().json()
+    ChatCompletion.model_validate(body, strict=True)
+    assert body["object"] == "chat.completion"
+    assert body["choices"] == [
+        {
+            "index": 0,
+            "message": {"role": "assistant", "content": TEXT, "refusal": None},
+            "logprobs": None,
+            "finish_reason": "stop",
+        }
+    ]
+    # The prompt is <|user|> hi <|end|> <|assistant|>.
+    assert body["usage"] == {"prompt_tokens": 4, "completion_tokens": 6, "total_tokens": 10}
+
+
+def test_official_client_reads_a_completion(site: Site) -> None:
+    completion = site.client().chat.completions.create(model=INFO.model_id, messages=SAY_HI)
+    assert completion.choices[0].message.content == TEXT
+    assert completion.model_extra is not None
+    assert completion.model_extra["buddy"]["layers"] == 8
+
+
+def test_official_async_client_reads_a_completion(site: Site) -> None:
+    async def ask() -> str | None:
+        async with site.async_client() as client:
+            completion = await client.chat.completions.create(model=INFO.model_id, messages=SAY_HI)
+        return completion.choices[0].message.content
+
+    assert asyncio.run(ask()) == TEXT
+
+
+def test_max_tokens_ends_with_length(site: Site) -> None:
+    for field in ("max_tokens", "max_completion_tokens"):
+        body = site.chat(**{field: 2}).json()
+        assert body["choices"][0]["finish_reason"] == "length"
+        assert body["usage"]["completion_tokens"] == 2
+
+
+def test_several_choices_come_in_order_and_with_seeds_of_their_own(site: Site) -> None:
+    body = site.chat(n=3, seed=2**63 - 2).json()
+    ChatCompletion.model_validate(body, strict=True)
+    assert [choice["index"] for choice in body["choices"]] == [0, 1, 2]
+    assert {choice["message"]["content"] for choice in body["choices"]} == {TEXT}
+    assert body["usage"] == {"prompt_tokens": 4, "completion_tokens": 18, "total_tokens": 22}
+    assert body["buddy"]["layer_tokens"] == 3 * (4 + 6)
+    seeds = {request.sampling.seed for request in site.engine.requests}
+    assert all(seed is not None and seed < 2**63 for seed in seeds)
+    assert len({request.request_id for request in site.engine.requests}) == 3
+
+
+def test_logprobs_have_bytes_and_no_infinity(site: Site) -> None:
+    body = site.chat(logprobs=True, top_logprobs=2).json()
+    ChatCompletion.model_validate(body, strict=True)
+    entries = body["choices"][0]["logprobs"]["content"]
+    assert body["choices"][0]["logprobs"]["refusal"] is None
+    assert [entry["token"] for entry in entries] == list(site.engine.words)
+    assert bytes(entries[5]["bytes"]).decode() == " 🐦"
+    assert [top["logprob"] for top in entries[0]["top_logprobs"]] == [-9999.0, -9999.0]
+
+
+def test_sampling_parameters_reach_the_engine(site: Site) -> None:
+    site.chat(
+        temperature=0, top_p=0.5, top_k=5, min_p=0.1, seed=7, stop="x", logit_bias={"3": -100, "4": 1.5},
+        presence_penalty=-2, frequency_penalty=2, max_completion_tokens=3, max_tokens=9,
+    )  # fmt: skip
+    sampling = site.engine.requests[0].sampling
+    assert (sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p) == (0, 0.5, 5, 0.1)
+    assert (sampling.presence_penalty, sampling.frequency_penalty) == (-2, 2)
+    assert (sampling.seed, sampling.stop, sampling.max_tokens) == (7, ("x",), 3)
+    assert sampling.logit_bias == {3: -100, 4: 1.5}
+    assert sampling.top_logprobs is None
+
+
+def test_explicit_nulls_and_unknown_fields_change_nothing(site: Site) -> None:
+    nulls = ("temperature", "top_p", "n", "stop", "seed", "stream", "stream_options", "tools", "tool_choice",
+             "response_format", "logprobs", "max_tokens", "logit_bias", "budget", "buddy")  # fmt: skip
+    ignored = {
+        "store": True,
+        "service_tier": "auto",
+        "parallel_tool_calls": True,
+        "metadata": {"a": "b"},
+        "zz": 1,
+    }
+    harmless = {"modalities": ["text"], "response_format": {"type": "text"}, "tool_choice": "none"}
+    assert site.chat(**(dict.fromkeys(nulls) | ignored)).status_code == 200
+    assert site.chat(**harmless, stream_options={"include_usage": True}).status_code == 200
+    assert site.engine.requests[0].sampling.temperature == 1.0
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("modalities", ["text", "audio"]),
+        ("audio", {"voice": "alloy", "format": "wav"}),
+        ("tools", [{"type": "function", "function": {"name": "f"}}]),
+        ("tool_choice", "auto"),
+        ("response_format", {"type": "json_object"}),
+        ("temperature", 2.1),
+        ("temperature", "1"),
+        ("top_p", 0),
+        ("n", 9),
+        ("n", True),
+        ("top_logprobs", 21),
+        ("presence_penalty", -3),
+        ("max_tokens", 0),
+        ("stop", ["a"] * 17),
+        ("stop", ""),
+        ("logit_bias", {"99": 1}),
+        ("logit_bias", {"²": 1}),
+        ("messages", []),
+        ("messages", None),
+        ("model", None),
+        ("seed", 2**63),
+    ],
+)
+def test_value_that_cannot_be_honoured_is_refused_by_name(site: Site, field: str, value: object) -> None:
+    response = site.chat(**{field: value})
+    error = response.json()["error"]
+    assert (response.status_code, error["type"]) == (400, "invalid_request_error")
+    assert error["param"].startswith(field)
+    assert field in error["message"]
+    assert site.engine.requests == []
+
+
+def test_messages_of_any_role_come_in_any_order(site: Site) -> None:
+    call = {"id": "c1", "type": "function", "function": {"name": "fly", "arguments": '{"to": "you"}'}}
+    messages: list[dict[str, Any]] = [
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": "a bird", "tool_call_id": "c1"},
+        {"role": "user", "content": [{"type": "text", "text": "hi"}, {"type": "text", "text": "you"}]},
+        {"role": "user", "content": "hi"},
+        {"role": "developer", "content": "be brief"},
+        {"role": "system", "content": ""},
+    ]
+    response = site.chat(messages=messages)
+    assert response.status_code == 200, response.text
+    # <|system|> is token 1: the template knows no developer, so the fifth message becomes one as well.
+    assert site.engine.requests[0].prompt_tokens.count(1) == 2
+
+
+@pytest.mark.parametrize(
+    ("message", "param"),
+    [
+        (
+            {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]},
+            "messages[0].content",
+        ),
+        ({"role": "user", "content": None}, "messages[0]"),
+        ({"role": "assistant"}, "messages[0]"),
+        ({"role": "", "content": "hi"}, "messages[0].role"),
+        ({"role": "user", "content": "forbidden"}, "messages"),
+    ],
+)
+def test_bad_message_is_refused_by_place(site: Site, message: dict[str, Any], param: str) -> None:
+    response = site.chat(messages=[message])
+    assert (response.status_code, response.json()["error"]["param"]) == (400, param)
+
+
+def test_prompt_and_output_must_fit_the_smaller_of_context_and_cache(site: Site) -> None:
+    fits = site.chat(max_tokens=196)
+    assert fits.status_code == 200
+    response = site.chat(max_tokens=197)
+    error = response.json()["error"]
+    assert (response.status_code, error["code"]) == (400, "context_length_exceeded")
+    assert "201" in error["message"]
+    assert "200" in error["message"]
+    long = site.chat(messages=[{"role": "user", "content": "hi " * 300}])
+    assert long.json()["error"]["code"] == "context_length_exceeded"
+
+
+def test_without_a_limit_the_output_may_fill_what_remains(site: Site) -> None:
+    site.chat()
+    assert site.engine.requests[0].sampling.max_tokens == INFO.kv_capacity_tokens - 4
+
+
+@pytest.mark.parametrize(
+    ("engine", "code"),
+    [
+        (lambda: FakeEngine(num_waiting=256), "overloaded"),
+        (lambda: FakeEngine(is_ready=False), "not_ready"),
+        (lambda: FakeEngine(fail_at=2, fail_with="cancelled"), "not_ready"),
+    ],
+)
+def test_engine_that_cannot_take_more_gives_503_with_retry_after(
+    serve: Serve, engine: Callable[[], FakeEngine], code: str
+) -> None:
+    response = serve(engine()).chat()
+    assert (response.status_code, response.json()["error"]["code"]) == (503, code)
+    assert response.headers["retry-after"] == "1"
+
+
+@pytest.mark.parametrize("engine", [{"fail_at": 2}, {"raise_at": 0}, {"raise_at": 3}])
+@pytest.mark.parametrize("n", [1, 3])
+def test_failing_engine_gives_500_that_says_nothing_of_its_inside(serve: Serve, engine: dict[str, int], n: int) -> None:
+    site = serve(FakeEngine(**engine))  # type: ignore[arg-type]
+    response = site.chat(n=n)
+    assert (response.status_code, response.json()["error"]["code"]) == (500, "internal_error")
+    assert "secret" not in response.text
+    assert response.headers["x-request-id"]
+    assert len(site.engine.finished) + len(site.engine.cancelled) == n
+    assert site.sample("buddy_requests_total", outcome="error") == 1

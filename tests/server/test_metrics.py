@@ -1,0 +1,111 @@
+"""What is counted, and what must add up."""
+
+import pytest
+
+from buddy_server.engine.messages import DepthCount, StepStats
+from buddy_server.errors import InvalidBudget
+from buddy_server.metrics import Metrics
+from buddy_server.tenancy.policy import Tenant, Tier
+from fakes.engine import INFO, FakeEngine
+from fakes.site import Serve, Site
+
+
+def step(**depth: DepthCount) -> StepStats:
+    return StepStats(
+        num_rows=9,
+        num_sequences=2,
+        num_layers_read=6,
+        num_running=2,
+        num_waiting=1,
+        kv_usage_ratio=0.5,
+        num_preemptions=1,
+        router_s=0.0002,
+        step_s=0.01,
+        depth=depth,
+    )
+
+
+def test_completion_tokens_are_first_tokens_and_gaps(serve: Serve) -> None:
+    site = serve(FakeEngine(raise_at=4))
+    site.chat()
+    site.chat(n=3, stream=True)
+    site.chat(max_tokens=1)
+    site.chat(budget=7)
+    completion = site.sample("buddy_completion_tokens_total")
+    first = site.sample("buddy_time_to_first_token_seconds_count")
+    assert completion == first + site.sample("buddy_inter_token_latency_seconds_count")
+    assert first == 5
+    assert completion == site.sample("buddy_layers_per_token_count")
+
+
+def test_every_request_is_counted_once_with_its_outcome(site: Site) -> None:
+    site.chat()
+    site.chat(stream=True)
+    site.chat(budget=7)
+    site.engine.num_waiting = 300
+    site.chat()
+    site.engine.num_waiting, site.engine.fail_at = 0, 1
+    site.chat()
+    outcomes = {"finished": 2, "refused": 1, "overloaded": 1, "error": 1, "cancelled": 0}
+    for outcome, count in outcomes.items():
+        assert site.sample("buddy_requests_total", outcome=outcome, tenant="default") == count
+    assert site.sample("buddy_requests_total") == site.sample("buddy_request_duration_seconds_count") == 5
+
+
+def test_usage_and_counters_agree(site: Site) -> None:
+    usage = site.chat(budget=0.5).json()["usage"]
+    assert site.sample("buddy_prompt_tokens_total") == usage["prompt_tokens"]
+    assert site.sample("buddy_completion_tokens_total") == usage["completion_tokens"]
+    assert site.sample("buddy_layers_per_token_sum") == 4 * usage["completion_tokens"]
+    assert site.sample("buddy_budget_granted_sum") == 0.5
+
+
+def sample(metrics: Metrics, name: str, **labels: str) -> float | None:
+    return metrics.registry.get_sample_value(name, labels)
+
+
+def test_step_counts_layers_by_configured_tenant() -> None:
+    metrics = Metrics(INFO, [Tenant("acme", Tier("pro"))])
+    for _ in range(2):
+        metrics.observe_step(step(acme=DepthCount(30, 10), stranger=DepthCount(4, 28)))
+    assert sample(metrics, "buddy_layers_executed_total", tenant="acme", tier="pro") == 60
+    assert sample(metrics, "buddy_layers_skipped_total", tenant="acme", tier="pro") == 20
+    assert sample(metrics, "buddy_layers_skipped_total", tenant="other", tier="other") == 56
+    assert sample(metrics, "buddy_batch_layers_read_ratio_sum") == 2 * 6 / 8
+    assert sample(metrics, "buddy_batch_size_sum") == 4
+    assert sample(metrics, "buddy_preemptions_total") == 2
+    assert sample(metrics, "buddy_kv_cache_usage_ratio") == 0.5
+    assert sample(metrics, "buddy_num_requests_running") == 2
+    assert sample(metrics, "buddy_router_seconds_count") == 2
+
+
+def test_tenants_after_the_first_200_share_a_label() -> None:
+    tenants = [Tenant(f"t{index}", Tier("pro")) for index in range(202)]
+    metrics = Metrics(INFO, tenants)
+    for tenant in tenants:
+        metrics.request(tenant).finish("finished")
+    assert sample(metrics, "buddy_requests_total", tenant="t199", tier="pro", outcome="finished") == 1
+    assert sample(metrics, "buddy_requests_total", tenant="other", tier="pro", outcome="finished") == 2
+
+
+def test_context_that_is_left_by_an_error_takes_its_outcome() -> None:
+    tenant = Tenant("acme", Tier("pro"))
+    metrics = Metrics(INFO, [tenant])
+    with pytest.raises(InvalidBudget), metrics.request(tenant):
+        raise InvalidBudget("no")
+    with pytest.raises(ZeroDivisionError), metrics.request(tenant):
+        raise ZeroDivisionError
+    with metrics.request(tenant):
+        pass
+    with metrics.request(tenant) as measured:
+        measured.finish("finished")
+        measured.finish("error")
+    for outcome in ("refused", "error", "cancelled", "finished"):
+        assert sample(metrics, "buddy_requests_total", tenant="acme", tier="pro", outcome=outcome) == 1
+
+
+def test_layer_buckets_are_eighths_of_the_model() -> None:
+    metrics = Metrics(INFO, [Tenant("acme", Tier("pro"))])
+    metrics.request(Tenant("acme", Tier("pro"))).token(4)
+    assert sample(metrics, "buddy_layers_per_token_bucket", tenant="acme", tier="pro", le="3.0") == 0
+    assert sample(metrics, "buddy_layers_per_token_bucket", tenant="acme", tier="pro", le="4.0") == 1

@@ -1,0 +1,72 @@
+"""Runs a routed decoder the server's way without an engine: chosen segments, a paged cache, a planner."""
+
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
+
+import torch
+from torch import Tensor
+
+from buddy_routing.decoder import RoutedDecoder
+from buddy_routing.kv_cache import KVCache
+from buddy_routing.planner import PathPlanner
+from buddy_routing.router import Router
+from buddy_routing.segments import SegmentBatch
+
+BLOCK_SIZE = 4
+
+
+class SparseDecode:
+    """One sequence, or several of the same length side by side, fed segment by segment."""
+
+    def __init__(self, model: RoutedDecoder, router: Router, tokens: Tensor, num_run: Sequence[int]) -> None:
+        self.model = model
+        self.tokens = tokens  # [B, T]
+        self.num_run = tuple(num_run)
+        num_sequences, num_tokens = tokens.shape
+        blocks = -(-num_tokens // BLOCK_SIZE)
+        # Interleaved and backwards, so that nothing works by the accident of contiguous blocks.
+        order = torch.arange(num_sequences * blocks).flip(0).view(blocks, num_sequences)
+        self.tables = order.T.contiguous()  # [B, blocks]
+        dtype = model.embed_tokens.weight.dtype
+        device = torch.device("cpu")
+        self.cache = KVCache.allocate(model.spec, num_sequences * blocks, BLOCK_SIZE, dtype, device)
+        self.cache.k.fill_(torch.nan)
+        self.cache.v.fill_(torch.nan)
+        self.planner = PathPlanner(router, model.spec, num_sequences, device)
+        for lane in range(num_sequences):
+            self.planner.start(lane)
+
+    def step(self, spans: Sequence[tuple[int, int, int]]) -> tuple[Tensor, Tensor]:
+        """Run (sequence, start, end) segments in one step: logits [S, V] and masks [S, L]."""
+        positions = torch.cat([torch.arange(start, end) for _, start, end in spans])
+        rows = torch.cat([torch.full((end - start,), sequence) for sequence, start, end in spans])
+        slots = self.tables[rows, positions // BLOCK_SIZE] * BLOCK_SIZE + positions % BLOCK_SIZE
+        batch = SegmentBatch(
+            tokens=self.tokens[rows, positions],
+            positions=positions,
+            slots=slots,
+            lengths=torch.tensor([end - start for _, start, end in spans]),
+            block_tables=self.tables[[sequence for sequence, _, _ in spans]],
+            lanes=tuple(sequence for sequence, _, _ in spans),
+            budgets=tuple(self.num_run[sequence] for sequence, _, _ in spans),
+            reroutes=(True,) * len(spans),
+        )
+        with torch.inference_mode():
+            return self.model(batch, self.cache, lambda v: self.planner.choose(batch, v))
+
+
+def segment_bounds(num_prompt: int, num_tokens: int, route_block: int) -> list[tuple[int, int]]:
+    """The segments of a sequence: prompt blocks, then single tokens."""
+    ends = [*range(route_block, num_prompt, route_block), *range(num_prompt, num_tokens + 1)]
+    return list(pairwise([0, *ends]))
+
+
+def grouped(bounds: Sequence[tuple[int, int]], sizes: Sequence[int]) -> list[list[tuple[int, int]]]:
+    """Cut segments into steps of the given numbers of segments, the sizes repeating."""
+    steps, at = [], 0
+    for size in [*sizes] * len(bounds):
+        if at < len(bounds):
+            steps.append(list(bounds[at : at + size]))
+            at += size
+    assert list(accumulate(len(step) for step in steps))[-1] == len(bounds)
+    return steps
