@@ -96,5 +96,11 @@ def _chat(parsed: argparse.Namespace) -> None:
 def _train_demo(parsed: argparse.Namespace) -> None:
     from buddy_routing.train.demo import make_demo
     from buddy_routing.train.demo_plan import plan_from
+    from buddy_server.eval.model_card import write_model_card
 
-    make_demo(plan_from(parsed))
+    try:
+        plan = plan_from(parsed)
+    except ValueError as error:
+        sys.exit(f"buddy train demo: {error}")
+    make_demo(plan)
+    write_model_card(plan)

@@ -43,6 +43,17 @@ class ChatTokenizer:
         """Token ids lie in 0 .. num_tokens - 1."""
         return len(self._tokenizer)
 
+    @property
+    def start_token_id(self) -> int:
+        """What texts begin with, as the model saw them in training; the end token for models without one."""
+        ids = (self._tokenizer.bos_token_id, self._tokenizer.eos_token_id)
+        return next(token for token in ids if token is not None)
+
+    def encode_text(self, text: str) -> tuple[int, ...]:
+        """The tokens of plain text, without special ones."""
+        with self._lock:
+            return tuple(self._tokenizer.encode(text, add_special_tokens=False, verbose=False))
+
     def render(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """The prompt tokens of a conversation, up to where the assistant's answer begins.
 

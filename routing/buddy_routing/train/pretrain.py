@@ -68,7 +68,7 @@ def fit(
         smoothing=0.05,
         mininterval=5,
     )
-    mean_loss = 0.0
+    mean_loss: float | None = None
     while step < plan.num_steps:
         rng = random.Random(f"{seed}:{step}")
         for optimizer in optimizers:
@@ -84,7 +84,7 @@ def fit(
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         step += 1
-        mean_loss = loss.item() if step == 1 else 0.98 * mean_loss + 0.02 * loss.item()
+        mean_loss = loss.item() if mean_loss is None else 0.98 * mean_loss + 0.02 * loss.item()
         bar.set_postfix(step=step, loss=f"{mean_loss:.3f}", refresh=False)
         bar.update(plan.batch_size * plan.num_tokens)
         if step % CHECKPOINT_EVERY == 0 or step == plan.num_steps:

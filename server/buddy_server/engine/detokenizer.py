@@ -10,13 +10,14 @@ class Detokenizer:
     def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...]) -> None:
         self._tokenizer = tokenizer
         self._stream = DecodeStream(skip_special_tokens=True)
+        self._pending: list[int] = []
         self._stop = stop
         self._held = ""
         self.stopped = False
 
     def add(self, token_id: int) -> str:
         """The text that this token releases, maybe none; sets `stopped` when a stop string is complete."""
-        self._held += self._stream.step(self._tokenizer, token_id) or ""
+        self._held += self._decode(token_id)
         found = [at for at in (self._held.find(stop) for stop in self._stop) if at >= 0]
         if found:
             self.stopped = True
@@ -30,6 +31,21 @@ class Detokenizer:
         """What was held back, when the request ends without the stop string."""
         released, self._held = self._held, ""
         return released
+
+    def _decode(self, token_id: int) -> str:
+        """The text that this token completes."""
+        self._pending.append(token_id)
+        try:
+            text = self._stream.step(self._tokenizer, token_id)
+        except Exception:
+            # Byte tokens that turn out to be no character change how the ones before them decode, which the stream
+            # refuses with a bare Exception. What is pending decodes on its own; the stream goes on from this token.
+            text = self._tokenizer.decode(self._pending, skip_special_tokens=True)
+            self._stream = DecodeStream(ids=[token_id], skip_special_tokens=True)
+        if text is None:
+            return ""
+        self._pending.clear()
+        return text
 
     def _num_held(self) -> int:
         """Length of the longest end of the text that begins a stop string."""

@@ -47,10 +47,12 @@ class Engine:
     _detokenizers: dict[Sequence, Detokenizer] = field(default_factory=dict)
 
     def add(self, request: GenerationRequest) -> None:
+        # Made first: should one raise, the scheduler has not heard of the request.
+        sampler, detokenizer = Sampler(request.sampling), Detokenizer(self.tokenizer, request.sampling.stop)
         sequence = self.scheduler.add(request)
         self._sequences[request.request_id] = sequence
-        self._samplers[sequence] = Sampler(request.sampling)
-        self._detokenizers[sequence] = Detokenizer(self.tokenizer, request.sampling.stop)
+        self._samplers[sequence] = sampler
+        self._detokenizers[sequence] = detokenizer
 
     def cancel(self, request_id: str) -> None:
         """Forget a request at any point; unknown ids have ended already."""

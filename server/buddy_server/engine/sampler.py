@@ -52,8 +52,10 @@ class Sampler:
         p = self._params
         if p.temperature == 0:
             return int(logits.argmax())
-        # fp64 so that the running sum, and with it the drawn token, does not hang on rounding.
-        probs, tokens = torch.sort((logits.double() / p.temperature).softmax(-1), descending=True, stable=True)
+        # fp64 so that the running sum, and with it the drawn token, does not hang on rounding. The largest logit
+        # becomes 0 first: divided by a temperature next to nothing, it would overflow.
+        below = logits.double() - logits.max()
+        probs, tokens = torch.sort((below / p.temperature).softmax(-1), descending=True, stable=True)
         keep = torch.ones_like(probs, dtype=torch.bool)
         if p.top_k:
             keep[p.top_k :] = False

@@ -12,6 +12,9 @@ from buddy_server.engine.messages import EngineInfo, Event, FinishEvent, Generat
 
 log = logging.getLogger(__name__)
 
+STEP_FAILED = "the engine failed while generating"
+SHUTTING_DOWN = "the server is shutting down"
+
 
 @dataclass(frozen=True, slots=True)
 class _Submit:
@@ -39,6 +42,7 @@ class EngineService:
         self._on_step = on_step
         self._inbox: queue.SimpleQueue[_Submit | _Cancel | _Stop] = queue.SimpleQueue()
         self._listeners: dict[str, _Submit] = {}
+        self._closed = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     @property
@@ -73,6 +77,9 @@ class EngineService:
         """Events until the FinishEvent. Closing the iterator at any point cancels the request."""
         events: asyncio.Queue[Event] = asyncio.Queue()
         self._inbox.put(_Submit(request, asyncio.get_running_loop(), events))
+        if self._closed:
+            # Looked at after the put: what was put before closing is answered by the thread.
+            events.put_nowait(_failure(request, SHUTTING_DOWN))
         event: Event | None = None
         try:
             while not isinstance(event, FinishEvent):
@@ -83,20 +90,34 @@ class EngineService:
                 self._inbox.put(_Cancel(request.request_id))
 
     def _run(self) -> None:
-        while self._take_messages():
-            if not self._engine.has_work:
-                self._engine.scheduler.check_idle()
-                continue
-            try:
-                output = self._engine.step()
-            except Exception:
-                # A bug must not hang anyone: everybody in flight gets an answer, the next request a fresh start.
-                log.exception("engine step failed")
-                self._deliver(self._engine.fail_all("the engine failed while generating"))
-                continue
+        try:
+            while self._take_messages():
+                if self._engine.has_work:
+                    self._step()
+                else:
+                    self._engine.scheduler.check_idle()
+        finally:
+            self._closed = True
+            while not self._inbox.empty():
+                message = self._inbox.get()
+                if isinstance(message, _Submit):
+                    self._listeners[message.request.request_id] = message
+            self._fail_all(SHUTTING_DOWN)
+
+    def _step(self) -> None:
+        try:
+            output = self._engine.step()
             self._deliver(output.events)
             self._on_step(output.stats)
-        self._deliver(self._engine.fail_all("the server is shutting down"))
+        except Exception:
+            # A bug must not hang anyone: everybody in flight gets an answer, the next request a fresh start.
+            log.exception("engine step failed")
+            self._fail_all(STEP_FAILED)
+
+    def _fail_all(self, message: str) -> None:
+        self._deliver(self._engine.fail_all(message))
+        # The engine knows nothing, or nothing more, of those whose last event was lost in a step that failed.
+        self._deliver([(name, _failure(heard.request, message)) for name, heard in self._listeners.items()])
 
     def _take_messages(self) -> bool:
         """Act on what has arrived, waiting for something when there is nothing to do; False to stop."""
@@ -106,14 +127,21 @@ class EngineService:
             wait = False
             match message:
                 case _Submit():
-                    self._listeners[message.request.request_id] = message
-                    self._engine.add(message.request)
+                    self._add(message)
                 case _Cancel():
                     self._listeners.pop(message.request_id, None)
                     self._engine.cancel(message.request_id)
                 case _Stop():
                     return False
         return True
+
+    def _add(self, message: _Submit) -> None:
+        self._listeners[message.request.request_id] = message
+        try:
+            self._engine.add(message.request)
+        except Exception:
+            log.exception("engine refused a request", extra={"request_id": message.request.request_id})
+            self._deliver([(message.request.request_id, _failure(message.request, STEP_FAILED))])
 
     def _deliver(self, events: list[tuple[str, Event]]) -> None:
         for request_id, event in events:
@@ -129,3 +157,8 @@ class EngineService:
                 log.info("event loop closed", extra={"request_id": request_id})
                 self._listeners.pop(request_id, None)
                 self._engine.cancel(request_id)
+
+
+def _failure(request: GenerationRequest, message: str) -> FinishEvent:
+    """The end of a request of which the engine has no account."""
+    return FinishEvent("error", len(request.prompt_tokens), 0, 0, 0, error=message)

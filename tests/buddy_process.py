@@ -1,0 +1,51 @@
+"""`buddy serve` as users start it: a process of its own, from the installed command."""
+
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+
+BUDDY = str(Path(sys.executable).with_name("buddy"))
+START_TIMEOUT_S = 90
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+@contextmanager
+def serving(*arguments: str) -> Iterator[str]:
+    """A running server's URL. It is stopped, and must stop cleanly, at the end."""
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    process = subprocess.Popen(
+        [BUDDY, "serve", "--port", str(port), *arguments], stderr=subprocess.PIPE, text=True, encoding="utf-8"
+    )
+    try:
+        _wait_until_ready(url, process)
+        yield url
+    finally:
+        process.terminate()
+        _, log = process.communicate(timeout=30)
+    assert process.returncode == 0, f"the server ended with {process.returncode}:\n{log}"
+    assert "Traceback" not in log, log
+
+
+def _wait_until_ready(url: str, process: "subprocess.Popen[str]") -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise AssertionError(f"the server did not start:\n{process.communicate()[1]}")
+        try:
+            if httpx.get(f"{url}/ready").status_code == httpx.codes.OK:
+                return
+        except httpx.TransportError:
+            time.sleep(0.1)
+    raise AssertionError(f"the server was not ready within {START_TIMEOUT_S} s")

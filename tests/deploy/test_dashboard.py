@@ -1,0 +1,273 @@
+"""Every expression of the dashboard, asked of a real Prometheus that scraped the real server."""
+
+import hashlib
+import itertools
+import json
+import math
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from fakes.serving import wait_until
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+GRAFANA = DEPLOY / "grafana"
+DASHBOARD: dict[str, Any] = json.loads((GRAFANA / "dashboards" / "buddy.json").read_text())
+PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
+VARIABLES = {variable["name"]: variable for variable in DASHBOARD["templating"]["list"]}
+EXPRESSIONS = [
+    pytest.param(target["expr"], id=f"{panel['title']}, {target['legendFormat']}")
+    for panel in PANELS
+    for target in panel["targets"]
+]
+KEYS = {"acme": "sk-test-acme", "hobby": "sk-test-hobby"}
+TIERS = {"acme": "pro", "hobby": "free"}
+BUDGETS = (1.0, 0.5)
+START_TIMEOUT_S = 40.0
+
+
+@dataclass(frozen=True)
+class Prometheus:
+    """A Prometheus that scrapes the server, asked about the moment `at` (seconds since 1970)."""
+
+    http: httpx.Client
+    at: float
+
+    def query(self, expression: str) -> list[dict[str, Any]]:
+        """The instant vector of `expression`."""
+        answer = self.http.get("/api/v1/query", params={"query": expression, "time": self.at})
+        assert answer.status_code == 200, f"{expression}: {answer.text}"
+        data = answer.json()["data"]
+        assert data["resultType"] == "vector"
+        return list(data["result"])
+
+    def total(self, metric: str) -> float:
+        """The sum of all series of `metric`."""
+        return sum(float(series["value"][1]) for series in self.query(metric))
+
+    def label_values(self, metric: str, label: str) -> list[str]:
+        answer = self.http.get(f"/api/v1/label/{label}/values", params={"match[]": metric})
+        return list(answer.json()["data"])
+
+
+def free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return int(taken.getsockname()[1])
+
+
+@contextmanager
+def process(command: list[str], log: Path, url: str) -> Iterator[httpx.Client]:
+    """`command` running, from when it answers at `url` until the end of the context."""
+    with log.open("wb") as output:
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        running = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
+    try:
+        # A busy machine is no reason to fail, and no proxy stands between us and the loopback.
+        with httpx.Client(base_url=url, timeout=20, trust_env=False) as http:
+
+            def answers() -> bool:
+                assert running.poll() is None, log.read_text()
+                try:
+                    return any(http.get(path).status_code == 200 for path in ("/ready", "/-/ready"))
+                except httpx.TransportError:
+                    return False
+
+            wait_until(answers, START_TIMEOUT_S)
+            yield http
+    finally:
+        running.terminate()
+        try:
+            running.wait(timeout=15)
+        except subprocess.TimeoutExpired:
+            running.kill()
+            running.wait()
+
+
+@contextmanager
+def buddy_server(folder: Path) -> Iterator[httpx.Client]:
+    """`buddy serve` with two tenants and the embedded model."""
+    tenants = {
+        name: {"tier": TIERS[name], "key_sha256": [hashlib.sha256(key.encode()).hexdigest()]}
+        for name, key in KEYS.items()
+    }
+    tiers = {"pro": {"default_budget": 1.0}, "free": {"max_budget": 0.5, "default_budget": 0.5}}
+    config = folder / "tenants.yaml"
+    config.write_text(yaml.safe_dump({"tiers": tiers, "tenants": tenants}))
+    port = free_port()
+    buddy = [sys.executable, "-c", "from buddy_server.cli import main; main()"]
+    command = [*buddy, "serve", "--port", str(port), "--config", str(config), "--device", "cpu"]
+    with process(command, folder / "server.log", f"http://127.0.0.1:{port}") as http:
+        yield http
+
+
+@contextmanager
+def prometheus_scraping(server: httpx.Client, folder: Path) -> Iterator[httpx.Client]:
+    """Prometheus with the project's own configuration; only the target's address and the interval are others."""
+    executable = shutil.which("prometheus")
+    assert executable is not None
+    config = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text())
+    config["global"] |= {"scrape_interval": "500ms", "scrape_timeout": "500ms"}
+    [scrape] = config["scrape_configs"]
+    scrape["static_configs"] = [{"targets": [f"{server.base_url.host}:{server.base_url.port}"]}]
+    (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
+    address = f"127.0.0.1:{free_port()}"
+    command = [
+        executable,
+        f"--config.file={folder / 'prometheus.yml'}",
+        f"--storage.tsdb.path={folder / 'tsdb'}",
+        f"--web.listen-address={address}",
+    ]
+    with process(command, folder / "prometheus.log", f"http://{address}") as http:
+        yield http
+
+
+def once_scraped(prometheus: httpx.Client, num_requests: int) -> Prometheus:
+    """Prometheus at a moment when it knows of exactly `num_requests` and its last scrape went well."""
+    moments: list[Prometheus] = []
+
+    def is_scraped() -> bool:
+        moments.append(Prometheus(prometheus, time.time()))
+        return moments[-1].total("up") == 1 and moments[-1].total("buddy_requests_total") == num_requests
+
+    wait_until(is_scraped, 20)
+    return moments[-1]
+
+
+def use(server: httpx.Client) -> int:
+    """Both tenants ask at several budgets. Returns the number of requests."""
+    asked = list(itertools.product(KEYS.values(), BUDGETS))
+    [model] = server.get("/v1/models", headers={"Authorization": f"Bearer {KEYS['acme']}"}).json()["data"]
+    for key, budget in asked:
+        body = {
+            "model": model["id"],
+            # More than one token, or there would be no gap between tokens.
+            "messages": [{"role": "user", "content": "Tell me a story."}],
+            "max_tokens": 12,
+            "budget": budget,
+        }
+        answer = server.post("/v1/chat/completions", json=body, headers={"Authorization": f"Bearer {key}"})
+        assert answer.status_code == 200, answer.text
+    return len(asked)
+
+
+@pytest.fixture(scope="module")
+def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
+    if shutil.which("prometheus") is None:
+        pytest.skip("NOT TESTED: the dashboard's expressions. There is no prometheus: apt-get install prometheus")
+    folder = tmp_path_factory.mktemp("dashboard")
+    with ExitStack() as stack:
+        server = stack.enter_context(buddy_server(folder))
+        scraped = stack.enter_context(prometheus_scraping(server, folder))
+        # A rate needs two samples of every series, so more requests come after a scrape of the first.
+        num_requests = use(server)
+        once_scraped(scraped, num_requests)
+        yield once_scraped(scraped, num_requests + use(server))
+
+
+def substituted(expression: str, tenant: str = ".*") -> str:
+    """`expression` as Grafana sends it: with "All", the tenant variable's allValue."""
+    sent = expression.replace("$tenant", tenant).replace("$__rate_interval", "2m")
+    assert "$" not in sent
+    return sent
+
+
+@pytest.mark.parametrize("expression", EXPRESSIONS)
+def test_expression_has_finite_data(prometheus: Prometheus, expression: str) -> None:
+    found = prometheus.query(substituted(expression))
+    assert found
+    for series in found:
+        assert math.isfinite(float(series["value"][1])), series
+
+
+@pytest.mark.parametrize("expression", [case for case in EXPRESSIONS if "$tenant" in str(case.values[0])])
+def test_expression_is_by_tenant_and_follows_the_variable(prometheus: Prometheus, expression: str) -> None:
+    for chosen, expected in ((".*", {"acme", "hobby"}), ("hobby", {"hobby"}), ("acme|hobby", {"acme", "hobby"})):
+        found = prometheus.query(substituted(expression, chosen))
+        assert {series["metric"].get("tenant") for series in found} == expected
+
+
+def test_panels_tell_the_truth(prometheus: Prometheus) -> None:
+    """acme ran at 1 and 0.5; hobby's tier clamps both to 0.5."""
+    shares = values_by_tenant(prometheus, "Share of layers executed")
+    assert shares["hobby"] < shares["acme"] <= 1
+    budgets = values_by_tenant(prometheus, "Mean budget granted")
+    assert budgets == {"acme": pytest.approx(0.75), "hobby": pytest.approx(0.5)}
+    depths = values_by_tenant(prometheus, "Mean layers per token")
+    assert 0 < depths["hobby"] < depths["acme"]
+    for target in panel("Up")["targets"]:
+        [series] = prometheus.query(target["expr"])
+        assert series["value"][1] == "1"
+
+
+def panel(title: str) -> dict[str, Any]:
+    found: list[dict[str, Any]] = [shown for shown in PANELS if shown["title"] == title]
+    [only] = found
+    return only
+
+
+def values_by_tenant(prometheus: Prometheus, title: str) -> dict[str, float]:
+    """The single expression of a panel, by tenant."""
+    [target] = panel(title)["targets"]
+    found = prometheus.query(substituted(target["expr"]))
+    return {series["metric"]["tenant"]: float(series["value"][1]) for series in found}
+
+
+def test_tenant_variable_offers_the_tenants(prometheus: Prometheus) -> None:
+    asked = re.fullmatch(r"label_values\((\w+), (\w+)\)", VARIABLES["tenant"]["query"])
+    assert asked is not None
+    assert prometheus.label_values(asked[1], asked[2]) == ["acme", "hobby"]
+    assert VARIABLES["tenant"]["allValue"] == ".*"
+
+
+def test_every_query_goes_to_the_chosen_datasource() -> None:
+    chosen = {"type": "prometheus", "uid": "${datasource}"}
+    assert VARIABLES["tenant"]["datasource"] == chosen
+    for shown in PANELS:
+        assert [shown["datasource"], *(target["datasource"] for target in shown["targets"])] == [chosen] * (
+            1 + len(shown["targets"])
+        )
+
+
+def test_first_choice_of_datasource_is_the_provisioned_one() -> None:
+    provisioned = yaml.safe_load((GRAFANA / "provisioning" / "datasources" / "prometheus.yaml").read_text())
+    [source] = provisioned["datasources"]
+    assert VARIABLES["datasource"]["type"] == "datasource"
+    assert VARIABLES["datasource"]["query"] == source["type"] == "prometheus"
+    assert VARIABLES["datasource"]["current"]["value"] == source["uid"] == "buddy-prometheus"
+    scraped = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text())
+    assert source["jsonData"]["timeInterval"] == scraped["global"]["scrape_interval"]
+
+
+def test_dashboard_and_panels_have_fixed_ids_descriptions_and_units() -> None:
+    assert DASHBOARD["uid"] == "buddy"
+    assert "id" not in DASHBOARD
+    ids = [shown["id"] for shown in DASHBOARD["panels"]]
+    assert len(ids) == len(set(ids))
+    for shown in PANELS:
+        assert shown["description"]
+        assert shown["type"] == "stat" or shown["fieldConfig"]["defaults"]["unit"]
+
+
+def test_panels_do_not_overlap() -> None:
+    cells = [
+        (x, y)
+        for place in (shown["gridPos"] for shown in DASHBOARD["panels"])
+        for x in range(place["x"], place["x"] + place["w"])
+        for y in range(place["y"], place["y"] + place["h"])
+    ]
+    assert len(cells) == len(set(cells))
+    assert max(x for x, _ in cells) < 24

@@ -1,0 +1,127 @@
+"""What the product promises, through the official client, against `buddy serve` with the embedded model."""
+
+import math
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import openai
+import pytest
+
+from buddy_process import serving
+from buddy_routing.embedded import MODEL_ID
+
+NUM_LAYERS = 16
+QUESTION = [{"role": "user", "content": "Tell me a short story about a dog named Max."}]
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[openai.OpenAI]:
+    with serving() as url, openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=120) as client:
+        yield client
+
+
+def ask(client: openai.OpenAI, /, extra: dict[str, Any] | None = None, **options: Any) -> Any:
+    fields: dict[str, Any] = {"model": MODEL_ID, "messages": QUESTION, "max_completion_tokens": 40, "temperature": 0}
+    return client.chat.completions.create(**(fields | options), extra_body=extra or {})
+
+
+def stream(client: openai.OpenAI, extra: dict[str, Any], **options: Any) -> tuple[str, Any]:
+    """The text of a streamed answer, and its last chunk."""
+    options = {"stream": True, "stream_options": {"include_usage": True}} | options
+    chunks = list(ask(client, extra, **options))
+    return "".join(c.choices[0].delta.content or "" for c in chunks if c.choices), chunks[-1]
+
+
+@pytest.mark.parametrize("budget", [1.0, 0.875, 0.75, 0.6, 0.5, 0.125])
+def test_every_token_runs_exactly_the_layers_its_budget_buys(client: openai.OpenAI, budget: float) -> None:
+    answer = ask(client, {"budget": budget, "buddy": {"trace": True}})
+    expected = math.floor(budget * NUM_LAYERS)
+    buddy = answer.model_extra["buddy"]
+    assert buddy["layers"] == NUM_LAYERS
+    assert buddy["layers_per_token"] == expected
+    assert buddy["budget_requested"] == budget
+    assert buddy["decided_by"] == "request"
+    assert len(buddy["paths"]) == answer.usage.completion_tokens
+    for path in buddy["paths"]:
+        assert len(path) == expected
+        assert path == sorted(set(path))
+        assert path[0] == 0
+        assert path[-1] == NUM_LAYERS - 1
+    assert len({tuple(path) for path in buddy["paths"]}) == buddy["distinct_paths"]
+    num_tokens = answer.usage.prompt_tokens + answer.usage.completion_tokens
+    assert buddy["layer_tokens"] == pytest.approx(num_tokens * expected / NUM_LAYERS)
+
+
+@pytest.mark.parametrize(
+    ("extra", "requested", "decided_by"), [({}, None, "tenant"), ({"budget": "auto"}, "auto", "tenant")]
+)
+def test_without_a_number_the_tenant_decides(
+    client: openai.OpenAI, extra: dict[str, Any], requested: str | None, decided_by: str
+) -> None:
+    buddy = ask(client, extra).model_extra["buddy"]
+    assert (buddy["budget_requested"], buddy["budget_granted"], buddy["decided_by"]) == (requested, 1.0, decided_by)
+    assert buddy["layers_per_token"] == NUM_LAYERS
+
+
+@pytest.mark.parametrize("budget", [1.0, 0.75, 0.5])
+def test_streaming_says_the_same_as_not_streaming(client: openai.OpenAI, budget: float) -> None:
+    whole = ask(client, {"budget": budget})
+    text, last = stream(client, {"budget": budget})
+    assert text == whole.choices[0].message.content
+    assert last.choices == []
+    assert last.usage == whole.usage
+    assert last.model_extra["buddy"]["layers_per_token"] == math.floor(budget * NUM_LAYERS)
+
+
+@pytest.mark.parametrize("budget", [0, 1.5, "x", 0.12, -1])
+def test_a_budget_out_of_range_is_refused_and_the_range_named(client: openai.OpenAI, budget: object) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        ask(client, {"budget": budget})
+    assert caught.value.code == "invalid_budget"
+    assert caught.value.param == "budget"
+    assert "0.125" in caught.value.message
+    assert str(budget) in caught.value.message
+
+
+def test_a_seed_repeats_the_text_alone_and_among_fifteen_others(client: openai.OpenAI) -> None:
+    def seeded() -> str:
+        return ask(client, {"budget": 0.5}, temperature=1.0, seed=7).choices[0].message.content
+
+    alone = seeded()
+    assert seeded() == alone
+    budgets = [1.0, 0.75, 0.5, 0.25] * 4
+    with ThreadPoolExecutor(16) as pool:
+        others = [
+            pool.submit(ask, client, {"budget": b}, temperature=1.0, seed=100 + i) for i, b in enumerate(budgets[1:])
+        ]
+        among = pool.submit(seeded)
+        assert among.result() == alone
+        assert all(other.result().choices[0].finish_reason for other in others)
+
+
+def test_sixteen_streams_of_mixed_budgets_finish(client: openai.OpenAI) -> None:
+    budgets = [1.0, 0.75, 0.5, 0.3] * 4
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(lambda budget: stream(client, {"budget": budget}), budgets))
+    for budget, (text, last) in zip(budgets, answers, strict=True):
+        assert text
+        assert last.model_extra["buddy"]["layers_per_token"] == math.floor(budget * NUM_LAYERS)
+
+
+def test_a_request_longer_than_the_context_is_refused(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        ask(client, messages=[{"role": "user", "content": "word " * 2000}])
+    assert caught.value.code == "context_length_exceeded"
+
+
+def test_a_conversation_of_several_turns_is_answered(client: openai.OpenAI) -> None:
+    messages = [
+        {"role": "system", "content": "Be kind."},
+        {"role": "user", "content": "Hello!"},
+        {"role": "assistant", "content": "Hello! How can I help you?"},
+        {"role": "user", "content": "What is 2 + 3?"},
+    ]
+    answer = ask(client, messages=messages)
+    assert answer.choices[0].finish_reason == "stop"
+    assert answer.choices[0].message.content

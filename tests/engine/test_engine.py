@@ -1,0 +1,273 @@
+"""The whole engine on a tiny model: budgets are exact, seeds repeat, accounts add up, whatever the circumstances."""
+
+from pathlib import Path
+
+import pytest
+
+from buddy_server.engine.build import EngineBuildError, build_engine
+from buddy_server.engine.messages import GenerationRequest, TokenEvent
+from buddy_server.engine.settings import EngineSettings
+from tiny_engine import (
+    BLOCK_SIZE,
+    NUM_LAYERS,
+    ROUTE_BLOCK,
+    Answer,
+    Run,
+    TinySite,
+    build_tiny_engine,
+    make_request,
+    run_engine,
+    save_random_router,
+)
+
+BUDGETS = (3, 4, 6)
+
+
+@pytest.fixture(params=["learned", "prior:cosine"])
+def router(request: pytest.FixtureRequest, tiny: TinySite) -> Path | str:
+    return tiny.router if request.param == "learned" else request.param
+
+
+def sixteen() -> list[GenerationRequest]:
+    """Mixed budgets, lengths and tenants."""
+    return [
+        make_request(f"r{i}", 3 + 7 * i, BUDGETS[i % 3], seed=i, tenant=f"t{i % 2}", max_tokens=8 + i)
+        for i in range(16)
+    ]
+
+
+def same(one: Answer, other: Answer) -> bool:
+    return (one.tokens, one.finish) == (other.tokens, other.finish)
+
+
+def check_accounts(run: Run, requests: list[GenerationRequest]) -> None:
+    for request in requests:
+        end = run.answers[request.request_id].end
+        n = request.num_run_layers
+        assert (end.reason, end.error) == ("length", None)
+        assert end.prompt_tokens == len(request.prompt_tokens)
+        assert end.completion_tokens == request.sampling.max_tokens == len(run.answers[request.request_id].tokens)
+        assert end.prompt_layer_runs == end.prompt_tokens * n
+        assert end.output_layer_runs == end.completion_tokens * n
+
+
+@pytest.mark.parametrize("num_run", BUDGETS)
+def test_every_token_runs_exactly_its_budget_with_the_first_and_last_layer(
+    tiny: TinySite, router: Path | str, num_run: int
+) -> None:
+    request = make_request(num_prompt=40, num_run=num_run, max_tokens=40)
+    run = run_engine(build_tiny_engine(tiny.model, router).engine, [request])
+    answer = run.answers["r"]
+    for path in answer.paths:
+        assert len(path) == num_run
+        assert path == tuple(sorted(set(path)))
+        assert (path[0], path[-1]) == (0, NUM_LAYERS - 1)
+    if num_run < NUM_LAYERS:
+        assert (len(set(answer.paths)) > 1) == isinstance(router, Path), "only the learned router changes its mind"
+    check_accounts(run, [request])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_same_seed_says_the_same_alone_and_among_fifteen_others(tiny: TinySite, dtype: str) -> None:
+    requests = sixteen()
+    together = run_engine(build_tiny_engine(tiny.model, tiny.router, dtype).engine, requests)
+    check_accounts(together, requests)
+    alone = build_tiny_engine(tiny.model, tiny.router, dtype).engine
+    for request in requests:
+        answer = run_engine(alone, [request]).answers[request.request_id]
+        assert same(answer, together.answers[request.request_id]), request.request_id
+    assert len({tuple(answer.token_ids) for answer in together.answers.values()}) == 16
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_requests_preempted_for_lack_of_blocks_say_the_same_and_cost_the_same(tiny: TinySite, dtype: str) -> None:
+    requests = [make_request(f"r{i}", 5 + 3 * i, BUDGETS[i % 3], seed=i, max_tokens=30) for i in range(8)]
+    plenty = run_engine(build_tiny_engine(tiny.model, tiny.router, dtype).engine, requests)
+    scarce = run_engine(build_tiny_engine(tiny.model, tiny.router, dtype, num_blocks=24).engine, requests)
+    assert (plenty.num_preemptions, scarce.num_preemptions > 5) == (0, True)
+    for name, answer in plenty.answers.items():
+        assert same(answer, scarce.answers[name]), name
+    check_accounts(scarce, requests)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_prompt_cut_into_many_steps_takes_the_same_paths_to_the_same_tokens(tiny: TinySite, dtype: str) -> None:
+    requests = [make_request(f"r{i}", 150 + 20 * i, num_run, seed=i) for i, num_run in enumerate(BUDGETS)]
+    narrow = build_tiny_engine(tiny.model, tiny.router, dtype, max_sequences=3, max_step_tokens=3 + ROUTE_BLOCK)
+    wide = build_tiny_engine(tiny.model, tiny.router, dtype, max_sequences=3, max_step_tokens=1000)
+    cut, whole = run_engine(narrow.engine, requests), run_engine(wide.engine, requests)
+    assert len(cut.steps) > len(whole.steps) + 20
+    for name, answer in whole.answers.items():
+        assert same(answer, cut.answers[name]), name
+    check_accounts(cut, requests)
+
+
+def test_prompt_blocks_of_the_static_prior_are_cut_without_a_trace(tiny: TinySite) -> None:
+    request = make_request(num_prompt=420, num_run=4)
+    narrow = build_tiny_engine(tiny.model, "prior:cosine", max_step_tokens=144)
+    wide = build_tiny_engine(tiny.model, "prior:cosine", max_step_tokens=1000)
+    cut, whole = run_engine(narrow.engine, [request]), run_engine(wide.engine, [request])
+    assert len(cut.steps) == len(whole.steps) + 3
+    assert same(cut.answers["r"], whole.answers["r"])
+
+
+def test_depth_of_every_step_adds_up_to_all_layers_of_all_rows(tiny: TinySite) -> None:
+    requests = sixteen()
+    run = run_engine(build_tiny_engine(tiny.model, tiny.router, num_blocks=80).engine, requests)
+    executed = {"t0": 0, "t1": 0}
+    for step in run.steps:
+        depth = step.stats.depth
+        assert sum(d.executed + d.skipped for d in depth.values()) == NUM_LAYERS * step.stats.num_rows
+        assert 2 <= step.stats.num_layers_read <= NUM_LAYERS
+        assert 0 <= step.stats.router_s <= step.stats.step_s
+        for tenant, count in depth.items():
+            executed[tenant] += count.executed
+    # Every row of a request runs its budget; its last token is never fed back. Recomputed rows come on top.
+    assert run.num_preemptions > 0
+    for tenant, count in executed.items():
+        once = sum(
+            r.num_run_layers * (len(r.prompt_tokens) + r.sampling.max_tokens - 1)
+            for r in requests
+            if r.tenant == tenant
+        )
+        assert count >= once
+    total = sum(r.num_run_layers * (len(r.prompt_tokens) + r.sampling.max_tokens - 1) for r in requests)
+    assert sum(executed.values()) > total
+
+
+def test_prompt_of_one_token_and_answer_of_one_token(tiny: TinySite) -> None:
+    request = make_request(num_prompt=1, num_run=3, max_tokens=1)
+    run = run_engine(build_tiny_engine(tiny.model, tiny.router).engine, [request])
+    assert len(run.answers["r"].tokens) == 1
+    check_accounts(run, [request])
+
+
+def test_request_that_fills_the_cache_to_the_last_slot(tiny: TinySite) -> None:
+    built = build_tiny_engine(tiny.model, tiny.router, num_blocks=10)
+    assert built.info.kv_capacity_tokens == 10 * BLOCK_SIZE
+    request = make_request(num_prompt=25, max_tokens=15)
+    run = run_engine(built.engine, [request])
+    check_accounts(run, [request])
+
+
+def test_text_is_the_decoded_tokens(tiny: TinySite) -> None:
+    engine = build_tiny_engine(tiny.model, tiny.router).engine
+    answer = run_engine(engine, [make_request(max_tokens=30)]).answers["r"]
+    assert answer.text == engine.tokenizer.decode(answer.token_ids)
+    assert len(answer.text) == 30
+
+
+def test_stop_string_ends_the_request_and_is_not_released(tiny: TinySite) -> None:
+    engine = build_tiny_engine(tiny.model, tiny.router).engine
+    free = run_engine(engine, [make_request(max_tokens=30)]).answers["r"]
+    stop = free.text[10:13]
+    stopped = run_engine(engine, [make_request(max_tokens=30, stop=(stop,))]).answers["r"]
+    assert stopped.text == free.text[: free.text.index(stop)]
+    assert (stopped.end.reason, stopped.end.completion_tokens) == ("stop", free.text.index(stop) + 3)
+    assert stopped.end.output_layer_runs == stopped.end.completion_tokens * 4
+
+
+def test_end_token_and_stop_token_end_the_request_without_text(tiny: TinySite) -> None:
+    engine = build_tiny_engine(tiny.model, tiny.router).engine
+    free = run_engine(engine, [make_request(max_tokens=30)]).answers["r"]
+    end_token = free.token_ids[8]
+    first = free.token_ids.index(end_token)
+    stopped = run_engine(engine, [make_request(max_tokens=30, stop_token_ids=(end_token,))]).answers["r"]
+    engine.end_token_ids = frozenset({end_token})
+    ended = run_engine(engine, [make_request(max_tokens=30)]).answers["r"]
+    for answer in (stopped, ended):
+        assert answer.token_ids == free.token_ids[: first + 1]
+        assert (answer.end.reason, answer.tokens[-1].text) == ("stop", "")
+        assert answer.text == free.text[:first]
+
+
+def test_logprobs_come_with_the_tokens_only_when_asked_for(tiny: TinySite) -> None:
+    engine = build_tiny_engine(tiny.model, tiny.router).engine
+    plain = run_engine(engine, [make_request()]).answers["r"]
+    chosen = run_engine(engine, [make_request(top_logprobs=0)]).answers["r"]
+    several = run_engine(engine, [make_request(top_logprobs=5)]).answers["r"]
+    assert plain.token_ids == chosen.token_ids == several.token_ids
+    for event, alone, ranked in zip(plain.tokens, chosen.tokens, several.tokens, strict=True):
+        assert (event.logprob, event.top_logprobs, alone.top_logprobs) == (None, (), ())
+        assert ranked.logprob == alone.logprob
+        assert ranked.logprob is not None
+        assert (ranked.logprob.token_id, ranked.logprob.token) == (event.token_id, event.text)
+        values = [top.logprob for top in ranked.top_logprobs]
+        assert values == sorted(values, reverse=True)
+        assert len(values) == 5
+        assert ranked.logprob.logprob <= values[0] <= 0
+
+
+def test_greedy_needs_no_seed(tiny: TinySite) -> None:
+    engine = build_tiny_engine(tiny.model, tiny.router).engine
+    one, other = (run_engine(engine, [make_request(temperature=0)]).answers["r"] for _ in range(2))
+    assert same(one, other)
+
+
+def test_reroute_every_keeps_a_path_for_that_many_tokens(tiny: TinySite, tmp_path: Path) -> None:
+    save_random_router(tiny.model, tmp_path, reroute_every=4)
+    requests = [make_request(f"r{i}", 20, 3, seed=i, max_tokens=25) for i in range(4)]
+    run = run_engine(build_tiny_engine(tiny.model, tmp_path).engine, requests)
+    scarce = run_engine(build_tiny_engine(tiny.model, tmp_path, num_blocks=20).engine, requests)
+    assert scarce.num_preemptions > 0
+    changes: set[int] = set()
+    for name, answer in run.answers.items():
+        changes |= {i for i in range(1, 25) if answer.paths[i] != answer.paths[i - 1]}
+        assert same(answer, scarce.answers[name])
+    assert changes
+    # The first token runs its prompt's path; of the tokens fed back, every fourth chooses.
+    assert all(change % 4 == 0 for change in changes)
+
+
+def test_cancelled_request_says_nothing_more_and_leaves_the_others_alone(tiny: TinySite) -> None:
+    requests = sixteen()
+    undisturbed = run_engine(build_tiny_engine(tiny.model, tiny.router).engine, requests)
+    engine = build_tiny_engine(tiny.model, tiny.router, num_blocks=100, max_step_tokens=64).engine
+    for request in requests:
+        engine.add(request)
+    seen: dict[str, list[int]] = {request.request_id: [] for request in requests}
+    gone: list[str] = []
+    while engine.has_work:
+        for name, event in engine.step().events:
+            assert name not in gone
+            if isinstance(event, TokenEvent):
+                seen[name].append(event.token_id)
+        if len(gone) < 8:
+            gone.append(f"r{15 - 2 * len(gone)}")
+            engine.cancel(gone[-1])
+            engine.cancel(gone[-1])
+            engine.scheduler.check_idle()
+    assert engine.scheduler.pool.usage_ratio == 0
+    for name, answer in undisturbed.answers.items():
+        if name in gone:
+            assert seen[name] == answer.token_ids[: len(seen[name])]
+        else:
+            assert seen[name] == answer.token_ids
+
+
+@pytest.mark.parametrize(
+    ("router", "device", "dtype", "message"),
+    [
+        ("prior:magic", "cpu", "float32", r"'prior:magic' is unknown; allowed: a directory, prior:cosine, prior:ppl"),
+        ("prior:cosine", "tpu", "float32", r"device 'tpu' is unknown; allowed: auto, cpu, cuda"),
+        ("prior:cosine", "cpu", "int3", r"dtype 'int3' is unknown; allowed: auto, float32, bfloat16, float16"),
+    ],
+)
+def test_engine_that_cannot_be_built_says_why(
+    tiny: TinySite, router: str, device: str, dtype: str, message: str
+) -> None:
+    with pytest.raises(EngineBuildError, match=message):
+        build_engine(str(tiny.model), router, EngineSettings(), device, dtype)
+
+
+def test_cache_without_room_for_a_block_is_refused(tiny: TinySite) -> None:
+    with pytest.raises(EngineBuildError, match="holds no block of 16 tokens"):
+        build_engine(str(tiny.model), "prior:cosine", EngineSettings(kv_cache_gib=1e-6), "cpu", "float32")
+
+
+def test_engine_tells_what_it_serves(tiny: TinySite) -> None:
+    info = build_tiny_engine(tiny.model, "prior:ppl", "bfloat16", max_sequences=2).info
+    assert (info.model_id, info.num_layers, info.max_context) == ("model", NUM_LAYERS, 512)
+    assert (info.router_id, info.device, info.dtype) == ("prior:ppl", "cpu", "bfloat16")
+    assert info.kv_capacity_tokens == 2 * 512
+    assert build_tiny_engine(tiny.model, tiny.router).info.router_id.startswith("learned:")

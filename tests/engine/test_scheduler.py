@@ -1,0 +1,238 @@
+"""What each step computes, without a model: tokens are made up, blocks and lanes are real."""
+
+import random
+from collections.abc import Iterator
+
+import pytest
+
+from buddy_server.engine.block_pool import BlockPool
+from buddy_server.engine.messages import GenerationRequest, SamplingParams
+from buddy_server.engine.scheduler import Scheduler
+from buddy_server.engine.sequence import Sequence, Work
+
+ROUTE_BLOCK = 8
+
+
+def make_scheduler(
+    num_blocks: int = 100, block_size: int = 4, max_sequences: int = 4, max_step_tokens: int = 32
+) -> Scheduler:
+    return Scheduler(BlockPool(num_blocks, block_size), max_sequences, max_step_tokens, ROUTE_BLOCK)
+
+
+def request(name: str, num_prompt: int, max_tokens: int = 4) -> GenerationRequest:
+    return GenerationRequest(name, "default", (7,) * num_prompt, 2, SamplingParams(max_tokens))
+
+
+def commit(scheduler: Scheduler, works: list[Work]) -> None:
+    """What the engine does after a step: K/V are computed, tokens arrive, requests of full length end."""
+    for work in works:
+        sequence = work.sequence
+        makes_token = work.makes_token
+        sequence.num_computed += work.length
+        if makes_token:
+            sequence.tokens.append(7)
+            if sequence.num_output >= sequence.request.sampling.max_tokens:
+                scheduler.finish(sequence)
+
+
+def step(scheduler: Scheduler) -> list[tuple[str, int, int]]:
+    """One step; its work as (request, start, length)."""
+    works = scheduler.schedule()
+    seen = [(work.sequence.request.request_id, work.start, work.length) for work in works]
+    commit(scheduler, works)
+    return seen
+
+
+def steps(scheduler: Scheduler) -> Iterator[list[tuple[str, int, int]]]:
+    while scheduler.has_work:
+        yield step(scheduler)
+
+
+def test_short_prompt_is_one_segment_then_one_token_a_step() -> None:
+    scheduler = make_scheduler()
+    scheduler.add(request("a", 5, max_tokens=3))
+    assert list(steps(scheduler)) == [[("a", 0, 5)], [("a", 5, 1)], [("a", 6, 1)]]
+    assert scheduler.pool.num_free == 100
+
+
+def test_long_prompt_is_cut_at_absolute_route_blocks_under_the_token_budget() -> None:
+    scheduler = make_scheduler(max_step_tokens=20)
+    scheduler.add(request("a", 43, max_tokens=1))
+    # Two blocks of 8 fit in 20 tokens; the 4 left over hold no third.
+    assert list(steps(scheduler)) == [
+        [("a", 0, 8), ("a", 8, 8)],
+        [("a", 16, 8), ("a", 24, 8)],
+        [("a", 32, 8), ("a", 40, 3)],
+    ]
+
+
+def test_newcomers_prefill_beside_those_who_decode_and_decode_comes_first() -> None:
+    scheduler = make_scheduler()
+    scheduler.add(request("a", 5))
+    assert step(scheduler) == [("a", 0, 5)]
+    scheduler.add(request("b", 10))
+    assert step(scheduler) == [("a", 5, 1), ("b", 0, 8), ("b", 8, 2)]
+    assert step(scheduler) == [("a", 6, 1), ("b", 10, 1)]
+
+
+def test_decode_takes_its_share_of_the_budget_before_prefill() -> None:
+    scheduler = make_scheduler(max_sequences=4, max_step_tokens=16)
+    for name in ("a", "b", "c"):
+        scheduler.add(request(name, 1))
+    step(scheduler)
+    scheduler.add(request("d", 30))
+    # 16 less 3 leaves 13: one route block, not two.
+    assert step(scheduler) == [("a", 1, 1), ("b", 1, 1), ("c", 1, 1), ("d", 0, 8)]
+
+
+def test_who_came_first_is_served_first() -> None:
+    scheduler = make_scheduler(max_sequences=2)
+    for name in ("a", "b", "c", "d"):
+        scheduler.add(request(name, 3, max_tokens=1))
+    order = [name for works in steps(scheduler) for name, _, _ in works]
+    assert order == ["a", "b", "c", "d"]
+
+
+def test_tokens_left_over_by_a_long_prompt_go_to_the_next_and_delay_it_by_nothing() -> None:
+    scheduler = make_scheduler(max_step_tokens=12)
+    scheduler.add(request("long", 24, max_tokens=1))
+    scheduler.add(request("short", 2, max_tokens=1))
+    assert list(steps(scheduler)) == [
+        [("long", 0, 8), ("short", 0, 2)],
+        [("long", 8, 8)],
+        [("long", 16, 8)],
+    ]
+
+
+def test_prompt_waits_until_all_its_blocks_are_free() -> None:
+    scheduler = make_scheduler(num_blocks=6)
+    scheduler.add(request("a", 12, max_tokens=2))
+    scheduler.add(request("b", 16, max_tokens=1))
+    assert step(scheduler) == [("a", 0, 8), ("a", 8, 4)]
+    assert [s.request.request_id for s in scheduler.waiting] == ["b"]
+    assert scheduler.pool.num_free == 3
+    assert list(steps(scheduler)) == [[("a", 12, 1)], [("b", 0, 8), ("b", 8, 8)]]
+
+
+def test_latest_is_preempted_and_computed_anew_when_blocks_run_out() -> None:
+    scheduler = make_scheduler(num_blocks=4)
+    scheduler.add(request("a", 7, max_tokens=6))
+    scheduler.add(request("b", 7, max_tokens=6))
+    assert step(scheduler) == [("a", 0, 7), ("b", 0, 7)]
+    assert step(scheduler) == [("a", 7, 1), ("b", 7, 1)]
+    # Both want a third block of 4 and none is free: b gives its two.
+    assert step(scheduler) == [("a", 8, 1)]
+    assert scheduler.take_preemptions() == 1
+    assert scheduler.take_preemptions() == 0
+    (b,) = scheduler.waiting
+    assert (b.lane, b.num_computed, b.block_table, b.num_output) == (-1, 0, [], 2)
+    scheduler.check_idle()
+    rest = list(steps(scheduler))
+    # Prompt again in its blocks, then the two known outputs as the segments of one they were.
+    assert [("b", 0, 7), ("b", 7, 1), ("b", 8, 1)] in rest
+    assert scheduler.pool.num_free == 4
+
+
+def test_preempted_request_goes_before_those_who_never_ran() -> None:
+    scheduler = make_scheduler(num_blocks=4, max_sequences=2)
+    for name in ("a", "b", "c"):
+        scheduler.add(request(name, 7, max_tokens=6))
+    for _ in range(3):
+        step(scheduler)
+    assert [s.request.request_id for s in scheduler.waiting] == ["b", "c"]
+
+
+def test_latest_gives_way_itself_when_it_needs_the_block() -> None:
+    scheduler = make_scheduler(num_blocks=3)
+    scheduler.add(request("a", 5, max_tokens=4))
+    scheduler.add(request("b", 4, max_tokens=4))
+    assert step(scheduler) == [("a", 0, 5), ("b", 0, 4)]
+    assert step(scheduler) == [("a", 5, 1)]
+    assert scheduler.take_preemptions() == 1
+    assert scheduler.pool.num_free == 1
+
+
+def test_finish_takes_everything_back_wherever_the_request_stands() -> None:
+    scheduler = make_scheduler(max_sequences=2, max_step_tokens=12)
+    decoding = scheduler.add(request("decoding", 3))
+    step(scheduler)
+    prefilling = scheduler.add(request("prefilling", 20))
+    step(scheduler)
+    waiting = scheduler.add(request("waiting", 3))
+    assert 0 < prefilling.num_computed < prefilling.num_prompt
+    for sequence in (waiting, prefilling, decoding):
+        scheduler.finish(sequence)
+        scheduler.check_idle()
+    scheduler.finish(decoding)
+    assert (scheduler.has_work, scheduler.pool.num_free) == (False, 100)
+
+
+def test_prompt_rows_are_charged_once_however_often_they_are_computed() -> None:
+    sequence = Sequence(request("a", 10), [7] * 12, num_charged=8)
+    assert Work(sequence, 0, 8).num_new_prompt == 0
+    assert Work(sequence, 8, 2).num_new_prompt == 2
+    assert Work(sequence, 10, 1).num_new_prompt == 0
+    assert [Work(sequence, start, 1).makes_token for start in (10, 11)] == [False, True]
+
+
+def test_step_budget_too_small_for_a_full_batch_and_a_route_block_is_refused() -> None:
+    make_scheduler(max_sequences=4, max_step_tokens=12)
+    with pytest.raises(ValueError, match=r"max_step_tokens 11 is too small.*max_sequences 4 \+ route_block 8"):
+        make_scheduler(max_sequences=4, max_step_tokens=11)
+
+
+def test_request_larger_than_the_cache_is_our_own_bug() -> None:
+    with pytest.raises(AssertionError, match="can never fit"):
+        make_scheduler(num_blocks=4).add(request("a", 13, max_tokens=4))
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_every_request_ends_and_all_blocks_come_back_whatever_happens(seed: int) -> None:
+    rng = random.Random(seed)
+    num_blocks, max_sequences = rng.randint(4, 30), rng.randint(1, 6)
+    max_step_tokens = max_sequences + ROUTE_BLOCK + rng.randint(0, 20)
+    scheduler = make_scheduler(num_blocks, 4, max_sequences, max_step_tokens)
+    to_come = [
+        request(str(index), num_prompt, rng.randint(1, num_blocks * 4 - num_prompt))
+        for index, num_prompt in enumerate(rng.choices(range(1, num_blocks * 4), k=40))
+    ]
+    alive: list[Sequence] = []
+    num_steps = 0
+    while to_come or scheduler.has_work:
+        while to_come and (not scheduler.has_work or rng.random() < 0.3):
+            alive.append(scheduler.add(to_come.pop()))
+        if alive and rng.random() < 0.02:
+            scheduler.finish(alive.pop(rng.randrange(len(alive))))
+        works = scheduler.schedule()
+        check_step(scheduler, works, max_sequences, max_step_tokens)
+        commit(scheduler, works)
+        alive = [s for s in alive if s.num_output < s.request.sampling.max_tokens]
+        num_steps += 1
+        assert num_steps < 40 * num_blocks * 4 * 4, "no end in sight"
+    assert not alive
+    assert scheduler.pool.num_free == num_blocks
+    scheduler.check_idle()
+
+
+def check_step(scheduler: Scheduler, works: list[Work], max_sequences: int, max_step_tokens: int) -> None:
+    assert works or not scheduler.has_work, "work to do and nothing scheduled"
+    assert sum(work.length for work in works) <= max_step_tokens
+    lanes = [sequence.lane for sequence in scheduler.running]
+    assert len(set(lanes)) == len(lanes) <= max_sequences
+    assert all(0 <= lane < max_sequences for lane in lanes)
+    assert all(sequence.lane == -1 and not sequence.block_table for sequence in scheduler.waiting)
+    order = [int(s.request.request_id) for s in (*scheduler.running, *scheduler.waiting)]
+    assert order == sorted(order, reverse=True), "someone was overtaken"
+    next_start: dict[Sequence, int] = {}
+    for work in works:
+        sequence = work.sequence
+        assert sequence in scheduler.running
+        assert work.start == next_start.get(sequence, sequence.num_computed), "a gap in the cache"
+        next_start[sequence] = end = work.start + work.length
+        assert len(sequence.block_table) * 4 >= end
+        if work.start < sequence.num_prompt:
+            assert work.start % ROUTE_BLOCK == 0
+            assert end % ROUTE_BLOCK == 0 or end == sequence.num_prompt
+        else:
+            assert work.length == 1
+    scheduler.check_idle()

@@ -1,0 +1,157 @@
+"""A whole engine on a tiny random checkpoint: real scheduler, cache, router and kernels, in a second."""
+
+import json
+import string
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+
+from buddy_routing.artifact import RouterConfig, save_router
+from buddy_routing.checkpoint import load_model
+from buddy_routing.router import DecisionModule, LearnedRouter
+from buddy_server.engine.build import BuiltEngine, build_engine
+from buddy_server.engine.engine import Engine, StepOutput
+from buddy_server.engine.messages import FinishEvent, GenerationRequest, SamplingParams, TokenEvent
+from buddy_server.engine.settings import EngineSettings
+from tiny_models import SHAPE, save_random_model
+
+NUM_LAYERS: int = SHAPE["num_hidden_layers"]
+KV_DIM: int = SHAPE["hidden_size"] * SHAPE["num_key_value_heads"] // SHAPE["num_attention_heads"]
+BLOCK_SIZE = 4
+ROUTE_BLOCK = 16
+"""Of the learned router; a static prior's is 128."""
+
+
+@dataclass(frozen=True)
+class TinySite:
+    """Directories of a model with a tokenizer, and of a learned router for it."""
+
+    model: Path
+    router: Path
+
+
+def save_tiny_site(directory: Path) -> TinySite:
+    """Write a random model and router.
+
+    No token ends a request, so that lengths are the test's to choose.
+    """
+    model, router = directory / "model", directory / "router"
+    save_random_model("llama", model)
+    for name in ("config.json", "generation_config.json"):
+        config = json.loads((model / name).read_text())
+        (model / name).write_text(json.dumps({**config, "eos_token_id": None}))
+    save_character_tokenizer(model)
+    save_random_router(model, router)
+    return TinySite(model, router)
+
+
+def save_character_tokenizer(directory: Path) -> None:
+    """A token for every printable ASCII character: exactly the tiny models' vocabulary."""
+    characters = ["<unk>", "\n", *sorted(string.ascii_letters + string.digits + string.punctuation + " ")]
+    assert len(characters) == SHAPE["vocab_size"]
+    tokenizer = Tokenizer(models.WordLevel({c: i for i, c in enumerate(characters)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    tokenizer.save(str(directory / "tokenizer.json"))
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "<unk>"}
+    (directory / "tokenizer_config.json").write_text(json.dumps(config))
+
+
+def save_random_router(model: Path, directory: Path, reroute_every: int = 1) -> None:
+    """Random, with a weak prior: its paths change from token to token."""
+    torch.manual_seed(1)
+    decision = DecisionModule(KV_DIM, NUM_LAYERS)
+    with torch.no_grad():
+        decision.up.bias.zero_()
+        decision.up.weight.mul_(3)
+    router = LearnedRouter(decision, torch.linspace(0, 1, NUM_LAYERS - 2), 0.1, "random")
+    fingerprint = load_model(model, torch.float32, torch.device("cpu")).fingerprint
+    config = RouterConfig(
+        fingerprint, NUM_LAYERS, KV_DIM, 32, "cosine", 0.1, route_block=ROUTE_BLOCK, reroute_every=reroute_every
+    )
+    save_router(directory, router, config)
+
+
+def build_tiny_engine(
+    model: Path,
+    router: Path | str,
+    dtype: str = "float32",
+    num_blocks: int | None = None,
+    max_sequences: int = 16,
+    max_step_tokens: int = 256,
+) -> BuiltEngine:
+    """`num_blocks` None gives every sequence a full context."""
+    itemsize = {"float32": 4, "bfloat16": 2}[dtype]
+    block_bytes = 2 * NUM_LAYERS * KV_DIM * itemsize * BLOCK_SIZE
+    # Half a block more, so that rounding takes none away.
+    gib = 1.0 if num_blocks is None else (num_blocks + 0.5) * block_bytes / 2**30
+    settings = EngineSettings(gib, BLOCK_SIZE, max_sequences, max_step_tokens)
+    return build_engine(str(model), str(router), settings, "cpu", dtype)
+
+
+def make_request(
+    request_id: str = "r", num_prompt: int = 9, num_run: int = 4, seed: int = 0, tenant: str = "default", **sampling: Any
+) -> GenerationRequest:
+    """A request with a prompt drawn from its own seed."""
+    generator = torch.Generator().manual_seed(1000 + seed)
+    prompt = tuple(torch.randint(1, SHAPE["vocab_size"], (num_prompt,), generator=generator).tolist())
+    params = SamplingParams(**{"max_tokens": 12, "seed": seed, **sampling})
+    return GenerationRequest(request_id, tenant, prompt, num_run, params)
+
+
+@dataclass
+class Answer:
+    """All that came of one request."""
+
+    tokens: list[TokenEvent] = field(default_factory=list)
+    finish: FinishEvent | None = None
+
+    @property
+    def end(self) -> FinishEvent:
+        assert self.finish is not None
+        return self.finish
+
+    @property
+    def token_ids(self) -> list[int]:
+        return [event.token_id for event in self.tokens]
+
+    @property
+    def paths(self) -> list[tuple[int, ...]]:
+        return [event.layers for event in self.tokens]
+
+    @property
+    def text(self) -> str:
+        return "".join(event.text for event in self.tokens) + self.end.text
+
+
+@dataclass
+class Run:
+    answers: dict[str, Answer]
+    steps: list[StepOutput]
+
+    @property
+    def num_preemptions(self) -> int:
+        return sum(step.stats.num_preemptions for step in self.steps)
+
+
+def run_engine(engine: Engine, requests: Sequence[GenerationRequest]) -> Run:
+    """Give all requests to the engine at once and step it until it is idle."""
+    run = Run({request.request_id: Answer() for request in requests}, [])
+    for request in requests:
+        engine.add(request)
+    while engine.has_work:
+        run.steps.append(engine.step())
+        for request_id, event in run.steps[-1].events:
+            answer = run.answers[request_id]
+            assert answer.finish is None, f"{request_id} got an event after its last"
+            if isinstance(event, FinishEvent):
+                answer.finish = event
+            else:
+                answer.tokens.append(event)
+    engine.scheduler.check_idle()
+    assert engine.scheduler.pool.usage_ratio == 0
+    return run
