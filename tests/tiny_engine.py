@@ -94,7 +94,12 @@ def build_tiny_engine(
 
 
 def make_request(
-    request_id: str = "r", num_prompt: int = 9, num_run: int = 4, seed: int = 0, tenant: str = "default", **sampling: Any
+    request_id: str = "r",
+    num_prompt: int = 9,
+    num_run: int = 4,
+    seed: int = 0,
+    tenant: str = "default",
+    **sampling: Any,
 ) -> GenerationRequest:
     """A request with a prompt drawn from its own seed."""
     generator = torch.Generator().manual_seed(1000 + seed)

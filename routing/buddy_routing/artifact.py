@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from buddy_routing.router import DecisionModule, LearnedRouter
@@ -55,7 +56,10 @@ def load_router(directory: Path, base_fingerprint: str, device: torch.device) ->
     decision = DecisionModule(config.kv_dim, config.num_layers, config.rank)
     digest = hashlib.sha256(_weights(directory).read_bytes()).hexdigest()[:12]
     router = LearnedRouter(decision, prior, config.prior_weight, f"learned:{digest}", config.reroute_every)
-    router.load_state_dict(load_file(_weights(directory)))
+    try:
+        router.load_state_dict(load_file(_weights(directory)))
+    except (SafetensorError, RuntimeError) as error:
+        raise ArtifactError(f"{_weights(directory)} does not fit {_config(directory).name}: {error}") from error
     return router.to(device).eval().requires_grad_(False), config
 
 

@@ -3,11 +3,12 @@
 import hashlib
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -88,7 +89,8 @@ def sorted_tensors(directory: Path) -> Iterator[tuple[str, Tensor]]:
     if index.exists():
         shards: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
     elif (directory / "model.safetensors").exists():
-        with safe_open(directory / "model.safetensors", framework="pt") as file:
+        path = directory / "model.safetensors"
+        with _reading(path), safe_open(path, framework="pt") as file:
             shards = dict.fromkeys(file.keys(), "model.safetensors")
     else:
         raise CheckpointError(f"{directory} has no model.safetensors; other weight formats are not loaded")
@@ -98,8 +100,19 @@ def sorted_tensors(directory: Path) -> Iterator[tuple[str, Tensor]]:
         if shard not in opened:
             if not (directory / shard).exists():
                 raise CheckpointError(f"{directory} lacks the shard {shard} that its index names")
-            opened[shard] = safe_open(directory / shard, framework="pt")
-        yield name, opened[shard].get_tensor(name)
+            with _reading(directory / shard):
+                opened[shard] = safe_open(directory / shard, framework="pt")
+        with _reading(directory / shard):
+            tensor = opened[shard].get_tensor(name)
+        yield name, tensor
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
 
 
 def _update_digest(digest: "hashlib._Hash", name: str, tensor: Tensor) -> None:

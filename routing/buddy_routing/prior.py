@@ -34,6 +34,8 @@ def normalise(importance: Tensor, log_scale: bool) -> Tensor:
     `log_scale` applies log(1 + x) first (for perplexity drops, not for cosine). Equal values keep the lower index
     first, so that the ranks repeat.
     """
+    if not len(importance):
+        return importance.float()
     x = torch.log1p(importance) if log_scale else importance
     low, middle, high = torch.quantile(x.double(), torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64))
     robust = ((x.double() - middle) / (high - low + EPS)).clamp(-CLIP, CLIP)

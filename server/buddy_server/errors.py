@@ -18,7 +18,6 @@ BuddyError
         └── NotReady             503   not_ready, with retry-after
 """
 
-# ruff: noqa: N818 - under ApiError a name says what happened to the request; "Error" at its end would add nothing.
 
 from collections.abc import Mapping
 from typing import ClassVar, Literal

@@ -4,6 +4,7 @@ import fnmatch
 import re
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -99,24 +100,22 @@ def is_sent(path: str, patterns: list[str]) -> bool:
     return sent
 
 
-def test_build_context_holds_what_the_dockerfile_copies_and_no_more() -> None:
+def test_build_context_is_what_the_wheel_is_made_of() -> None:
     lines = (ROOT / ".dockerignore").read_text().splitlines()
     patterns = [line for line in lines if line and not line.startswith("#")]
-    copies = re.findall(r"^COPY (?!--from)(.*) \S+$", DOCKERFILE, re.MULTILINE)
-    copied = [path for line in copies for path in line.split()]
-    assert {"kernels", "routing", "server", "pyproject.toml", "constraints.txt"} <= set(copied)
-    for name in copied:
-        assert (ROOT / name).exists()
-        assert is_sent(name, patterns)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    packages = project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
     for path in (
-        "kernels/buddy_kernels/__init__.py",
-        "routing/buddy_routing/calibration.txt",
+        *("pyproject.toml", "constraints.txt", project["project"]["readme"], *project["project"]["license-files"]),
+        *(f"{package}/__init__.py" for package in packages),
         "routing/buddy_routing/embedded/model/model.safetensors",
-        "server/buddy_server/cli.py",
     ):
-        assert is_sent(path, patterns)
-    for path in (".git/config", ".venv/bin/python", "tests/deploy", "server/buddy_server/__pycache__/cli.pyc"):
-        assert not is_sent(path, patterns)
+        assert is_sent(path, patterns), path
+    for path in (
+        *(".git/config", ".venv/bin/python", "build/notes", "tests/deploy", "deploy/tenants.example.yaml"),
+        *(f"{package}/__pycache__/__init__.cpython-311.pyc" for package in packages),
+    ):
+        assert not is_sent(path, patterns), path
 
 
 def test_grafana_is_provisioned_from_this_folder() -> None:

@@ -19,7 +19,7 @@ from buddy_routing.decoder import RoutedDecoder
 from buddy_routing.train.checkpoint import load_training_state, save_training_state
 from buddy_routing.train.corpus import PackedTokens
 
-CHECKPOINT_EVERY = 200
+CHECKPOINT_EVERY = 50
 LOSS_CHUNK_ROWS = 2048
 CLIP_NORM = 1.0
 

@@ -1,0 +1,153 @@
+"""The training loops at a tiny size: they learn, and an interrupted run ends where an uninterrupted one does."""
+
+import random
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import cycle, islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from buddy_routing.artifact import load_router, save_router
+from buddy_routing.checkpoint import LoadedModel, load_model
+from buddy_routing.decoder import RoutedDecoder
+from buddy_routing.model_spec import ModelSpec
+from buddy_routing.train import pretrain, router_training
+from buddy_routing.train.chat_tokenizer import ChatTokenizer, train_tokenizer
+from buddy_routing.train.corpus import Document, PackedTokens
+from buddy_routing.train.pretrain import FitPlan, fit, initialise, random_depth
+from buddy_routing.train.router_training import RouterPlan, train_router
+from tiny_models import CONFIGS, SHAPE, save_random_model
+
+CPU = torch.device("cpu")
+PLAN = FitPlan(
+    num_steps=8,
+    batch_size=4,
+    num_tokens=24,
+    learning_rate=1e-2,
+    final_lr_scale=0.0,
+    warmup_steps=2,
+    depth_drop=0.5,
+)
+DOCUMENTS = [Document(f"The answer is {n % 7}.", f"What is {n}?") for n in range(40)]
+
+
+class Interrupted(Exception):
+    pass
+
+
+class InterruptedTokens(PackedTokens):
+    """Stops the run at step 5, as Ctrl-C would."""
+
+    def batch(self, step: int, batch_size: int, num_tokens: int) -> tuple[np.ndarray, np.ndarray]:
+        if step == 5:
+            raise Interrupted
+        return super().batch(step, batch_size, num_tokens)
+
+
+def counting_tokens() -> PackedTokens:
+    tokens = (np.arange(4000) % 30).astype(np.uint16)
+    return PackedTokens(tokens, np.ones(4000, dtype=bool))
+
+
+def new_model() -> RoutedDecoder:
+    config = CONFIGS["llama"]
+    config.architectures = ["LlamaForCausalLM"]
+    model = RoutedDecoder(ModelSpec.from_config(config))
+    initialise(model, seed=0)
+    return model
+
+
+def trained(checkpoint: Path, data: PackedTokens, plan: FitPlan = PLAN) -> RoutedDecoder:
+    model = new_model()
+    fit(model, data, plan, checkpoint, CPU, seed=3, compile_layers=False)
+    return model
+
+
+def parameters(model: torch.nn.Module) -> Tensor:
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def test_an_interrupted_pretraining_ends_where_an_uninterrupted_one_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pretrain, "CHECKPOINT_EVERY", 2)
+    whole = trained(tmp_path / "whole.safetensors", counting_tokens())
+    data = counting_tokens()
+    with pytest.raises(Interrupted):
+        trained(tmp_path / "cut.safetensors", InterruptedTokens(data.tokens, data.counted))
+    resumed = trained(tmp_path / "cut.safetensors", data)
+    torch.testing.assert_close(parameters(resumed), parameters(whole), rtol=0, atol=0)
+
+
+def test_pretraining_learns_to_count(tmp_path: Path) -> None:
+    data = counting_tokens()
+    model = trained(tmp_path / "state.safetensors", data, replace(PLAN, num_steps=60))
+    tokens = torch.arange(24)[None]
+    with torch.inference_mode():
+        predicted = model.lm_head(model.dense(tokens)).argmax(-1)
+    assert (predicted[0, 4:-1] == tokens[0, 5:]).float().mean() > 0.9
+
+
+def test_random_depth_keeps_the_ends_and_half_of_the_layers() -> None:
+    for seed in range(200):
+        layers_on = random_depth(16, 1.0, random.Random(seed))
+        assert layers_on is not None
+        assert layers_on[0]
+        assert layers_on[-1]
+        assert 8 <= sum(layers_on) <= 15
+    assert random_depth(16, 0.0, random.Random(0)) is None
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> ChatTokenizer:
+    directory = tmp_path_factory.mktemp("tokenizer")
+    texts = [f"{document.prompt} {document.text}" for document in DOCUMENTS]
+    train_tokenizer(texts, 300, SHAPE["max_position_embeddings"], directory)
+    return ChatTokenizer(directory)
+
+
+@pytest.fixture
+def loaded(tmp_path: Path, tokenizer: ChatTokenizer, monkeypatch: pytest.MonkeyPatch) -> LoadedModel:
+    monkeypatch.setattr(CONFIGS["qwen3"], "vocab_size", tokenizer.vocab_size)
+    save_random_model("qwen3", tmp_path / "model")
+    return load_model(tmp_path / "model", torch.float32, CPU)
+
+
+ROUTER_PLAN = RouterPlan(num_steps=6, batch_size=3, max_tokens=32, rank=4, route_block=8)
+
+
+def test_an_interrupted_router_training_ends_where_an_uninterrupted_one_does(
+    loaded: LoadedModel, tokenizer: ChatTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(router_training, "CHECKPOINT_EVERY", 2)
+    whole, _ = train_router(loaded, cycle(DOCUMENTS), tokenizer, ROUTER_PLAN, tmp_path / "whole.safetensors")
+    cut = router_training.PRIOR_DOCUMENTS + 5 * ROUTER_PLAN.batch_size
+    with pytest.raises(Interrupted):
+        train_router(loaded, interrupted_after(cut), tokenizer, ROUTER_PLAN, tmp_path / "cut.safetensors")
+    resumed, _ = train_router(loaded, cycle(DOCUMENTS), tokenizer, ROUTER_PLAN, tmp_path / "cut.safetensors")
+    torch.testing.assert_close(parameters(resumed), parameters(whole), rtol=0, atol=0)
+
+
+def interrupted_after(count: int) -> Iterator[Document]:
+    yield from islice(cycle(DOCUMENTS), count)
+    raise Interrupted
+
+
+def test_a_trained_router_is_saved_and_serves_the_model_it_was_trained_for(
+    loaded: LoadedModel, tokenizer: ChatTokenizer, tmp_path: Path
+) -> None:
+    router, config = train_router(loaded, cycle(DOCUMENTS), tokenizer, ROUTER_PLAN, tmp_path / "state.safetensors")
+    save_router(tmp_path / "router", router, config)
+    served, read = load_router(tmp_path / "router", loaded.fingerprint, CPU)
+    assert read == config
+    features, num_run = torch.randn(9, 2 * loaded.model.spec.kv_dim), torch.full((9,), 4)
+    assert torch.equal(served.choose(features, num_run), router.choose(features, num_run))
+
+
+def test_a_document_without_a_prompt_is_named(loaded: LoadedModel, tokenizer: ChatTokenizer, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no prompt: 'just text'"):
+        train_router(loaded, cycle([Document("just text")]), tokenizer, ROUTER_PLAN, tmp_path / "state.safetensors")
