@@ -170,3 +170,16 @@ def test_top_logprobs_are_the_models_own() -> None:
     assert [token for token, _ in likeliest] == [1, 4, 2]
     assert [value for _, value in likeliest] == pytest.approx(logprobs[[1, 4, 2]].tolist())
     assert top_logprobs(LOGITS, 0, 0) == (pytest.approx(float(logprobs[0])), [])
+
+
+def test_top_p_is_a_share_of_what_top_k_left() -> None:
+    # Of 0.4, 0.3, 0.2, 0.1 the best two are 4/7 and 3/7: a top_p of 0.5 keeps the first alone, 0.6 keeps both.
+    logits = torch.tensor([0.4, 0.3, 0.2, 0.1]).log()
+
+    def drawn(top_p: float) -> set[int]:
+        params = SamplingParams(max_tokens=1, top_k=2, top_p=top_p, seed=0)
+        sampler = Sampler(params)
+        return {sampler.sample(logits) for _ in range(200)}
+
+    assert drawn(0.5) == {0}
+    assert drawn(0.6) == {0, 1}

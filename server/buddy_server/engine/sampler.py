@@ -62,7 +62,9 @@ class Sampler:
         if p.min_p:
             keep &= probs >= p.min_p * probs[0]
         if p.top_p < 1:
-            keep &= probs.cumsum(0) - probs < p.top_p
+            # A share of what top_k and min_p have left, as vLLM takes it.
+            left = torch.where(keep, probs, 0.0)
+            keep &= left.cumsum(0) - left < p.top_p * left.sum()
         keep[0] = True
         cumulative = torch.where(keep, probs, 0.0).cumsum(0)
         drawn = torch.rand((), generator=self._generator, dtype=torch.float64) * cumulative[-1]
