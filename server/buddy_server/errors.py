@@ -18,7 +18,6 @@ BuddyError
         └── NotReady             503   not_ready, with retry-after
 """
 
-
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 

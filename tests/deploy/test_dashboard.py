@@ -4,12 +4,9 @@ import hashlib
 import itertools
 import json
 import math
-import os
 import re
 import shutil
-import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -21,6 +18,7 @@ import httpx
 import pytest
 import yaml
 
+from buddy_process import free_port, serving
 from fakes.serving import wait_until
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
@@ -36,7 +34,6 @@ EXPRESSIONS = [
 KEYS = {"acme": "sk-test-acme", "hobby": "sk-test-hobby"}
 TIERS = {"acme": "pro", "hobby": "free"}
 BUDGETS = (1.0, 0.5)
-START_TIMEOUT_S = 40.0
 
 
 @dataclass(frozen=True)
@@ -63,40 +60,6 @@ class Prometheus:
         return list(answer.json()["data"])
 
 
-def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
-
-
-@contextmanager
-def process(command: list[str], log: Path, url: str) -> Iterator[httpx.Client]:
-    """`command` running, from when it answers at `url` until the end of the context."""
-    with log.open("wb") as output:
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        running = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
-    try:
-        # A busy machine is no reason to fail, and no proxy stands between us and the loopback.
-        with httpx.Client(base_url=url, timeout=20, trust_env=False) as http:
-
-            def answers() -> bool:
-                assert running.poll() is None, log.read_text()
-                try:
-                    return any(http.get(path).status_code == 200 for path in ("/ready", "/-/ready"))
-                except httpx.TransportError:
-                    return False
-
-            wait_until(answers, START_TIMEOUT_S)
-            yield http
-    finally:
-        running.terminate()
-        try:
-            running.wait(timeout=15)
-        except subprocess.TimeoutExpired:
-            running.kill()
-            running.wait()
-
-
 @contextmanager
 def buddy_server(folder: Path) -> Iterator[httpx.Client]:
     """`buddy serve` with two tenants and the embedded model."""
@@ -107,11 +70,13 @@ def buddy_server(folder: Path) -> Iterator[httpx.Client]:
     tiers = {"pro": {"default_budget": 1.0}, "free": {"max_budget": 0.5, "default_budget": 0.5}}
     config = folder / "tenants.yaml"
     config.write_text(yaml.safe_dump({"tiers": tiers, "tenants": tenants}))
-    port = free_port()
-    buddy = [sys.executable, "-c", "from buddy_server.cli import main; main()"]
-    command = [*buddy, "serve", "--port", str(port), "--config", str(config), "--device", "cpu"]
-    with process(command, folder / "server.log", f"http://127.0.0.1:{port}") as http:
+    with serving("--config", str(config), "--device", "cpu") as url, client(url) as http:
         yield http
+
+
+def client(url: str) -> httpx.Client:
+    """A busy machine is no reason to fail, and no proxy stands between us and the loopback."""
+    return httpx.Client(base_url=url, timeout=20, trust_env=False)
 
 
 @contextmanager
@@ -131,8 +96,28 @@ def prometheus_scraping(server: httpx.Client, folder: Path) -> Iterator[httpx.Cl
         f"--storage.tsdb.path={folder / 'tsdb'}",
         f"--web.listen-address={address}",
     ]
-    with process(command, folder / "prometheus.log", f"http://{address}") as http:
-        yield http
+    log = folder / "prometheus.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+    try:
+        with client(f"http://{address}") as http:
+
+            def is_ready() -> bool:
+                assert process.poll() is None, log.read_text()
+                try:
+                    return http.get("/-/ready").status_code == httpx.codes.OK
+                except httpx.TransportError:
+                    return False
+
+            wait_until(is_ready, 20)
+            yield http
+    finally:
+        process.terminate()
+        try:
+            process.wait(timeout=15)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 def once_scraped(prometheus: httpx.Client, num_requests: int) -> Prometheus:

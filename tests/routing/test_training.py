@@ -117,7 +117,7 @@ def loaded(tmp_path: Path, tokenizer: ChatTokenizer, monkeypatch: pytest.MonkeyP
     return load_model(tmp_path / "model", torch.float32, CPU)
 
 
-ROUTER_PLAN = RouterPlan(num_steps=6, batch_size=3, max_tokens=32, rank=4, route_block=8)
+ROUTER_PLAN = RouterPlan(num_steps=12, batch_size=3, max_tokens=32, rank=4, route_block=8)
 
 
 def test_an_interrupted_router_training_ends_where_an_uninterrupted_one_does(
@@ -125,7 +125,8 @@ def test_an_interrupted_router_training_ends_where_an_uninterrupted_one_does(
 ) -> None:
     monkeypatch.setattr(router_training, "CHECKPOINT_EVERY", 2)
     whole, _ = train_router(loaded, cycle(DOCUMENTS), tokenizer, ROUTER_PLAN, tmp_path / "whole.safetensors")
-    cut = router_training.PRIOR_DOCUMENTS + 5 * ROUTER_PLAN.batch_size
+    # In the middle of the second pool of batches.
+    cut = router_training.PRIOR_DOCUMENTS + (router_training.POOL_BATCHES + 2) * ROUTER_PLAN.batch_size
     with pytest.raises(Interrupted):
         train_router(loaded, interrupted_after(cut), tokenizer, ROUTER_PLAN, tmp_path / "cut.safetensors")
     resumed, _ = train_router(loaded, cycle(DOCUMENTS), tokenizer, ROUTER_PLAN, tmp_path / "cut.safetensors")

@@ -10,6 +10,7 @@ and the full-depth distribution is the better teacher then.
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -32,6 +33,7 @@ from buddy_routing.train.corpus import Document
 
 CHECKPOINT_EVERY = 50
 PRIOR_DOCUMENTS = 16
+POOL_BATCHES = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,20 +71,18 @@ def train_router(
     model, spec = loaded.model, loaded.model.spec
     device = model.inv_freq.device
     torch.manual_seed(plan.seed)
-    calibration = conversations(documents, tokenizer, PRIOR_DOCUMENTS, plan.max_tokens, device)
+    calibration = padded([_encoded(next(documents), tokenizer, plan) for _ in range(PRIOR_DOCUMENTS)], device)
     prior = measure_prior(model, calibration.tokens, "ppl").to(device)
     decision = DecisionModule(spec.kv_dim, spec.num_layers, plan.rank).to(device)
     standardise_input(decision, first_layer_features(model, calibration.tokens)[calibration.counted])
     router = LearnedRouter(decision, prior, plan.prior_weight, "training").to(device)
     optimizer = torch.optim.AdamW(router.parameters(), lr=plan.learning_rate, weight_decay=0.0)
     start = load_training_state(checkpoint, router, [optimizer]) if checkpoint.exists() else 0
-    bar = tqdm(range(plan.num_steps), initial=start, desc="router", unit="step", mininterval=5)
-    mean_loss = 0.0
-    for step in bar:
-        # Drawn even when already trained on, so that a resumed run sees the documents it would have seen.
-        batch = conversations(documents, tokenizer, plan.batch_size, plan.max_tokens, device)
-        if step < start:
-            continue
+    # Batches already trained on are drawn again, so that a resumed run goes on with those it would have seen.
+    batches = islice(bucketed_batches(documents, tokenizer, plan, device), start, plan.num_steps)
+    bar = tqdm(batches, initial=start, total=plan.num_steps, desc="router", unit="step", mininterval=5)
+    mean_loss: float | None = None
+    for step, batch in enumerate(bar, start):
         for group in optimizer.param_groups:
             group["lr"] = plan.learning_rate * (1 - step / plan.num_steps)
         budgets = random_budgets(plan, spec.num_layers, random.Random(f"{plan.seed}:{step}")).to(device)
@@ -90,7 +90,7 @@ def train_router(
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        mean_loss = loss.item() if step == start else 0.95 * mean_loss + 0.05 * loss.item()
+        mean_loss = loss.item() if mean_loss is None else 0.95 * mean_loss + 0.05 * loss.item()
         bar.set_postfix(kl=f"{mean_loss:.4f}", refresh=False)
         if (step + 1) % CHECKPOINT_EVERY == 0:
             save_training_state(checkpoint, router, [optimizer], step + 1)
@@ -124,26 +124,38 @@ def distillation_loss(
     return F.kl_div(student, teacher, reduction="batchmean", log_target=True)
 
 
-def conversations(
-    documents: Iterator[Document], tokenizer: ChatTokenizer, count: int, max_tokens: int, device: torch.device
-) -> Conversations:
-    """The next `count` conversations, cut at `max_tokens`. Raises ValueError for a document without a prompt."""
-    rows = [_conversation(next(documents), tokenizer, max_tokens) for _ in range(count)]
-    width = max(len(tokens) for tokens, _ in rows)
-    tokens = torch.zeros(count, width, dtype=torch.int64)
-    counted = torch.zeros(count, width, dtype=torch.bool)
-    for row, (ids, prompt_length) in enumerate(rows):
+def bucketed_batches(
+    documents: Iterator[Document], tokenizer: ChatTokenizer, plan: RouterPlan, device: torch.device
+) -> Iterator[Conversations]:
+    """Batches of conversations of about one length, so that little is padding, in random order."""
+    rng = random.Random(plan.seed)
+    while True:
+        drawn = (_encoded(next(documents), tokenizer, plan) for _ in range(POOL_BATCHES * plan.batch_size))
+        pool = sorted(drawn, key=lambda conversation: len(conversation[0]))
+        starts = list(range(0, len(pool), plan.batch_size))
+        rng.shuffle(starts)
+        for start in starts:
+            yield padded(pool[start : start + plan.batch_size], device)
+
+
+def padded(conversations: Sequence[tuple[list[int], int]], device: torch.device) -> Conversations:
+    """Conversations as (token ids, length of the prompt), side by side."""
+    width = max(len(ids) for ids, _ in conversations)
+    tokens = torch.zeros(len(conversations), width, dtype=torch.int64)
+    counted = torch.zeros(len(conversations), width, dtype=torch.bool)
+    for row, (ids, prompt_length) in enumerate(conversations):
         tokens[row, : len(ids)] = torch.tensor(ids)
         counted[row, prompt_length - 1 : len(ids) - 1] = True
-    num_prompt = torch.tensor([prompt_length for _, prompt_length in rows])
+    num_prompt = torch.tensor([prompt_length for _, prompt_length in conversations])
     return Conversations(tokens.to(device), num_prompt.to(device), counted.to(device))
 
 
-def _conversation(document: Document, tokenizer: ChatTokenizer, max_tokens: int) -> tuple[Sequence[int], int]:
+def _encoded(document: Document, tokenizer: ChatTokenizer, plan: RouterPlan) -> tuple[list[int], int]:
+    """Token ids, cut at `max_tokens`, and the length of the prompt. Raises ValueError without a prompt."""
     if document.prompt is None:
         raise ValueError(f"a router is trained on conversations; this document has no prompt: {document.text[:60]!r}")
-    prompt = tokenizer.encode_prompt(document.prompt)[: max_tokens - 1]
-    return [*prompt, *tokenizer.encode_answer(document.text)][:max_tokens], len(prompt)
+    prompt = tokenizer.encode_prompt(document.prompt)[: plan.max_tokens - 1]
+    return [*prompt, *tokenizer.encode_answer(document.text)][: plan.max_tokens], len(prompt)
 
 
 def first_layer_features(model: RoutedDecoder, tokens: Tensor) -> Tensor:
