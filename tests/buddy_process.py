@@ -4,10 +4,12 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import httpx
 
@@ -26,28 +28,32 @@ def serving(*arguments: str) -> Iterator[str]:
     """A running server's URL. It is stopped, and must stop cleanly, at the end."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
-    process = subprocess.Popen(
-        [BUDDY, "serve", "--port", str(port), *arguments], stderr=subprocess.PIPE, text=True, encoding="utf-8"
-    )
-    try:
-        _wait_until_ready(url, process)
-        yield url
-    finally:
-        process.terminate()
-        _, log = process.communicate(timeout=30)
-    # uvicorn hands the signal on once everything has been shut down.
-    assert process.returncode in (0, -signal.SIGTERM), f"the server ended with {process.returncode}:\n{log}"
-    assert "Traceback" not in log, log
+    # A file, not a pipe: nobody reads while the server runs, and a full pipe would stop it.
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as log:
+        process = subprocess.Popen([BUDDY, "serve", "--port", str(port), *arguments], stderr=log)
+        try:
+            _wait_until_ready(url, process, log)
+            yield url
+        finally:
+            process.terminate()
+            process.wait(timeout=30)
+        # uvicorn hands the signal on once everything has been shut down.
+        assert process.returncode in (0, -signal.SIGTERM), f"ended with {process.returncode}:\n{_text(log)}"
+        assert "Traceback" not in _text(log), _text(log)
 
 
-def _wait_until_ready(url: str, process: "subprocess.Popen[str]") -> None:
+def _wait_until_ready(url: str, process: "subprocess.Popen[bytes]", log: IO[str]) -> None:
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline:
-        if process.poll() is not None:
-            raise AssertionError(f"the server did not start:\n{process.communicate()[1]}")
+        assert process.poll() is None, f"the server did not start:\n{_text(log)}"
         try:
             if httpx.get(f"{url}/ready").status_code == httpx.codes.OK:
                 return
         except httpx.TransportError:
             time.sleep(0.1)
-    raise AssertionError(f"the server was not ready within {START_TIMEOUT_S} s")
+    raise AssertionError(f"the server was not ready within {START_TIMEOUT_S} s:\n{_text(log)}")
+
+
+def _text(log: IO[str]) -> str:
+    log.seek(0)
+    return log.read()
