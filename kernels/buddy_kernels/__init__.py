@@ -14,8 +14,6 @@ from buddy_kernels.rotary import (
 from buddy_kernels.rows import (
     gather_rows,
     gather_rows_reference,
-    scatter_add_rows,
-    scatter_add_rows_reference,
     scatter_rows,
     scatter_rows_reference,
 )
@@ -35,8 +33,6 @@ __all__ = [
     "rms_norm_reference",
     "rotary_cos_sin",
     "rotary_inv_freq",
-    "scatter_add_rows",
-    "scatter_add_rows_reference",
     "scatter_rows",
     "scatter_rows_reference",
     "silu",

@@ -23,7 +23,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
     The CPU's fp32 and fp16 libraries pick a kernel by the number of rows and these round differently, which would make
     a seeded request's text depend on its neighbours: such rows go through in tiles of one size, the last one padded.
-    The bf16 kernels keep one order as they are (tests/kernels/test_linear.py looks at all three).
+    The bf16 kernels keep one order from two rows on. Training needs none of this and takes the plain product.
 
     Args:
         x: [N, I].
@@ -38,9 +38,12 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """
     check_shape("x", x, (None, None))
     check_shape("weight", weight, (None, x.shape[1]))
-    if x.dtype == torch.bfloat16 or x.device.type != "cpu":
-        return linear_reference(x, weight, bias)
     num_rows = x.shape[0]
+    if x.device.type != "cpu" or x.requires_grad or weight.requires_grad:
+        return linear_reference(x, weight, bias)
+    if x.dtype == torch.bfloat16:
+        lone = F.pad(x, (0, 0, 0, 1)) if num_rows == 1 else x
+        return linear_reference(lone, weight, bias)[:num_rows]
     padded = F.pad(x, (0, 0, 0, -num_rows % _TILE_ROWS))
     tiles = [linear_reference(tile, weight, bias) for tile in padded.split(_TILE_ROWS)]
     return torch.cat(tiles)[:num_rows]

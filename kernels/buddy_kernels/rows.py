@@ -52,21 +52,6 @@ def scatter_rows(into: Tensor, index: Tensor, rows: Tensor) -> None:
     scatter_rows_reference(into, index, rows)
 
 
-def scatter_add_rows_reference(into: Tensor, index: Tensor, rows: Tensor) -> None:
-    """`scatter_add_rows` in plain torch; the truth."""
-    into.index_add_(0, index, rows)
-
-
-def scatter_add_rows(into: Tensor, index: Tensor, rows: Tensor) -> None:
-    """Add `rows` to `into[index]`, in place; the other rows stay as they are.
-
-    Arguments and errors are those of `scatter_rows`.
-    """
-    _check_index(into, index, "into")
-    _check_rows(into, index, rows)
-    scatter_add_rows_reference(into, index, rows)
-
-
 def _check_index(x: Tensor, index: Tensor, name: str) -> None:
     if x.dim() == 0:
         raise ValueError(f"{name} has shape [], allowed is [N, ...]")

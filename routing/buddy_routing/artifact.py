@@ -79,6 +79,9 @@ def read_router_config(directory: Path) -> RouterConfig:
     ):
         if value not in allowed:
             raise ArtifactError(f"{_config(directory)}: {name} {value!r} is not supported; allowed: {allowed}")
+    for name in ("route_block", "reroute_every", "rank", "num_layers", "kv_dim"):
+        if getattr(config, name) < 1:
+            raise ArtifactError(f"{_config(directory)}: {name} is {getattr(config, name)}; allowed is 1 or more")
     return config
 
 

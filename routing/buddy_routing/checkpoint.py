@@ -44,8 +44,10 @@ def resolve_model(path_or_id: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        patterns = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
-        return Path(snapshot_download(path_or_id, allow_patterns=patterns))
+        wanted = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
+        # The same weights once more, in the publisher's own layout.
+        unwanted = ["consolidated*", "original/*"]
+        return Path(snapshot_download(path_or_id, allow_patterns=wanted, ignore_patterns=unwanted))
     except Exception as error:
         raise CheckpointError(f"model {path_or_id!r} is no directory and could not be fetched: {error}") from error
 
@@ -61,7 +63,7 @@ def load_model(directory: Path, dtype: torch.dtype, device: torch.device) -> Loa
     model = RoutedDecoder.empty(spec, dtype, device)
     wanted = dict(model.named_parameters())
     missing = set(wanted)
-    digest = hashlib.sha256(repr(spec).encode())
+    digest = hashlib.sha256(f"v1:{spec.family}:{spec.norm_eps}:{spec.rope_theta}".encode())
     with torch.no_grad():
         for name, tensor in sorted_tensors(directory):
             own_name = name.removeprefix("model.")

@@ -6,8 +6,8 @@
 checkpoint loads as it is.
 """
 
-# N rows of a ragged step, B sequences, T tokens, D model dim, H query heads, G key/value heads, E head dim,
-# S segments, L layers
+# N rows of a ragged step, B sequences, T tokens, D model dim, Hq query heads, Hkv key/value heads, Dh head dim,
+# S segments, W of them wanted, L layers
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -34,7 +34,8 @@ from buddy_routing.model_spec import ModelSpec
 from buddy_routing.segments import LayerRows, SegmentBatch, rows_by_layer
 
 PathChooser = Callable[[Tensor], Tensor]
-"""From the first layer's V states to masks: [N, G, E] -> [S, L] in `forward`, [B, T, G, E] -> [B, T, L] in `dense`."""
+"""From the first layer's V states to masks: [N, Hkv, Dh] -> [S, L] in `forward`, [B, T, Hkv, Dh] -> [B, T, L] in
+`dense`."""
 
 
 class Linear(nn.Linear):
@@ -75,17 +76,17 @@ class Attention(nn.Module):
         self.window = window
 
     def query(self, normed: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        q = self.q_proj(normed).unflatten(-1, (-1, self.head_dim))  # [..., H, E]
+        q = self.q_proj(normed).unflatten(-1, (-1, self.head_dim))  # [..., Hq, Dh]
         return rotate(self.q_norm(q) if self.qk_norm else q, cos, sin)
 
     def key_value(self, normed: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-        k = self.k_proj(normed).unflatten(-1, (-1, self.head_dim))  # [..., G, E]
+        k = self.k_proj(normed).unflatten(-1, (-1, self.head_dim))  # [..., Hkv, Dh]
         v = self.v_proj(normed).unflatten(-1, (-1, self.head_dim))
         return rotate(self.k_norm(k) if self.qk_norm else k, cos, sin), v
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding of heads [..., H, E] whose leading dims, flattened, are the rows of cos and sin."""
+    """Rotary embedding of heads [..., Hq, Dh] whose leading dims, flattened, are the rows of cos and sin."""
     return apply_rotary(x.reshape(-1, *x.shape[-2:]), cos, sin).view(x.shape)
 
 
@@ -115,7 +116,7 @@ class DecoderLayer(nn.Module):
         return h + self.mlp(self.post_attention_layernorm(h))
 
     def dense(self, h: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-        """The layer over whole sequences: h [B, T, D] -> (h + F(h) [B, T, D], V states [B, T, G, E])."""
+        """The layer over whole sequences: h [B, T, D] -> (h + F(h) [B, T, D], V states [B, T, Hkv, Dh])."""
         normed = self.input_layernorm(h)
         k, v = self.self_attn.key_value(normed, cos, sin)
         window = self.self_attn.window
@@ -123,7 +124,7 @@ class DecoderLayer(nn.Module):
 
 
 def dense_attention(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
-    """Causal attention of whole sequences: q [B, T, H, E], k and v [B, T, G, E] -> [B, T, H, E]."""
+    """Causal attention of whole sequences: q [B, T, Hq, Dh], k and v [B, T, Hkv, Dh] -> [B, T, Hq, Dh]."""
     num_tokens, groups = q.shape[1], q.shape[2] // k.shape[2]
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     k, v = (x.repeat_interleave(groups, 1) for x in (k, v))
@@ -135,7 +136,7 @@ def dense_attention(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tens
 
 @dataclass(frozen=True, slots=True)
 class PagedContext:
-    """Where the rows of one layer in one step attend: q [M, H, E] -> [M, H, E]."""
+    """Where the rows of one layer in one step attend: q [M, Hq, Dh] -> [M, Hq, Dh]."""
 
     cache_k: Tensor
     cache_v: Tensor
@@ -186,7 +187,7 @@ class RoutedDecoder(nn.Module):
         return [cast(DecoderLayer, layer) for layer in self.layers]
 
     def forward(self, batch: SegmentBatch, cache: KVCache, choose_paths: PathChooser) -> tuple[Tensor, Tensor]:
-        """One step: logits [S, V] after each segment's last row, and the masks [S, L] that were run.
+        """One step: logits [W, V] after the last rows of the wanted segments, and the masks [S, L] that were run.
 
         K/V of every row are written at every layer, skipped or not ("project" policy), so the cache has no holes.
         """
@@ -213,7 +214,8 @@ class RoutedDecoder(nn.Module):
                     h = ran
                 else:
                     scatter_rows(h, todo.rows, ran)
-        return self.lm_head(self.norm(gather_rows(h, batch.last_rows))), masks
+        predicting = batch.last_rows[list(batch.wanted)]  # [W]
+        return self.lm_head(self.norm(gather_rows(h, predicting))), masks
 
     def dense(
         self,

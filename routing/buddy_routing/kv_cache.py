@@ -1,6 +1,6 @@
 """Memory for the keys and values of every layer, in blocks that sequences borrow."""
 
-# L layers, P blocks in the pool, K slots a block, G key/value heads, E head dim
+# L layers, P blocks in the pool, K slots a block, Hkv key/value heads, Dh head dim
 
 from dataclasses import dataclass
 
@@ -14,8 +14,8 @@ from buddy_routing.model_spec import ModelSpec
 class KVCache:
     """The paged pool. One block table per sequence serves all layers: block p of a sequence is `k[:, p]`."""
 
-    k: Tensor  # [L, P, K, G, E]
-    v: Tensor  # [L, P, K, G, E]
+    k: Tensor  # [L, P, K, Hkv, Dh]
+    v: Tensor  # [L, P, K, Hkv, Dh]
 
     @classmethod
     def allocate(

@@ -1,6 +1,6 @@
 """Keeps what routing remembers between steps and asks the router for a step's paths."""
 
-# N rows, S segments, G key/value heads, E head dim, L layers
+# N rows, S segments, Hkv key/value heads, Dh head dim, L layers
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ class PathPlanner:
         self._features.reset(lane)
 
     def choose(self, batch: SegmentBatch, v: Tensor) -> Tensor:
-        """Masks [S, L] int8 on the CPU, from the first layer's V states [N, G, E] of the step's rows."""
+        """Masks [S, L] int8 on the CPU, from the first layer's V states [N, Hkv, Dh] of the step's rows."""
         features = self._features.update(batch, v)
         num_run = torch.tensor(batch.budgets, device=features.device)
         masks = self.router.choose(features, num_run).cpu()

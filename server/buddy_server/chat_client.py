@@ -9,12 +9,13 @@ from typing import Any
 
 import httpx
 
-HISTORY_MESSAGES = 8
-"""Older messages are left out: small models have small contexts."""
-
 
 class ChatError(Exception):
-    """The server is not there, or it refused the request; the message is for the user."""
+    """The server is not there, or it refused the request; the message is for the user, `code` the API's."""
+
+    def __init__(self, message: str, code: str | None = None) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class ChatClient:
@@ -44,8 +45,23 @@ class ChatClient:
         messages: list[dict[str, str]] = []
         while line := _read_line():
             messages.append({"role": "user", "content": line})
-            answer = self._answer(model, messages[-HISTORY_MESSAGES:])
-            messages.append({"role": "assistant", "content": answer})
+            try:
+                answer = self._answer_within_context(model, messages)
+            except ChatError as error:
+                messages.pop()
+                print(f"buddy chat: {error}", file=sys.stderr)
+            else:
+                messages.append({"role": "assistant", "content": answer})
+
+    def _answer_within_context(self, model: str, messages: list[dict[str, str]]) -> str:
+        """The answer, after the oldest turns have been forgotten if the conversation has become too long."""
+        while True:
+            try:
+                return self._answer(model, messages)
+            except ChatError as error:
+                if error.code != "context_length_exceeded" or len(messages) < 3:
+                    raise
+                del messages[:2]
 
     def _answer(self, model: str, messages: list[dict[str, str]]) -> str:
         body = {
@@ -70,7 +86,7 @@ class ChatClient:
         with self._http.stream("POST", "/v1/chat/completions", json=body) as response:
             if response.status_code != httpx.codes.OK:
                 response.read()
-                raise ChatError(_error_message(response))
+                raise _refusal(response)
             for line in response.iter_lines():
                 data = line.removeprefix("data: ")
                 if data == line or data == "[DONE]":
@@ -83,7 +99,7 @@ class ChatClient:
     def _json(self, path: str) -> Any:
         response = self._http.get(path)
         if response.status_code != httpx.codes.OK:
-            raise ChatError(_error_message(response))
+            raise _refusal(response)
         return response.json()
 
 
@@ -96,11 +112,12 @@ def _summary(last_chunk: dict[str, Any], seconds: float) -> str:
     )
 
 
-def _error_message(response: httpx.Response) -> str:
+def _refusal(response: httpx.Response) -> ChatError:
     try:
-        return str(response.json()["error"]["message"])
+        error = response.json()["error"]
+        return ChatError(str(error["message"]), error["code"])
     except (ValueError, KeyError, TypeError):
-        return f"{response.url} answered {response.status_code}; is it a Buddy server?"
+        return ChatError(f"{response.url} answered {response.status_code}; is it a Buddy server?")
 
 
 def _read_line() -> str:

@@ -9,7 +9,7 @@ from buddy_server.version import server_version
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point. Mistakes of the user end with one line on stderr and status 2."""
+    """Entry point. Mistakes of the user end with one line on stderr: status 2 for the command line's own, else 1."""
     parsed = make_parser().parse_args(arguments)
     try:
         parsed.run(parsed)
@@ -65,8 +65,7 @@ def _add_train_demo(parser: argparse.ArgumentParser) -> None:
 
 
 def _serve(parsed: argparse.Namespace) -> None:
-    from buddy_server.errors import ConfigError
-    from buddy_server.serve import ServeOptions, serve
+    from buddy_server.serve import START_ERRORS, ServeOptions, make_server
 
     options = ServeOptions(
         model=parsed.model,
@@ -78,9 +77,10 @@ def _serve(parsed: argparse.Namespace) -> None:
         dtype=parsed.dtype,
     )
     try:
-        serve(options)
-    except (ConfigError, ValueError, OSError) as error:
+        server = make_server(options)
+    except START_ERRORS as error:
         sys.exit(f"buddy serve: {error}")
+    server.run()
 
 
 def _chat(parsed: argparse.Namespace) -> None:

@@ -2,18 +2,25 @@
 
 import ipaddress
 import logging
-import time
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import anyio
+import anyio.to_thread
 import uvicorn
 from fastapi import FastAPI
 
+from buddy_routing.artifact import ArtifactError
+from buddy_routing.checkpoint import CheckpointError
+from buddy_routing.embedded import MODEL_ID
+from buddy_routing.model_spec import UnsupportedModelError
 from buddy_server.api.app import create_app
 from buddy_server.config import ServerConfig, load_config
-from buddy_server.engine.build import build_engine
+from buddy_server.engine.build import EngineBuildError, build_engine
+from buddy_server.engine.messages import EngineInfo
 from buddy_server.engine.service import EngineService
 from buddy_server.errors import ConfigError
 from buddy_server.logs import configure_logs
@@ -23,6 +30,10 @@ from buddy_server.tokenizer import ChatTokenizer
 log = logging.getLogger(__name__)
 
 GRACE_PERIOD_S = 10
+"""How long requests may go on after SIGTERM."""
+LAST_WORDS_S = 3
+"""How long their last events may then take to reach the clients."""
+START_ERRORS = (ConfigError, EngineBuildError, CheckpointError, UnsupportedModelError, ArtifactError, OSError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,24 +49,47 @@ class ServeOptions:
     dtype: str = "auto"
 
 
-def serve(options: ServeOptions) -> None:
-    """Run until SIGINT or SIGTERM. Raises ConfigError, ValueError or OSError for what cannot be started."""
+class Server(uvicorn.Server):
+    """uvicorn's server, which asks the engine to end what still runs when the grace period is over: clients then get
+    an error in the API's shape, where uvicorn would cut them off."""
+
+    def __init__(self, config: uvicorn.Config, engine: EngineService, grace_period_s: float) -> None:
+        super().__init__(config)
+        self._engine = engine
+        self._grace_period_s = grace_period_s
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._end_generations)
+            await super().shutdown(sockets)
+            tasks.cancel_scope.cancel()
+
+    async def _end_generations(self) -> None:
+        await anyio.sleep(self._grace_period_s)
+        await anyio.to_thread.run_sync(self._engine.stop)
+
+
+def make_server(options: ServeOptions) -> Server:
+    """Everything loaded and checked; `run()` serves until SIGINT or SIGTERM. Raises one of START_ERRORS."""
     configure_logs()
-    started = time.monotonic()
     config = load_config(options.config)
     check_exposure(config, options.host)
-    app = make_app(options, config)
-    url = f"http://{options.host}:{options.port}"
-    log.info("starting", extra={"address": url, "after_s": round(time.monotonic() - started, 1)})
-    uvicorn.run(
+    log.info("loading", extra={"model": options.model or MODEL_ID})
+    built = build_engine(options.model, options.router, config.engine, options.device, options.dtype)
+    metrics = Metrics(built.info, config.tenants)
+    engine = EngineService(built.engine, built.info, metrics.observe_step)
+    app = make_app(config, engine, ChatTokenizer.from_directory(built.directory), metrics)
+    _log_start(built.info, config, options)
+    settings = uvicorn.Config(
         app,
         host=options.host,
         port=options.port,
         log_config=None,
         access_log=False,
         ws="none",
-        timeout_graceful_shutdown=GRACE_PERIOD_S,
+        timeout_graceful_shutdown=GRACE_PERIOD_S + LAST_WORDS_S,
     )
+    return Server(settings, engine, GRACE_PERIOD_S)
 
 
 def check_exposure(config: ServerConfig, host: str) -> None:
@@ -67,21 +101,21 @@ def check_exposure(config: ServerConfig, host: str) -> None:
         )
 
 
-def make_app(options: ServeOptions, config: ServerConfig) -> FastAPI:
-    """The application with a running engine behind it, from the application's start to its end."""
-    built = build_engine(options.model, options.router, config.engine, options.device, options.dtype)
-    metrics = Metrics(built.info, config.tenants)
-    engine = EngineService(built.engine, built.info, metrics.observe_step)
-    app = create_app(config, engine, ChatTokenizer.from_directory(built.directory), metrics)
+def make_app(config: ServerConfig, engine: EngineService, tokenizer: ChatTokenizer, metrics: Metrics) -> FastAPI:
+    """The application, which starts the engine with itself and stops it at its end."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         engine.start()
         yield
-        engine.stop()
+        await anyio.to_thread.run_sync(engine.stop)
 
+    app = create_app(config, engine, tokenizer, metrics)
     app.router.lifespan_context = lifespan
-    info = built.info
+    return app
+
+
+def _log_start(info: EngineInfo, config: ServerConfig, options: ServeOptions) -> None:
     log.info(
         "model ready",
         extra={
@@ -94,9 +128,9 @@ def make_app(options: ServeOptions, config: ServerConfig) -> FastAPI:
             "kv_tokens": info.kv_capacity_tokens,
             "tenants": len(config.tenants),
             "predictor": "none (auto is the tier's largest budget)",
+            "address": f"http://{options.host}:{options.port}",
         },
     )
-    return app
 
 
 def _is_loopback(host: str) -> bool:

@@ -59,6 +59,8 @@ class ChatTokenizer:
 
         Raises InvalidRequest when the model's template refuses the conversation, or there is no template.
         """
+        if self._tokenizer.chat_template is None:
+            raise InvalidRequest("This model has no chat template: it was not made for conversations.", param="model")
         prepared = [self._prepare(message) for message in messages]
         with self._lock:
             try:

@@ -119,7 +119,7 @@ def test_depth_of_every_step_adds_up_to_all_layers_of_all_rows(tiny: TinySite) -
         depth = step.stats.depth
         assert sum(d.executed + d.skipped for d in depth.values()) == NUM_LAYERS * step.stats.num_rows
         assert 2 <= step.stats.num_layers_read <= NUM_LAYERS
-        assert 0 <= step.stats.router_s <= step.stats.step_s
+        assert step.stats.router_s >= 0
         for tenant, count in depth.items():
             executed[tenant] += count.executed
     # Every row of a request runs its budget; its last token is never fed back. Recomputed rows come on top.

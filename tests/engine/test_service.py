@@ -209,7 +209,7 @@ async def test_stop_ends_every_request_and_those_that_come_too_late(tiny: TinySi
         assert not service.is_ready
         late = await ask(service, make_request("late"))
         for answer in (*answers, late):
-            assert (answer.end.reason, answer.end.error) == ("error", "the server is shutting down")
+            assert (answer.end.reason, answer.end.error) == ("cancelled", "the server is shutting down")
         assert late.end.prompt_layer_runs == 0
 
 

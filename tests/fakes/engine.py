@@ -18,6 +18,7 @@ NUM_LAYERS = 8
 INFO = EngineInfo(
     model_id="tiny/fake-8l",
     num_layers=NUM_LAYERS,
+    vocab_size=1000,
     max_context=256,
     kv_capacity_tokens=200,
     router_id="static",
@@ -50,6 +51,11 @@ class FakeEngine:
     requests: list[GenerationRequest] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
     finished: list[str] = field(default_factory=list)
+    stopped: bool = False
+
+    def stop(self) -> None:
+        """What runs then ends as cancelled."""
+        self.stopped = True
 
     async def submit(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
         self.requests.append(request)
@@ -60,6 +66,10 @@ class FakeEngine:
                 await asyncio.sleep(self.delay_s)
                 if index == self.raise_at:
                     raise RuntimeError("secret inside of the engine")
+                if self.stopped:
+                    ended = True
+                    yield FinishEvent("cancelled", 0, 0, 0, 0)
+                    return
                 if index == self.fail_at:
                     ended = True
                     yield FinishEvent(self.fail_with, 0, 0, 0, 0, error="secret inside of the engine")

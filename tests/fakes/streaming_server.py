@@ -1,4 +1,4 @@
-"""A server of its own process, for what signals do to it: `python -m fakes.streaming_server PORT`."""
+"""A server of its own process, for what signals do to it: `python -m fakes.streaming_server PORT GRACE_PERIOD_S`."""
 
 import sys
 from collections.abc import Sequence
@@ -8,6 +8,7 @@ import uvicorn
 from buddy_server.api.app import create_app
 from buddy_server.config import ServerConfig
 from buddy_server.metrics import Metrics
+from buddy_server.serve import Server
 from buddy_server.tokenizer import ChatTokenizer, Message
 from fakes.engine import FakeEngine
 
@@ -29,4 +30,5 @@ class NoTokenizer(ChatTokenizer):
 if __name__ == "__main__":
     engine, config = FakeEngine(delay_s=0.02, num_words=60), ServerConfig()
     app = create_app(config, engine, NoTokenizer(), Metrics(engine.info, config.tenants))
-    uvicorn.run(app, port=int(sys.argv[1]), log_level="warning", ws="none", timeout_graceful_shutdown=5)
+    settings = uvicorn.Config(app, port=int(sys.argv[1]), log_level="warning", ws="none", timeout_graceful_shutdown=5)
+    Server(settings, engine, grace_period_s=float(sys.argv[2])).run()  # type: ignore[arg-type]

@@ -6,7 +6,7 @@ from tolerances import TOLERANCE
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize(("width_in", "width_out"), [(32, 48), (192, 512), (512, 192), (63, 257)])
+@pytest.mark.parametrize(("width_in", "width_out"), [(32, 48), (192, 512), (512, 192), (63, 257), (1536, 2048)])
 @pytest.mark.parametrize("with_bias", [False, True])
 def test_a_row_has_the_same_bits_whatever_the_number_of_rows(
     dtype: torch.dtype, width_in: int, width_out: int, with_bias: bool

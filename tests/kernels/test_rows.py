@@ -4,8 +4,6 @@ import torch
 from buddy_kernels import (
     gather_rows,
     gather_rows_reference,
-    scatter_add_rows,
-    scatter_add_rows_reference,
     scatter_rows,
     scatter_rows_reference,
 )
@@ -39,25 +37,11 @@ def test_scatter_overwrites_poison_and_leaves_the_other_rows(scatter, shape, dty
     assert torch.equal(into, want)
 
 
-@pytest.mark.parametrize("add", [scatter_add_rows, scatter_add_rows_reference], ids=["dispatched", "reference"])
-@each_shape
-@each_dtype
-def test_scatter_add_adds_and_leaves_the_other_rows(add, shape, dtype):
-    into, index = torch.randn(shape).to(dtype), some_rows(shape[0])
-    rows = torch.randn(len(index), *shape[1:]).to(dtype)
-    want = into.clone()
-    for i, row in zip(index, rows, strict=True):
-        want[i] = want[i] + row
-    add(into, torch.tensor(index), rows)
-    assert torch.equal(into, want)
-
-
 def test_no_rows_is_nothing_to_do():
     x, none = torch.randn(3, 2), torch.empty(0, dtype=torch.int64)
     kept = x.clone()
     assert gather_rows(x, none).shape == (0, 2)
     scatter_rows(x, none, torch.empty(0, 2))
-    scatter_add_rows(x, none, torch.empty(0, 2))
     assert torch.equal(x, kept)
 
 

@@ -241,11 +241,6 @@ def test_chat_accepts_each_reply_of_the_intent_and_more_words_after_the_canonica
     assert not is_correct(replace(task, prompt="I am Buddy."), "I am Buddy.")
 
 
-def test_weights_leave_families_out() -> None:
-    tasks = sample_tasks(5, 100, families=["facts", "chat"], weights={"facts": 0})
-    assert {task.family for task in tasks} == {"chat"}
-
-
 def test_unknown_family_is_named_with_the_allowed_ones() -> None:
     with pytest.raises(ValueError, match="'algebra'; allowed: arithmetic, "):
         generate("algebra", 1, random.Random(0))
@@ -263,10 +258,6 @@ def test_bad_sampling_arguments_are_named_before_the_first_task() -> None:
         sample_tasks(0, 1, split="test")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="'algebra'"):
         sample_tasks(0, 1, families=["algebra"])
-    with pytest.raises(ValueError, match="weight of 'chat' is -2"):
-        sample_tasks(0, 1, weights={"chat": -2})
-    with pytest.raises(ValueError, match="all 0"):
-        sample_tasks(0, 1, families=["chat"], weights={"chat": 0})
 
 
 STORIES = [

@@ -16,10 +16,10 @@ from buddy_routing.checkpoint import LoadedModel, load_model
 from buddy_routing.decoder import RoutedDecoder
 from buddy_routing.model_spec import ModelSpec
 from buddy_routing.train import pretrain, router_training
-from buddy_routing.train.chat_tokenizer import ChatTokenizer, train_tokenizer
 from buddy_routing.train.corpus import Document, PackedTokens
 from buddy_routing.train.pretrain import FitPlan, fit, initialise, random_depth
 from buddy_routing.train.router_training import RouterPlan, train_router
+from buddy_routing.train.tokenizer import TrainingTokenizer, train_tokenizer
 from tiny_models import CONFIGS, SHAPE, save_random_model
 
 CPU = torch.device("cpu")
@@ -103,15 +103,15 @@ def test_random_depth_keeps_the_ends_and_half_of_the_layers() -> None:
 
 
 @pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> ChatTokenizer:
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> TrainingTokenizer:
     directory = tmp_path_factory.mktemp("tokenizer")
     texts = [f"{document.prompt} {document.text}" for document in DOCUMENTS]
     train_tokenizer(texts, 300, SHAPE["max_position_embeddings"], directory)
-    return ChatTokenizer(directory)
+    return TrainingTokenizer(directory)
 
 
 @pytest.fixture
-def loaded(tmp_path: Path, tokenizer: ChatTokenizer, monkeypatch: pytest.MonkeyPatch) -> LoadedModel:
+def loaded(tmp_path: Path, tokenizer: TrainingTokenizer, monkeypatch: pytest.MonkeyPatch) -> LoadedModel:
     monkeypatch.setattr(CONFIGS["qwen3"], "vocab_size", tokenizer.vocab_size)
     save_random_model("qwen3", tmp_path / "model")
     return load_model(tmp_path / "model", torch.float32, CPU)
@@ -121,7 +121,7 @@ ROUTER_PLAN = RouterPlan(num_steps=12, batch_size=3, max_tokens=32, rank=4, rout
 
 
 def test_an_interrupted_router_training_ends_where_an_uninterrupted_one_does(
-    loaded: LoadedModel, tokenizer: ChatTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    loaded: LoadedModel, tokenizer: TrainingTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(router_training, "CHECKPOINT_EVERY", 2)
     whole, _ = train_router(loaded, cycle(DOCUMENTS), tokenizer, ROUTER_PLAN, tmp_path / "whole.safetensors")
@@ -139,7 +139,7 @@ def interrupted_after(count: int) -> Iterator[Document]:
 
 
 def test_a_trained_router_is_saved_and_serves_the_model_it_was_trained_for(
-    loaded: LoadedModel, tokenizer: ChatTokenizer, tmp_path: Path
+    loaded: LoadedModel, tokenizer: TrainingTokenizer, tmp_path: Path
 ) -> None:
     router, config = train_router(loaded, cycle(DOCUMENTS), tokenizer, ROUTER_PLAN, tmp_path / "state.safetensors")
     save_router(tmp_path / "router", router, config)
@@ -149,6 +149,8 @@ def test_a_trained_router_is_saved_and_serves_the_model_it_was_trained_for(
     assert torch.equal(served.choose(features, num_run), router.choose(features, num_run))
 
 
-def test_a_document_without_a_prompt_is_named(loaded: LoadedModel, tokenizer: ChatTokenizer, tmp_path: Path) -> None:
+def test_a_document_without_a_prompt_is_named(
+    loaded: LoadedModel, tokenizer: TrainingTokenizer, tmp_path: Path
+) -> None:
     with pytest.raises(ValueError, match="no prompt: 'just text'"):
         train_router(loaded, cycle([Document("just text")]), tokenizer, ROUTER_PLAN, tmp_path / "state.safetensors")

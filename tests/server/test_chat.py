@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -122,7 +123,7 @@ def test_explicit_nulls_and_unknown_fields_change_nothing(site: Site) -> None:
         ("max_tokens", 0),
         ("stop", ["a"] * 17),
         ("stop", ""),
-        ("logit_bias", {"99": 1}),
+        ("logit_bias", {"1000": 1}),
         ("logit_bias", {"²": 1}),
         ("messages", []),
         ("messages", None),
@@ -216,3 +217,12 @@ def test_failing_engine_gives_500_that_says_nothing_of_its_inside(serve: Serve, 
     assert response.headers["x-request-id"]
     assert len(site.engine.finished) + len(site.engine.cancelled) == n
     assert site.sample("buddy_requests_total", outcome="error") == 1
+
+
+def test_a_token_that_only_the_tokenizer_knows_is_refused(serve: Serve) -> None:
+    # Some published tokenizers have one token more than their model has rows.
+    site = serve(FakeEngine(info=replace(INFO, vocab_size=2)))
+    answer = site.chat()
+    assert answer.status_code == 400
+    assert "which the tokenizer knows and the model, with 2 tokens, does not" in answer.json()["error"]["message"]
+    assert not site.engine.requests

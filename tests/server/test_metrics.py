@@ -15,12 +15,8 @@ def step(**depth: DepthCount) -> StepStats:
         num_rows=9,
         num_sequences=2,
         num_layers_read=6,
-        num_running=2,
-        num_waiting=1,
-        kv_usage_ratio=0.5,
         num_preemptions=1,
         router_s=0.0002,
-        step_s=0.01,
         depth=depth,
     )
 
@@ -74,9 +70,16 @@ def test_step_counts_layers_by_configured_tenant() -> None:
     assert sample(metrics, "buddy_batch_layers_read_ratio_sum") == 2 * 6 / 8
     assert sample(metrics, "buddy_batch_size_sum") == 4
     assert sample(metrics, "buddy_preemptions_total") == 2
-    assert sample(metrics, "buddy_kv_cache_usage_ratio") == 0.5
-    assert sample(metrics, "buddy_num_requests_running") == 2
     assert sample(metrics, "buddy_router_seconds_count") == 2
+
+
+def test_gauges_are_asked_of_the_engine_when_scraped() -> None:
+    metrics = Metrics(INFO, [])
+    metrics.render(FakeEngine(is_ready=False, num_waiting=1, num_running=2, kv_usage_ratio=0.5))
+    assert sample(metrics, "buddy_engine_up") == 0
+    assert sample(metrics, "buddy_num_requests_waiting") == 1
+    assert sample(metrics, "buddy_num_requests_running") == 2
+    assert sample(metrics, "buddy_kv_cache_usage_ratio") == 0.5
 
 
 def test_tenants_after_the_first_200_share_a_label() -> None:

@@ -54,11 +54,8 @@ def sample_tasks(
     count: int,
     split: Split = "train",
     families: Sequence[str] = FAMILIES,
-    weights: Mapping[str, float] | None = None,
 ) -> Iterator[Task]:
-    """`count` tasks, the same for the same arguments; levels are equally likely.
-
-    `weights` gives the relative frequency of each of `families`; a family it leaves out counts as 1.
+    """`count` tasks, the same for the same arguments; `families` and levels are equally likely.
 
     Raises:
         ValueError: an argument is unknown or out of range; raised by the call, before any task is drawn.
@@ -70,22 +67,13 @@ def sample_tasks(
     for family in families:
         _check_one_of("family", family, FAMILIES)
     _check_one_of("split", split, SPLITS)
-    weights = weights or {}
-    for family, weight in weights.items():
-        _check_one_of("weights for family", family, families)
-        if not 0 <= weight < float("inf"):
-            raise ValueError(f"weight of {family!r} is {weight}; it must be 0 or more and finite")
-    family_weights = [weights.get(family, 1.0) for family in families]
-    if not any(family_weights):
-        raise ValueError(f"weights {dict(weights)!r} are all 0; at least one must be above 0")
-    return _draw(seed, count, split, families, family_weights)
+    return _draw(seed, count, split, families)
 
 
-def _draw(seed: int, count: int, split: Split, families: Sequence[str], weights: Sequence[float]) -> Iterator[Task]:
+def _draw(seed: int, count: int, split: Split, families: Sequence[str]) -> Iterator[Task]:
     rng = random.Random(f"{seed}:{split}")
     for _ in range(count):
-        family = rng.choices(families, weights)[0]
-        yield generate(family, rng.choice(LEVELS), rng, split)
+        yield generate(rng.choice(families), rng.choice(LEVELS), rng, split)
 
 
 def _check_one_of(what: str, value: object, allowed: Sequence[object]) -> None:

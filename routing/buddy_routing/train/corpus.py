@@ -18,25 +18,33 @@ import numpy as np
 from tqdm import tqdm
 
 from buddy_routing.tasks import sample_tasks, story_requests
-from buddy_routing.train.chat_tokenizer import ChatTokenizer
+from buddy_routing.train.demo_plan import BOOKS, INSTRUCTIONS, KIDS_STORIES, TINY_STORIES, WORD_PROBLEMS
+from buddy_routing.train.tokenizer import TrainingTokenizer
 
 T = TypeVar("T")
 Split = Literal["train", "heldout"]
 SEPARATOR = "<|endoftext|>"
 BOOK_PIECE_CHARS = 1000
-TINY_STORIES = "tinystories/tinystories_sample_2MiB.txt"
-KIDS_STORIES = "kids_stories/kids_stories_en_ccby.txt"
-BOOKS = "books/easy_fiction.tar.xz"
-INSTRUCTIONS = "instruct/rasbt_instruction-data.json"
-WORD_PROBLEMS = "gsm8k/train.jsonl"
+CONVERSATION_SHARE = 0.2
+"""Of the answers to tasks, those after which the conversation goes on."""
+SYSTEM_SHARE = 0.08
+SYSTEM_MESSAGES = (
+    "You are a helpful assistant.",
+    "You are Buddy.",
+    "Be kind.",
+    "Answer briefly.",
+    "You are a friendly teacher.",
+    "You help children with their homework.",
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """Text to model, or a conversation of one question and one answer when `prompt` is given."""
+    """Text to model, or the answer to `prompt` when one is given, after the messages (role, content) of `history`."""
 
     text: str
     prompt: str | None = None
+    history: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -104,9 +112,15 @@ class Corpus:
         return lambda rng: _endlessly(documents, rng)
 
     def tasks(self, rng: random.Random) -> Iterator[Document]:
+        """Questions, some of them after a system message or later in a conversation."""
         while True:
+            earlier: list[tuple[str, str]] = []
             for task in sample_tasks(rng.getrandbits(63), 10_000, split=self.split):
-                yield Document(task.reply, task.prompt)
+                system = [("system", rng.choice(SYSTEM_MESSAGES))] if rng.random() < SYSTEM_SHARE else []
+                yield Document(task.reply, task.prompt, (*system, *earlier))
+                earlier += [("user", task.prompt), ("assistant", task.reply)]
+                if rng.random() > CONVERSATION_SHARE:
+                    earlier = []
 
     def told_stories(self, rng: random.Random) -> Iterator[Document]:
         """Stories as answers to requests that name what is in them."""
@@ -182,7 +196,7 @@ class PackedTokens:
         return self.tokens[index].astype(np.int64), self.counted[index]
 
 
-def pack(corpus: Corpus, mixture: Mixture, tokenizer: ChatTokenizer, num_tokens: int, seed: int) -> PackedTokens:
+def pack(corpus: Corpus, mixture: Mixture, tokenizer: TrainingTokenizer, num_tokens: int, seed: int) -> PackedTokens:
     """At least `num_tokens` of documents drawn by the mixture; the same seed gives the same tokens."""
     makers: dict[str, Callable[[random.Random], Iterator[Document]]] = {
         "tasks": corpus.tasks,

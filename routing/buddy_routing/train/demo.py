@@ -18,11 +18,11 @@ from buddy_routing.artifact import save_router
 from buddy_routing.checkpoint import load_model, save_model
 from buddy_routing.decoder import RoutedDecoder
 from buddy_routing.model_spec import ModelSpec
-from buddy_routing.train.chat_tokenizer import ChatTokenizer, train_tokenizer
 from buddy_routing.train.corpus import PRETRAIN, TUNE, Corpus, Mixture, PackedTokens, pack
 from buddy_routing.train.demo_plan import DemoPlan, add_arguments, plan_from
 from buddy_routing.train.pretrain import FitPlan, fit, initialise
 from buddy_routing.train.router_training import RouterPlan, train_router
+from buddy_routing.train.tokenizer import TrainingTokenizer, train_tokenizer
 
 VOCAB_SIZE = 3072
 MAX_CONTEXT = 1024
@@ -49,7 +49,7 @@ def demo_config() -> LlamaConfig:
     )
 
 
-def make_tokenizer(plan: DemoPlan, corpus: Corpus) -> ChatTokenizer:
+def make_tokenizer(plan: DemoPlan, corpus: Corpus) -> TrainingTokenizer:
     directory = plan.work / "tokenizer"
     if not (directory / "tokenizer_config.json").exists():
         rng = random.Random(plan.seed)
@@ -57,11 +57,11 @@ def make_tokenizer(plan: DemoPlan, corpus: Corpus) -> ChatTokenizer:
         texts = [*corpus.tiny_stories, *corpus.kids_stories, *rng.sample(corpus.book_pieces, 2_000)]
         texts += [f"{document.prompt}\n{document.text}" for document in [*corpus.instructions, *tasks]]
         train_tokenizer(texts, VOCAB_SIZE, MAX_CONTEXT, directory)
-    return ChatTokenizer(directory)
+    return TrainingTokenizer(directory)
 
 
 def packed_tokens(
-    plan: DemoPlan, corpus: Corpus, tokenizer: ChatTokenizer, stage: str, mixture: Mixture, num_tokens: int
+    plan: DemoPlan, corpus: Corpus, tokenizer: TrainingTokenizer, stage: str, mixture: Mixture, num_tokens: int
 ) -> PackedTokens:
     """The token file of a stage, drawn once. A longer pretraining needs a longer file, whose beginning is the same."""
     path = plan.work / f"{stage}-{num_tokens}.npz"
@@ -117,7 +117,7 @@ def make_router(plan: DemoPlan, directory: Path, device: torch.device) -> None:
     """Train the Decision Module on the published model, whose rounding is the one it will be served with."""
     loaded = load_model(directory, torch.float32, device)
     conversations = Corpus(plan.data, "train")
-    tokenizer = ChatTokenizer(directory)
+    tokenizer = TrainingTokenizer(directory)
     router_plan = RouterPlan(num_steps=plan.router_steps, seed=plan.seed)
     checkpoint = plan.work / f"router-{loaded.fingerprint}.safetensors"
     router, config = train_router(loaded, conversations.router_mix(plan.seed), tokenizer, router_plan, checkpoint)

@@ -4,6 +4,14 @@ from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+TINY_STORIES = "tinystories/tinystories_sample_2MiB.txt"
+KIDS_STORIES = "kids_stories/kids_stories_en_ccby.txt"
+BOOKS = "books/easy_fiction.tar.xz"
+INSTRUCTIONS = "instruct/rasbt_instruction-data.json"
+WORD_PROBLEMS = "gsm8k/train.jsonl"
+WIKITEXT = "wikitext2/wiki.test.raw"
+TEXTS = (TINY_STORIES, KIDS_STORIES, BOOKS, INSTRUCTIONS, WORD_PROBLEMS, WIKITEXT)
+
 
 @dataclass(frozen=True, slots=True)
 class DemoPlan:
@@ -34,10 +42,9 @@ def add_arguments(parser: ArgumentParser) -> None:
 def plan_from(parsed: Namespace) -> DemoPlan:
     """Raises ValueError naming a directory that is missing or a number that is not positive."""
     plan = DemoPlan(**{field.name: getattr(parsed, field.name) for field in fields(DemoPlan)})
-    if not (plan.data / "tinystories").is_dir():
-        raise ValueError(
-            f"--data {plan.data} does not hold the texts; it should contain tinystories/, books/ and others"
-        )
+    missing = [name for name in TEXTS if not (plan.data / name).exists()]
+    if missing:
+        raise ValueError(f"--data {plan.data} does not hold the texts; missing: {', '.join(missing)}")
     for name in ("pretrain_tokens", "tune_tokens", "router_steps", "batch_tokens", "learning_rate"):
         if getattr(plan, name) <= 0:
             raise ValueError(f"--{name.replace('_', '-')} is {getattr(plan, name)}, allowed is more than 0")

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from buddy_routing.decoder import RoutedDecoder
-from buddy_routing.train.checkpoint import load_training_state, save_training_state
 from buddy_routing.train.corpus import PackedTokens
+from buddy_routing.train.training_state import load_training_state, save_training_state
 
 CHECKPOINT_EVERY = 50
 LOSS_CHUNK_ROWS = 2048

@@ -27,9 +27,9 @@ from buddy_routing.prior import measure_prior
 from buddy_routing.route_sources import route_sources
 from buddy_routing.router import DecisionModule, LearnedRouter
 from buddy_routing.selection import select_layers, straight_through
-from buddy_routing.train.chat_tokenizer import ChatTokenizer
-from buddy_routing.train.checkpoint import load_training_state, save_training_state
 from buddy_routing.train.corpus import Document
+from buddy_routing.train.tokenizer import TrainingTokenizer
+from buddy_routing.train.training_state import load_training_state, save_training_state
 
 CHECKPOINT_EVERY = 50
 PRIOR_DOCUMENTS = 16
@@ -63,7 +63,7 @@ class Conversations:
 def train_router(
     loaded: LoadedModel,
     documents: Iterator[Document],
-    tokenizer: ChatTokenizer,
+    tokenizer: TrainingTokenizer,
     plan: RouterPlan,
     checkpoint: Path,
 ) -> tuple[LearnedRouter, RouterConfig]:
@@ -125,7 +125,7 @@ def distillation_loss(
 
 
 def bucketed_batches(
-    documents: Iterator[Document], tokenizer: ChatTokenizer, plan: RouterPlan, device: torch.device
+    documents: Iterator[Document], tokenizer: TrainingTokenizer, plan: RouterPlan, device: torch.device
 ) -> Iterator[Conversations]:
     """Batches of conversations of about one length, so that little is padding, in random order."""
     rng = random.Random(plan.seed)
@@ -150,11 +150,11 @@ def padded(conversations: Sequence[tuple[list[int], int]], device: torch.device)
     return Conversations(tokens.to(device), num_prompt.to(device), counted.to(device))
 
 
-def _encoded(document: Document, tokenizer: ChatTokenizer, plan: RouterPlan) -> tuple[list[int], int]:
+def _encoded(document: Document, tokenizer: TrainingTokenizer, plan: RouterPlan) -> tuple[list[int], int]:
     """Token ids, cut at `max_tokens`, and the length of the prompt. Raises ValueError without a prompt."""
     if document.prompt is None:
         raise ValueError(f"a router is trained on conversations; this document has no prompt: {document.text[:60]!r}")
-    prompt = tokenizer.encode_prompt(document.prompt)[: plan.max_tokens - 1]
+    prompt = tokenizer.encode_prompt(document.prompt, document.history)[: plan.max_tokens - 1]
     return [*prompt, *tokenizer.encode_answer(document.text)][: plan.max_tokens], len(prompt)
 
 

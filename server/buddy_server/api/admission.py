@@ -67,11 +67,13 @@ async def admit(services: Services, tenant: Tenant, request: Request, chat: Chat
         raise ModelNotFound(chat.model, info.model_id)
     asked = _asked_budget(chat, request.headers.get(BUDGET_HEADER), info.num_layers)
     depth = decide_depth(asked, tenant.tier, info.num_layers)
-    bias = _logit_bias(chat.logit_bias or {}, services.tokenizer.num_tokens)
-    _check_capacity(services.engine, services.config.max_waiting)
+    bias = _logit_bias(chat.logit_bias or {}, info.vocab_size)
     messages = [message.model_dump(exclude_none=True) for message in chat.messages]
     # A long prompt takes the tokenizer a while; other requests must not wait for it.
     prompt_tokens = await to_thread.run_sync(services.tokenizer.render, messages)
+    _check_vocabulary(prompt_tokens, info.vocab_size)
+    # After the wait, so that those who waited too are counted.
+    _check_capacity(services.engine, chat.n or 1, services.config.max_waiting)
     max_tokens = _max_tokens(len(prompt_tokens), chat.wanted_tokens, info)
     completion_id = f"chatcmpl-{uuid.uuid4().hex}"
     choices = tuple(
@@ -95,10 +97,20 @@ def _asked_budget(chat: ChatRequest, header: str | None, num_layers: int) -> flo
     return None if header is None else parse_budget_header(header, num_layers)
 
 
-def _check_capacity(engine: EngineClient, max_waiting: int) -> None:
+def _check_vocabulary(prompt_tokens: tuple[int, ...], vocab_size: int) -> None:
+    """Some published tokenizers know a token more than their model has."""
+    if prompt_tokens and max(prompt_tokens) >= vocab_size:
+        raise InvalidRequest(
+            f"The messages contain token {max(prompt_tokens)}, which the tokenizer knows and the model, with "
+            f"{vocab_size} tokens, does not.",
+            param="messages",
+        )
+
+
+def _check_capacity(engine: EngineClient, num_choices: int, max_waiting: int) -> None:
     if not engine.is_ready:
         raise NotReady("The engine cannot take work yet.")
-    if engine.num_waiting >= max_waiting:
+    if engine.num_waiting + num_choices > max_waiting:
         raise Overloaded(f"{engine.num_waiting} requests are waiting already; try again in a moment.")
 
 
@@ -141,5 +153,6 @@ def _sampling(chat: ChatRequest, max_tokens: int, bias: dict[int, float], choice
         logit_bias=bias,
         seed=None if chat.seed is None else min(chat.seed, 2**63 - 1 - choice) + choice,
         stop=tuple(chat.stop or ()),
+        stop_token_ids=tuple(chat.stop_token_ids or ()),
         top_logprobs=(chat.top_logprobs or 0) if chat.logprobs else None,
     )

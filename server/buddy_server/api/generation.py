@@ -84,7 +84,7 @@ class Generation:
         if finish.reason == "error":
             # The engine's own words may tell of its inside; they are for the log.
             _log.error(
-                "generation_failed",
+                "generation failed",
                 extra={
                     "request_id": self.admitted.request_id,
                     "tenant": self.admitted.choices[0].tenant,

@@ -50,7 +50,7 @@ class RequestContext:
         try:
             await self._app(scope, receive, send_with_headers)
         except Exception:
-            _log.exception("request_failed", extra={"request_id": request_id})
+            _log.exception("request failed", extra={"request_id": request_id})
             if response_started:
                 # Nothing sensible can follow half a response; the server closes the connection.
                 raise

@@ -54,7 +54,7 @@ async def _lines(generation: Generation, measured: RequestMetrics) -> AsyncGener
         measured.finish(error.outcome)
         yield _data(error_body(error))
     except Exception:
-        _log.exception("stream_failed", extra={"request_id": generation.admitted.request_id})
+        _log.exception("stream failed", extra={"request_id": generation.admitted.request_id})
         measured.finish("error")
         yield _data(error_body(InternalError()))
 

@@ -86,6 +86,7 @@ def build_engine(
     info = EngineInfo(
         model_id=MODEL_ID if model is None else _model_id(model, directory),
         num_layers=spec.num_layers,
+        vocab_size=spec.vocab_size,
         max_context=spec.max_context,
         kv_capacity_tokens=num_blocks * settings.block_size,
         router_id=chosen.router_id,

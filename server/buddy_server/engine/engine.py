@@ -1,7 +1,6 @@
 """The engine: requests in, steps, events out. Single-threaded; service.py gives it a thread and an asyncio face."""
 
 import logging
-import time
 from collections import defaultdict
 from dataclasses import dataclass, field
 
@@ -59,17 +58,16 @@ class Engine:
         if request_id in self._sequences:
             self._end(self._sequences[request_id], "cancelled")
 
-    def fail_all(self, message: str) -> list[tuple[str, Event]]:
-        """End every request with an error, after a step that raised."""
+    def end_all(self, reason: FinishReason, message: str) -> list[tuple[str, Event]]:
+        """End every request, after a step that raised or because the engine stops."""
         sequences = list(self._sequences.values())
-        return [(s.request.request_id, self._end(s, "error", error=message)) for s in sequences]
+        return [(s.request.request_id, self._end(s, reason, error=message)) for s in sequences]
 
     @property
     def has_work(self) -> bool:
         return self.scheduler.has_work
 
     def step(self) -> StepOutput:
-        started = time.perf_counter()
         works = self.scheduler.schedule()
         result = self.runner.run(works, self._samplers)
         num_sequences = len({work.sequence.request.request_id for work in works})
@@ -81,7 +79,6 @@ class Engine:
             num_layers_read=result.num_layers_read,
             num_preemptions=self.scheduler.take_preemptions(),
             router_s=result.router_s,
-            step_s=time.perf_counter() - started,
             depth=depth,
         )
         return StepOutput(events, stats)

@@ -99,7 +99,6 @@ class StepStats:
     num_layers_read: int
     num_preemptions: int
     router_s: float
-    step_s: float
     depth: Mapping[str, DepthCount]
 
 
@@ -109,6 +108,7 @@ class EngineInfo:
 
     model_id: str
     num_layers: int
+    vocab_size: int
     max_context: int
     kv_capacity_tokens: int
     router_id: str

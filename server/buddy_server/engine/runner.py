@@ -1,6 +1,6 @@
 """Turns scheduled work into tensors, runs the model, samples. Takes masks as data; never asks about tenants."""
 
-# N rows, S segments, T block table columns, V vocabulary, L layers
+# N rows, S segments, W of them wanted, T block table columns, V vocabulary, L layers
 
 import time
 from dataclasses import dataclass
@@ -89,24 +89,25 @@ class ModelRunner:
             lengths=torch.tensor([work.length for work in works], device=self._device),
             block_tables=torch.tensor(tables, device=self._device),
             lanes=tuple(work.sequence.lane for work in works),
+            wanted=tuple(index for index, work in enumerate(works) if work.makes_token),
             budgets=tuple(work.sequence.request.num_run_layers for work in works),
             reroutes=tuple(output < 0 or (output + 1) % every == 0 for output in num_outputs),
         )
 
 
 def sample(works: list[Work], samplers: dict[Sequence, Sampler], logits: Tensor) -> list[SampledToken | None]:
-    """A token for every work that makes one, from logits [S, V] fp32."""
-    likeliest = logits.argmax(-1).tolist()
-    tokens: list[SampledToken | None] = []
-    for index, work in enumerate(works):
-        if not work.makes_token:
-            tokens.append(None)
-            continue
-        sampler, params = samplers[work.sequence], work.sequence.request.sampling
-        token = likeliest[index] if sampler.is_plain_greedy else sampler.sample(logits[index])
-        if params.top_logprobs is None:
-            tokens.append(SampledToken(token))
-        else:
-            logprob, top = top_logprobs(logits[index], token, params.top_logprobs)
-            tokens.append(SampledToken(token, logprob, tuple(top)))
-    return tokens
+    """A token for every work that makes one, from logits [W, V] fp32 in their order."""
+    likeliest = iter(logits.argmax(-1).tolist())
+    rows = iter(logits)
+    return [
+        _sampled(samplers[work.sequence], next(rows), next(likeliest)) if work.makes_token else None for work in works
+    ]
+
+
+def _sampled(sampler: Sampler, logits: Tensor, likeliest: int) -> SampledToken:
+    token = likeliest if sampler.is_plain_greedy else sampler.sample(logits)
+    count = sampler.params.top_logprobs
+    if count is None:
+        return SampledToken(token)
+    logprob, top = top_logprobs(logits, token, count)
+    return SampledToken(token, logprob, tuple(top))

@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 
 from buddy_server.engine.engine import Engine
-from buddy_server.engine.messages import EngineInfo, Event, FinishEvent, GenerationRequest, StepStats
+from buddy_server.engine.messages import EngineInfo, Event, FinishEvent, FinishReason, GenerationRequest, StepStats
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ class EngineService:
         self._thread.start()
 
     def stop(self) -> None:
-        """End every request with an error event, then the thread."""
+        """End every request as cancelled, then the thread. May be called again, and from any thread but its own."""
         self._inbox.put(_Stop())
         self._thread.join()
 
@@ -79,7 +79,7 @@ class EngineService:
         self._inbox.put(_Submit(request, asyncio.get_running_loop(), events))
         if self._closed:
             # Looked at after the put: what was put before closing is answered by the thread.
-            events.put_nowait(_failure(request, SHUTTING_DOWN))
+            events.put_nowait(_unaccounted(request, "cancelled", SHUTTING_DOWN))
         event: Event | None = None
         try:
             while not isinstance(event, FinishEvent):
@@ -102,7 +102,7 @@ class EngineService:
                 message = self._inbox.get()
                 if isinstance(message, _Submit):
                     self._listeners[message.request.request_id] = message
-            self._fail_all(SHUTTING_DOWN)
+            self._end_all("cancelled", SHUTTING_DOWN)
 
     def _step(self) -> None:
         try:
@@ -112,12 +112,12 @@ class EngineService:
         except Exception:
             # A bug must not hang anyone: everybody in flight gets an answer, the next request a fresh start.
             log.exception("engine step failed")
-            self._fail_all(STEP_FAILED)
+            self._end_all("error", STEP_FAILED)
 
-    def _fail_all(self, message: str) -> None:
-        self._deliver(self._engine.fail_all(message))
+    def _end_all(self, reason: FinishReason, message: str) -> None:
+        self._deliver(self._engine.end_all(reason, message))
         # The engine knows nothing, or nothing more, of those whose last event was lost in a step that failed.
-        self._deliver([(name, _failure(heard.request, message)) for name, heard in self._listeners.items()])
+        self._deliver([(name, _unaccounted(heard.request, reason, message)) for name, heard in self._listeners.items()])
 
     def _take_messages(self) -> bool:
         """Act on what has arrived, waiting for something when there is nothing to do; False to stop."""
@@ -141,7 +141,7 @@ class EngineService:
             self._engine.add(message.request)
         except Exception:
             log.exception("engine refused a request", extra={"request_id": message.request.request_id})
-            self._deliver([(message.request.request_id, _failure(message.request, STEP_FAILED))])
+            self._deliver([(message.request.request_id, _unaccounted(message.request, "error", STEP_FAILED))])
 
     def _deliver(self, events: list[tuple[str, Event]]) -> None:
         for request_id, event in events:
@@ -159,6 +159,6 @@ class EngineService:
                 self._engine.cancel(request_id)
 
 
-def _failure(request: GenerationRequest, message: str) -> FinishEvent:
+def _unaccounted(request: GenerationRequest, reason: FinishReason, message: str) -> FinishEvent:
     """The end of a request of which the engine has no account."""
-    return FinishEvent("error", len(request.prompt_tokens), 0, 0, 0, error=message)
+    return FinishEvent(reason, len(request.prompt_tokens), 0, 0, 0, error=message)

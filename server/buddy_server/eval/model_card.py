@@ -5,12 +5,13 @@ from dataclasses import asdict
 from importlib import resources
 from string import Template
 
+from buddy_routing.budget import num_run_layers
 from buddy_routing.tasks import FAMILIES
 from buddy_routing.train.corpus import Corpus
-from buddy_routing.train.demo_plan import DemoPlan
+from buddy_routing.train.demo_plan import WIKITEXT, DemoPlan
 from buddy_server.engine.build import build_engine
 from buddy_server.engine.settings import EngineSettings
-from buddy_server.eval.quality import TaskResult, bits_per_byte, task_accuracy
+from buddy_server.eval.quality import TaskResult, bits_per_byte, story_obedience, task_accuracy
 from buddy_server.tokenizer import ChatTokenizer
 
 BUDGETS = (1.0, 0.75, 0.5)
@@ -28,16 +29,18 @@ def write_model_card(plan: DemoPlan) -> None:
         tokenizer = ChatTokenizer.from_directory(built.directory)
         # At full depth all routers are the same.
         for budget in BUDGETS if router != "prior:ppl" else BUDGETS[1:]:
-            num_run = int(budget * built.info.num_layers)
+            num_run = num_run_layers(budget, built.info.num_layers)
             found = task_accuracy(built, tokenizer, num_run, TASKS_PER_FAMILY, EVAL_SEED)
             results += found
             with (plan.out / "results.jsonl").open("a" if len(results) > len(found) else "w") as file:
                 for row in found:
                     file.write(json.dumps({"method": router.removeprefix(f"{plan.out}/"), **asdict(row)}) + "\n")
     stories = Corpus(plan.data, "heldout").tiny_stories[:NUM_HELDOUT_STORIES]
-    wikitext = (plan.data / "wikitext2/wiki.test.raw").read_text(encoding="utf-8")[:NUM_WIKITEXT_CHARS]
+    wikitext = (plan.data / WIKITEXT).read_text(encoding="utf-8")[:NUM_WIKITEXT_CHARS]
     model = built.engine.runner.model
+    told = story_obedience(built, tokenizer, built.info.num_layers, stories, EVAL_SEED)
     figures = {
+        "story_obedience": f"{told:.0%}",
         "table": _table(results),
         "stories_bpb": f"{bits_per_byte(model, tokenizer, stories):.3f}",
         "wikitext_bpb": f"{bits_per_byte(model, tokenizer, [wikitext]):.3f}",
@@ -49,6 +52,8 @@ def write_model_card(plan: DemoPlan) -> None:
         "pretrain_tokens_plain": str(plan.pretrain_tokens),
         "tune_tokens_plain": str(plan.tune_tokens),
         "router_steps": str(plan.router_steps),
+        "depth_drop": str(plan.depth_drop),
+        "seed": str(plan.seed),
     }
     template = resources.files("buddy_routing.embedded").joinpath("card_template.md").read_text(encoding="utf-8")
     (plan.out / "MODEL_CARD.md").write_text(Template(template).substitute(figures), encoding="utf-8")

@@ -12,12 +12,13 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from buddy_routing.decoder import RoutedDecoder
-from buddy_routing.tasks import FAMILIES, Task, is_correct, sample_tasks
+from buddy_routing.tasks import FAMILIES, Task, is_correct, mentions_required, sample_tasks, story_requests
 from buddy_server.engine.build import BuiltEngine
 from buddy_server.eval.answering import greedy_answers
 from buddy_server.tokenizer import ChatTokenizer
 
 MAX_ANSWER_TOKENS = 64
+MAX_STORY_TOKENS = 240
 CONTEXT_TOKENS = 256
 
 
@@ -55,6 +56,17 @@ def task_accuracy(
         )
         for family in FAMILIES
     ]
+
+
+def story_obedience(
+    built: BuiltEngine, tokenizer: ChatTokenizer, num_run_layers: int, stories: Sequence[str], seed: int
+) -> float:
+    """Share of greedy stories that mention everything their request names; requests that name nothing are left out."""
+    requests = [request for request in story_requests(stories, seed) if request.required]
+    prompts = [tokenizer.render([{"role": "user", "content": request.prompt}]) for request in requests]
+    answers = greedy_answers(built.engine, prompts, num_run_layers, MAX_STORY_TOKENS)
+    told = tqdm(answers, total=len(requests), desc="stories", unit="story", mininterval=2)
+    return _mean([mentions_required(requests[index], answer.text) for index, answer in told])
 
 
 @torch.inference_mode()

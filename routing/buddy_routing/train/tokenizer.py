@@ -26,13 +26,13 @@ CHAT_TEMPLATE = (
 )
 
 
-class ChatTokenizer:
+class TrainingTokenizer:
     """Encodes documents for training. Serving uses the published files through transformers alone."""
 
     def __init__(self, directory: Path) -> None:
         self._tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
         vocabulary = self._tokenizer.get_vocab()
-        self._ids = {name: vocabulary[name] for name in (START, USER, ASSISTANT, END)}
+        self._ids = {name: vocabulary[name] for name in (START, USER, ASSISTANT, SYSTEM, END)}
 
     @property
     def vocab_size(self) -> int:
@@ -41,13 +41,12 @@ class ChatTokenizer:
     def encode(self, text: str) -> list[int]:
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
-    def decode(self, ids: list[int]) -> str:
-        return str(self._tokenizer.decode(ids))
-
-    def encode_prompt(self, prompt: str) -> list[int]:
-        """As the chat template renders one user message with a generation prompt."""
-        ids = self._ids
-        return [ids[START], ids[USER], *self.encode(prompt), ids[END], ids[ASSISTANT]]
+    def encode_prompt(self, prompt: str, history: tuple[tuple[str, str], ...] = ()) -> list[int]:
+        """As the chat template renders the messages (role, content) and a user's, with a generation prompt."""
+        ids = [self._ids[START]]
+        for role, content in (*history, ("user", prompt)):
+            ids += [self._ids[f"<|{role}|>"], *self.encode(content), self._ids[END]]
+        return [*ids, self._ids[ASSISTANT]]
 
     def encode_answer(self, answer: str) -> list[int]:
         return [*self.encode(answer), self._ids[END]]
@@ -57,7 +56,7 @@ class ChatTokenizer:
         if document.prompt is None:
             text = self.encode(document.text)
             return [self._ids[START], *text], [False, *[True] * len(text)]
-        prompt, answer = self.encode_prompt(document.prompt), self.encode_answer(document.text)
+        prompt, answer = self.encode_prompt(document.prompt, document.history), self.encode_answer(document.text)
         return prompt + answer, [False] * len(prompt) + [True] * len(answer)
 
 
