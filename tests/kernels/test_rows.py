@@ -53,8 +53,6 @@ def test_an_index_out_of_range_is_named(bad):
         gather_rows(x, index)
     with pytest.raises(ValueError, match=message):
         scatter_rows(x, index, torch.zeros(2, 2))
-    with pytest.raises(ValueError, match=message):
-        scatter_add_rows(x, index, torch.zeros(2, 2))
 
 
 def test_bad_arguments_are_named():
