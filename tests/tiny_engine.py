@@ -40,13 +40,18 @@ def save_tiny_site(directory: Path) -> TinySite:
     No token ends a request, so that lengths are the test's to choose.
     """
     model, router = directory / "model", directory / "router"
-    save_random_model("llama", model)
-    for name in ("config.json", "generation_config.json"):
-        config = json.loads((model / name).read_text())
-        (model / name).write_text(json.dumps({**config, "eos_token_id": None}))
-    save_character_tokenizer(model)
+    save_tiny_model("llama", model)
     save_random_router(model, router)
     return TinySite(model, router)
+
+
+def save_tiny_model(name: str, directory: Path) -> Any:
+    """Write a random model that no token ends, with a tokenizer; transformers' model of it."""
+    theirs = save_random_model(name, directory)
+    for file in (directory / "config.json", directory / "generation_config.json"):
+        file.write_text(json.dumps({**json.loads(file.read_text()), "eos_token_id": None}))
+    save_character_tokenizer(directory)
+    return theirs
 
 
 def save_character_tokenizer(directory: Path) -> None:

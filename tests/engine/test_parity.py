@@ -1,0 +1,25 @@
+"""The third level of parity: the whole engine's greedy tokens against transformers' generate(), in every family."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tiny_engine import NUM_LAYERS, build_tiny_engine, make_request, run_engine, save_tiny_model
+from tiny_models import CONFIGS
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_greedy_tokens_equal_generate(name: str, tmp_path: Path) -> None:
+    theirs = save_tiny_model(name, tmp_path)
+    engine = build_tiny_engine(tmp_path, "prior:cosine").engine
+    requests = [
+        make_request(f"{seed}", num_prompt=30 + seed, num_run=NUM_LAYERS, seed=seed, temperature=0) for seed in range(3)
+    ]
+    answers = run_engine(engine, requests).answers
+    for request in requests:
+        prompt = torch.tensor([request.prompt_tokens])
+        expected = theirs.generate(
+            prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=12, do_sample=False, eos_token_id=None
+        )
+        assert answers[request.request_id].token_ids == expected[0, prompt.shape[1] :].tolist()
