@@ -16,7 +16,8 @@ from buddy_routing.checkpoint import LoadedModel, load_model
 from buddy_routing.decoder import RoutedDecoder
 from buddy_routing.model_spec import ModelSpec
 from buddy_routing.train import pretrain, router_training
-from buddy_routing.train.corpus import Document, PackedTokens
+from buddy_routing.train.corpus import PackedTokens
+from buddy_routing.train.document import Document
 from buddy_routing.train.pretrain import FitPlan, fit, initialise, random_depth
 from buddy_routing.train.router_training import RouterPlan, train_router
 from buddy_routing.train.tokenizer import TrainingTokenizer, train_tokenizer

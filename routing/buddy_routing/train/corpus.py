@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from buddy_routing.tasks import sample_tasks, story_requests
 from buddy_routing.train.demo_plan import BOOKS, INSTRUCTIONS, KIDS_STORIES, TINY_STORIES, WORD_PROBLEMS
+from buddy_routing.train.document import Document
 from buddy_routing.train.tokenizer import TrainingTokenizer
 
 T = TypeVar("T")
@@ -36,15 +37,6 @@ SYSTEM_MESSAGES = (
     "You are a friendly teacher.",
     "You help children with their homework.",
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Document:
-    """Text to model, or the answer to `prompt` when one is given, after the messages (role, content) of `history`."""
-
-    text: str
-    prompt: str | None = None
-    history: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)

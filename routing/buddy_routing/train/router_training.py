@@ -27,7 +27,7 @@ from buddy_routing.prior import measure_prior
 from buddy_routing.route_sources import route_sources
 from buddy_routing.router import DecisionModule, LearnedRouter
 from buddy_routing.selection import select_layers, straight_through
-from buddy_routing.train.corpus import Document
+from buddy_routing.train.document import Document
 from buddy_routing.train.tokenizer import TrainingTokenizer
 from buddy_routing.train.training_state import load_training_state, save_training_state
 

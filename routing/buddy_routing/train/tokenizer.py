@@ -2,13 +2,11 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-if TYPE_CHECKING:
-    from buddy_routing.train.corpus import Document
+from buddy_routing.train.document import Document
 
 START, USER, ASSISTANT, SYSTEM, TOOL, END = (
     "<|endoftext|>",
@@ -51,7 +49,7 @@ class TrainingTokenizer:
     def encode_answer(self, answer: str) -> list[int]:
         return [*self.encode(answer), self._ids[END]]
 
-    def encode_document(self, document: "Document") -> tuple[list[int], list[bool]]:
+    def encode_document(self, document: Document) -> tuple[list[int], list[bool]]:
         """Token ids and, for each, whether it belongs to what the model should learn to write."""
         if document.prompt is None:
             text = self.encode(document.text)
