@@ -26,6 +26,8 @@ class ChatClient:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         if budget is not None:
             headers["x-buddy-budget"] = budget
+        # People copy the base_url of an openai client.
+        url = url.rstrip("/").removesuffix("/v1")
         self._http = httpx.Client(base_url=url, headers=headers, timeout=httpx.Timeout(10, read=120))
         self._temperature = temperature
 
@@ -61,6 +63,7 @@ class ChatClient:
             except ChatError as error:
                 if error.code != "context_length_exceeded" or len(messages) < 3:
                     raise
+                print("[the context is full: the oldest turn is forgotten]", file=sys.stderr)
                 del messages[:2]
 
     def _answer(self, model: str, messages: list[dict[str, str]]) -> str:
@@ -72,13 +75,14 @@ class ChatClient:
             "stream_options": {"include_usage": True},
         }
         started = time.monotonic()
-        answer, last = "", {}
+        answer, last, reason = "", {}, None
         for chunk in self._stream(body):
             for choice in chunk["choices"]:
                 answer += choice["delta"].get("content") or ""
                 print(choice["delta"].get("content") or "", end="", flush=True)
+                reason = choice["finish_reason"]
             last = chunk
-        print()
+        print(" [cut off: no room for more]" if reason == "length" else "")
         print(_summary(last, time.monotonic() - started), file=sys.stderr)
         return answer
 

@@ -39,10 +39,16 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file of tenants, tiers and engine sizes")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    parser.add_argument("--port", type=int, default=8000, help="port to listen on (default: %(default)s)")
+    parser.add_argument("--port", type=_port, default=8000, help="port to listen on (default: %(default)s)")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
     parser.set_defaults(run=_serve)
+
+
+def _port(text: str) -> int:
+    if not (text.isdecimal() and 0 < int(text) < 65536):
+        raise argparse.ArgumentTypeError(f"{text!r} is no port, allowed are 1 to 65535")
+    return int(text)
 
 
 def _add_chat(parser: argparse.ArgumentParser) -> None:
@@ -80,7 +86,7 @@ def _serve(parsed: argparse.Namespace) -> None:
         server = make_server(options)
     except START_ERRORS as error:
         sys.exit(f"buddy serve: {error}")
-    server.run()
+    server.serve_forever()
 
 
 def _chat(parsed: argparse.Namespace) -> None:

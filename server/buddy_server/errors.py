@@ -77,9 +77,6 @@ class ContextLengthExceeded(InvalidRequest):
 
     code = "context_length_exceeded"
 
-    def __init__(self, message: str):
-        super().__init__(message, param="messages")
-
 
 class UnsupportedField(InvalidRequest):
     """A known field that would silently give a wrong answer, were it ignored."""

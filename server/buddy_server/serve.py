@@ -2,6 +2,7 @@
 
 import ipaddress
 import logging
+import os
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -53,10 +54,17 @@ class Server(uvicorn.Server):
     """uvicorn's server, which asks the engine to end what still runs when the grace period is over: clients then get
     an error in the API's shape, where uvicorn would cut them off."""
 
-    def __init__(self, config: uvicorn.Config, engine: EngineService, grace_period_s: float) -> None:
+    def __init__(
+        self, config: uvicorn.Config, engine: EngineService, listener: socket.socket, grace_period_s: float
+    ) -> None:
         super().__init__(config)
         self._engine = engine
+        self._listener = listener
         self._grace_period_s = grace_period_s
+
+    def serve_forever(self) -> None:
+        """Until SIGINT or SIGTERM."""
+        self.run(sockets=[self._listener])
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         async with anyio.create_task_group() as tasks:
@@ -70,10 +78,11 @@ class Server(uvicorn.Server):
 
 
 def make_server(options: ServeOptions) -> Server:
-    """Everything loaded and checked; `run()` serves until SIGINT or SIGTERM. Raises one of START_ERRORS."""
+    """Everything loaded and checked, the address taken. Raises one of START_ERRORS."""
     configure_logs()
     config = load_config(options.config)
     check_exposure(config, options.host)
+    listener = listen(options.host, options.port)
     log.info("loading", extra={"model": options.model or MODEL_ID})
     built = build_engine(options.model, options.router, config.engine, options.device, options.dtype)
     metrics = Metrics(built.info, config.tenants)
@@ -82,14 +91,24 @@ def make_server(options: ServeOptions) -> Server:
     _log_start(built.info, config, options)
     settings = uvicorn.Config(
         app,
-        host=options.host,
-        port=options.port,
         log_config=None,
         access_log=False,
         ws="none",
         timeout_graceful_shutdown=GRACE_PERIOD_S + LAST_WORDS_S,
     )
-    return Server(settings, engine, GRACE_PERIOD_S)
+    return Server(settings, engine, listener, GRACE_PERIOD_S)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """The bound socket, before a model is loaded for nothing. Raises ConfigError when the address cannot be had."""
+    try:
+        (family, *_, address), *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        return socket.create_server(address[:2], family=family)
+    except socket.gaierror as error:
+        raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror}") from None
+    except OSError as error:
+        # Not its own text, to which create_server adds the address once more.
+        raise ConfigError(f"cannot listen on {host}:{port}: {os.strerror(error.errno or 0)}") from None
 
 
 def check_exposure(config: ServerConfig, host: str) -> None:

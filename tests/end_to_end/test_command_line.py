@@ -1,12 +1,13 @@
 """The command as typed in a shell."""
 
+import socket
 import subprocess
 from pathlib import Path
 
 import httpx
 import pytest
 
-from buddy_process import BUDDY, serving
+from buddy_process import BUDDY, free_port, serving
 
 
 def buddy(*arguments: str) -> "subprocess.CompletedProcess[str]":
@@ -28,10 +29,24 @@ def test_version_names_the_distribution() -> None:
     ],
 )
 def test_a_server_that_cannot_start_says_why_in_one_line(arguments: list[str], message: str) -> None:
-    ended = buddy("serve", "--port", "1", *arguments)
+    ended = buddy("serve", "--port", str(free_port()), *arguments)
     assert ended.returncode == 1
     assert message in ended.stderr.splitlines()[-1]
     assert "Traceback" not in ended.stderr
+
+
+def test_a_port_in_use_is_said_before_a_model_is_loaded() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        ended = buddy("serve", "--port", str(port))
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines() == [f"buddy serve: cannot listen on 127.0.0.1:{port}: Address already in use"]
+
+
+def test_a_port_that_is_none_is_named() -> None:
+    ended = buddy("serve", "--port", "99999")
+    assert ended.returncode == 2
+    assert "'99999' is no port, allowed are 1 to 65535" in ended.stderr
 
 
 def test_chat_shows_the_answer_and_its_layers() -> None:

@@ -126,6 +126,7 @@ def test_explicit_nulls_and_unknown_fields_change_nothing(site: Site) -> None:
         ("logit_bias", {"1000": 1}),
         ("logit_bias", {"²": 1}),
         ("messages", []),
+        ("buddy", {"trase": True}),
         ("messages", None),
         ("model", None),
         ("seed", 2**63),

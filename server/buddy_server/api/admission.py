@@ -124,7 +124,8 @@ def _max_tokens(num_prompt_tokens: int, wanted: int | None, info: EngineInfo) ->
     if num_tokens > limit:
         raise ContextLengthExceeded(
             f"The request needs {num_tokens} tokens ({num_prompt_tokens} in the messages, "
-            f"{wanted or 'at least 1'} in the completion), {bound} holds {limit}."
+            f"{wanted or 'at least 1'} in the completion), {bound} holds {limit}.",
+            param="messages" if num_prompt_tokens >= limit else "max_completion_tokens",
         )
     return wanted or limit - num_prompt_tokens
 

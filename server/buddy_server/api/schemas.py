@@ -77,6 +77,9 @@ class StreamOptions(_Schema):
 
 
 class BuddyOptions(_Schema):
+    # Our own field: nobody sends us another server's options here, so what is unknown is a mistake.
+    model_config = ConfigDict(extra="forbid")
+
     trace: bool | None = None
 
 
