@@ -2,7 +2,6 @@
 
 import ipaddress
 import logging
-import os
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -82,7 +81,7 @@ def make_server(options: ServeOptions) -> Server:
     configure_logs()
     config = load_config(options.config)
     check_exposure(config, options.host)
-    listener = listen(options.host, options.port)
+    listener = bind(options.host, options.port)
     log.info("loading", extra={"model": options.model or MODEL_ID})
     built = build_engine(options.model, options.router, config.engine, options.device, options.dtype)
     metrics = Metrics(built.info, config.tenants)
@@ -99,16 +98,19 @@ def make_server(options: ServeOptions) -> Server:
     return Server(settings, engine, listener, GRACE_PERIOD_S)
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """The bound socket, before a model is loaded for nothing. Raises ConfigError when the address cannot be had."""
+def bind(host: str, port: int) -> socket.socket:
+    """The socket, bound before a model is loaded for nothing. Raises ConfigError when the address cannot be had.
+
+    It does not listen yet: until the model is there, clients are refused at once rather than left waiting.
+    """
     try:
         (family, *_, address), *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        return socket.create_server(address[:2], family=family)
-    except socket.gaierror as error:
-        raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror}") from None
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
     except OSError as error:
-        # Not its own text, to which create_server adds the address once more.
-        raise ConfigError(f"cannot listen on {host}:{port}: {os.strerror(error.errno or 0)}") from None
+        raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror}") from None
+    return listener
 
 
 def check_exposure(config: ServerConfig, host: str) -> None:

@@ -39,11 +39,6 @@ class ChatTokenizer:
         return cls(AutoTokenizer.from_pretrained(path, local_files_only=True))
 
     @property
-    def num_tokens(self) -> int:
-        """Token ids lie in 0 .. num_tokens - 1."""
-        return len(self._tokenizer)
-
-    @property
     def start_token_id(self) -> int:
         """What texts begin with, as the model saw them in training; the end token for models without one."""
         ids = (self._tokenizer.bos_token_id, self._tokenizer.eos_token_id)

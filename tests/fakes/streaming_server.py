@@ -8,7 +8,7 @@ import uvicorn
 from buddy_server.api.app import create_app
 from buddy_server.config import ServerConfig
 from buddy_server.metrics import Metrics
-from buddy_server.serve import Server, listen
+from buddy_server.serve import Server, bind
 from buddy_server.tokenizer import ChatTokenizer, Message
 from fakes.engine import FakeEngine
 
@@ -19,10 +19,6 @@ class NoTokenizer(ChatTokenizer):
     def __init__(self) -> None:
         pass
 
-    @property
-    def num_tokens(self) -> int:
-        return 1
-
     def render(self, messages: Sequence[Message]) -> tuple[int, ...]:
         return (0,)
 
@@ -31,5 +27,5 @@ if __name__ == "__main__":
     engine, config = FakeEngine(delay_s=0.02, num_words=60), ServerConfig()
     app = create_app(config, engine, NoTokenizer(), Metrics(engine.info, config.tenants))
     settings = uvicorn.Config(app, log_level="warning", ws="none", timeout_graceful_shutdown=5)
-    listener = listen("127.0.0.1", int(sys.argv[1]))
+    listener = bind("127.0.0.1", int(sys.argv[1]))
     Server(settings, engine, listener, grace_period_s=float(sys.argv[2])).serve_forever()  # type: ignore[arg-type]

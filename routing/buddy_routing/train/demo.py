@@ -116,11 +116,11 @@ def export_base(plan: DemoPlan, model: RoutedDecoder) -> Path:
 def make_router(plan: DemoPlan, directory: Path, device: torch.device) -> None:
     """Train the Decision Module on the published model, whose rounding is the one it will be served with."""
     loaded = load_model(directory, torch.float32, device)
-    conversations = Corpus(plan.data, "train")
+    corpus = Corpus(plan.data, "train")
     tokenizer = TrainingTokenizer(directory)
     router_plan = RouterPlan(num_steps=plan.router_steps, seed=plan.seed)
     checkpoint = plan.work / f"router-{loaded.fingerprint}.safetensors"
-    router, config = train_router(loaded, conversations.router_mix(plan.seed), tokenizer, router_plan, checkpoint)
+    router, config = train_router(loaded, corpus.router_mix(plan.seed), tokenizer, router_plan, checkpoint)
     save_router(plan.out / "router", router, config)
 
 

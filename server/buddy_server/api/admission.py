@@ -130,12 +130,12 @@ def _max_tokens(num_prompt_tokens: int, wanted: int | None, info: EngineInfo) ->
     return wanted or limit - num_prompt_tokens
 
 
-def _logit_bias(given: dict[str, float], num_tokens: int) -> dict[int, float]:
+def _logit_bias(given: dict[str, float], vocab_size: int) -> dict[int, float]:
     for key in given:
         # isdecimal() alone lets other scripts' digits pass, and a long one is no number worth parsing.
-        if not (key.isascii() and key.isdecimal() and len(key) < 10 and int(key) < num_tokens):
+        if not (key.isascii() and key.isdecimal() and len(key) < 10 and int(key) < vocab_size):
             raise InvalidRequest(
-                f"logit_bias: {shown(key)} is no token id, allowed are 0 to {num_tokens - 1}",
+                f"logit_bias: {shown(key)} is no token id, allowed are 0 to {vocab_size - 1}",
                 param="logit_bias",
             )
     return {int(key): bias for key, bias in given.items()}

@@ -1,6 +1,5 @@
 """The engine: requests in, steps, events out. Single-threaded; service.py gives it a thread and an asyncio face."""
 
-import logging
 from collections import defaultdict
 from dataclasses import dataclass, field
 
@@ -21,8 +20,6 @@ from buddy_server.engine.runner import ModelRunner, SampledToken, StepResult
 from buddy_server.engine.sampler import Sampler
 from buddy_server.engine.scheduler import Scheduler
 from buddy_server.engine.sequence import Sequence, Work
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)

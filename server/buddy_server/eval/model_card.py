@@ -24,6 +24,7 @@ EVAL_SEED = 0
 def write_model_card(plan: DemoPlan) -> None:
     """Measure `plan.out` and write MODEL_CARD.md and results.jsonl into it."""
     results: list[TaskResult] = []
+    lines: list[str] = []
     for router in (str(plan.out / "router"), "prior:ppl"):
         built = build_engine(str(plan.out / "model"), router, EngineSettings())
         tokenizer = ChatTokenizer.from_directory(built.directory)
@@ -32,9 +33,9 @@ def write_model_card(plan: DemoPlan) -> None:
             num_run = num_run_layers(budget, built.info.num_layers)
             found = task_accuracy(built, tokenizer, num_run, TASKS_PER_FAMILY, EVAL_SEED)
             results += found
-            with (plan.out / "results.jsonl").open("a" if len(results) > len(found) else "w") as file:
-                for row in found:
-                    file.write(json.dumps({"method": router.removeprefix(f"{plan.out}/"), **asdict(row)}) + "\n")
+            method = router.removeprefix(f"{plan.out}/")
+            lines += [json.dumps({"method": method, **asdict(row)}) for row in found]
+    (plan.out / "results.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     stories = Corpus(plan.data, "heldout").tiny_stories[:NUM_HELDOUT_STORIES]
     wikitext = (plan.data / WIKITEXT).read_text(encoding="utf-8")[:NUM_WIKITEXT_CHARS]
     model = built.engine.runner.model
