@@ -1,9 +1,14 @@
-"""Sums, differences, products and exact quotients, with column working from two digits up."""
+"""Sums, differences, products and exact quotients.
+
+Sums and differences within 20, times tables to twelve, doubles and halves to 50 are tables, known by heart and so split
+by phrasing; what lies beyond is worked out from them in columns and split by its numbers.
+"""
 
 import random
 from functools import partial
+from itertools import zip_longest
 
-from buddy_routing.tasks.phrasing import Phrasings, ask
+from buddy_routing.tasks.phrasing import Phrasings, ask_with_template
 from buddy_routing.tasks.task import Builders, Problem
 from buddy_routing.tasks.vocabulary import NUMBER_WORDS
 
@@ -80,21 +85,49 @@ _ASK_VERB = {
 _NAMES = {"+": "add", "-": "sub", "x": "mul", "/": "div"}
 
 
+TABLE_SUM = 20
+TABLE_FACTOR = 12
+
+
 def _problem(rng: random.Random, a: int, op: str, b: int, answer: int, working: str = "") -> Problem:
+    """A question for `a op b`; without a working of its own it is answered by `worked_out`."""
     draw = rng.random()
     if draw < 0.35:
         expression = rng.choice(_SYMBOLIC[op]).format(a=a, b=b)
-        prompt = ask(rng, rng.choice((_ASK_SYMBOLIC, _ASK_EXPRESSION)), e=expression)
+        prompt, template = ask_with_template(rng, rng.choice((_ASK_SYMBOLIC, _ASK_EXPRESSION)), e=expression)
     elif draw < 0.45:
-        prompt = ask(rng, _ASK_NOUN_PHRASE, e=_NOUN_PHRASE[op].format(a=a, b=b))
+        prompt, template = ask_with_template(rng, _ASK_NOUN_PHRASE, e=_NOUN_PHRASE[op].format(a=a, b=b))
     elif draw < 0.7:
         spelled = max(a, b) < len(NUMBER_WORDS) and rng.random() < 0.2
         left, right = (NUMBER_WORDS[a], NUMBER_WORDS[b]) if spelled else (str(a), str(b))
-        prompt = ask(rng, _ASK_EXPRESSION, e=rng.choice(_SPOKEN[op]).format(a=left, b=right))
+        expression = rng.choice(_SPOKEN[op]).format(a=left, b=right)
+        prompt, template = ask_with_template(rng, _ASK_EXPRESSION, e=expression)
     else:
-        prompt = ask(rng, _ASK_VERB[op], a=a, b=b)
-    reply = f"{a} {op} {b}: {working}. The answer is {answer}." if working else f"{a} {op} {b} = {answer}."
-    return Problem(prompt, reply, str(answer), _key(op, a, b))
+        prompt, template = ask_with_template(rng, _ASK_VERB[op], a=a, b=b)
+    reply = f"{a} {op} {b}: {working}. The answer is {answer}" if working else worked_out(a, op, b)
+    key = f"{_key(op, a, b)}:{template}" if _in_table(a, op, b) else _key(op, a, b)
+    return Problem(prompt, f"{reply}.", str(answer), key)
+
+
+def _in_table(a: int, op: str, b: int) -> bool:
+    match op:
+        case "+":
+            return a + b <= TABLE_SUM
+        case "-":
+            return a <= TABLE_SUM
+        case "x":
+            return max(a, b) <= TABLE_FACTOR
+        case _:
+            return max(b, a // b) <= TABLE_FACTOR
+
+
+def worked_out(a: int, op: str, b: int) -> str:
+    """`a op b` with its answer and no full stop: at once from a table, or in columns (sums and differences)."""
+    answer = {"+": a + b, "-": a - b, "x": a * b, "/": a // b}[op]
+    if _in_table(a, op, b) or op in "x/":
+        return f"{a} {op} {b} = {answer}"
+    columns = _addition_columns(a, b) if op == "+" else _subtraction_columns(a, b)
+    return f"{a} {op} {b}: {columns}. The answer is {answer}"
 
 
 def _key(op: str, a: int, b: int) -> str:
@@ -118,34 +151,38 @@ def _subtract_small(rng: random.Random) -> Problem:
 
 def _add_columns(rng: random.Random, low: int, high: int) -> Problem:
     a, b = rng.randint(low, high), rng.randint(low, high)
-    return _problem(rng, a, "+", b, a + b, addition_working(a, b))
+    return _problem(rng, a, "+", b, a + b)
 
 
 def _subtract_columns(rng: random.Random, low: int, high: int) -> Problem:
     b, a = sorted((rng.randint(low, high), rng.randint(low, high)))
-    return _problem(rng, a, "-", b, a - b, subtraction_working(a, b))
+    return _problem(rng, a, "-", b, a - b)
 
 
-def addition_working(a: int, b: int) -> str:
-    """Column sums from the ones up, the carry written as "+ 1"; the numbers equally long."""
+def _addition_columns(a: int, b: int) -> str:
+    """Column sums from the ones up, the carry written as "+ 1"; columns with nothing to add are left out."""
     steps = []
     carry = 0
-    for x, y in zip(reversed(str(a)), reversed(str(b)), strict=True):
-        total = int(x) + int(y) + carry
-        steps.append(f"{x} + {y}{' + 1' if carry else ''} = {total}")
+    for x, y in zip_longest(reversed(str(max(a, b))), reversed(str(min(a, b)))):
+        parts = [x, *([y] if y else []), *(["1"] if carry else [])]
+        total = sum(int(part) for part in parts)
+        if len(parts) > 1:
+            steps.append(f"{' + '.join(parts)} = {total}")
         carry = total // 10
     return ", ".join(steps)
 
 
-def subtraction_working(a: int, b: int) -> str:
-    """Column differences from the ones up, the borrow written as "- 1"; the numbers equally long."""
+def _subtraction_columns(a: int, b: int) -> str:
+    """Column differences from the ones up, the borrow written as "- 1"; columns with nothing to take are left out."""
     steps = []
     borrow = 0
-    for x, y in zip(reversed(str(a)), reversed(str(b)), strict=True):
-        difference = int(x) - int(y) - borrow
-        top = int(x) + (10 if difference < 0 else 0)
-        steps.append(f"{top} - {y}{' - 1' if borrow else ''} = {difference % 10}")
-        borrow = int(difference < 0)
+    for x, y in zip_longest(reversed(str(a)), reversed(str(b))):
+        taken = int(y or 0) + borrow
+        top = int(x) + (10 if int(x) < taken else 0)
+        parts = [str(top), *([y] if y else []), *(["1"] if borrow else [])]
+        if len(parts) > 1:
+            steps.append(f"{' - '.join(parts)} = {top - taken}")
+        borrow = int(top > 9)
     return ", ".join(steps)
 
 
@@ -157,7 +194,7 @@ def _add_to_two_digits(rng: random.Random) -> Problem:
 
 
 def _times_table(rng: random.Random, highest: int) -> Problem:
-    a, b = rng.randint(1, highest), rng.randint(1, min(highest + 5, 12))
+    a, b = rng.randint(1, highest), rng.randint(1, min(highest + 5, TABLE_FACTOR))
     if rng.random() < 0.5:
         a, b = b, a
     return _problem(rng, a, "x", b, a * b)
@@ -193,12 +230,14 @@ _ASK_HALF = Phrasings(
 
 def _double(rng: random.Random) -> Problem:
     n = rng.randint(2, 50)
-    return Problem(ask(rng, _ASK_DOUBLE, n=n), f"2 x {n} = {2 * n}.", str(2 * n), _key("x", n, 2))
+    prompt, template = ask_with_template(rng, _ASK_DOUBLE, n=n)
+    return Problem(prompt, f"2 x {n} = {2 * n}.", str(2 * n), f"double:{n}:{template}")
 
 
 def _halve(rng: random.Random) -> Problem:
     n = 2 * rng.randint(1, 50)
-    return Problem(ask(rng, _ASK_HALF, n=n), f"{n} / 2 = {n // 2}.", str(n // 2), _key("/", n, 2))
+    prompt, template = ask_with_template(rng, _ASK_HALF, n=n)
+    return Problem(prompt, f"{n} / 2 = {n // 2}.", str(n // 2), f"half:{n}:{template}")
 
 
 def _multiply_two_digits(rng: random.Random) -> Problem:
@@ -209,7 +248,7 @@ def _multiply_two_digits(rng: random.Random) -> Problem:
 
 
 def _divide_table(rng: random.Random) -> Problem:
-    b, answer = rng.randint(2, 12), rng.randint(1, 12)
+    b, answer = rng.randint(2, TABLE_FACTOR), rng.randint(1, TABLE_FACTOR)
     return _problem(rng, b * answer, "/", b, answer)
 
 

@@ -4,7 +4,7 @@ import random
 from dataclasses import dataclass
 from functools import partial
 
-from buddy_routing.tasks.phrasing import Phrasings, ask
+from buddy_routing.tasks.phrasing import Phrasings, ask, ask_with_template
 from buddy_routing.tasks.task import Builders, Problem
 
 _ASK_MANY = Phrasings(
@@ -72,8 +72,9 @@ def _to_small(rng: random.Random, most: int) -> Problem:
     count = rng.randint(1, min(most, units.max_count))
     large, small = _names(rng, units, count)
     total = count * units.factor
-    prompt = ask(rng, _phrasings(units), n=count, fro=large, to=small)
-    return Problem(prompt, _reply(units, count, f"{count} x {units.factor} = {total}"), str(total), _key(units, count))
+    prompt, template = ask_with_template(rng, _phrasings(units), n=count, fro=large, to=small)
+    reply = _reply(units, count, f"{count} x {units.factor} = {total}")
+    return Problem(prompt, reply, str(total), _split_key(units, count, template))
 
 
 def _phrasings(units: _Units) -> Phrasings:
@@ -91,9 +92,9 @@ def _to_large(rng: random.Random, most: int) -> Problem:
     count = rng.randint(2, min(most, units.max_count))
     large, small = _names(rng, units, count)
     total = count * units.factor
-    prompt = ask(rng, _phrasings(units), n=total, fro=small, to=large)
+    prompt, template = ask_with_template(rng, _phrasings(units), n=total, fro=small, to=large)
     reply = f"{total} / {units.factor} = {count}. {total} {units.small[0]} = {count} {units.large[0][1]}."
-    return Problem(prompt, reply, str(count), f"back-{_key(units, count)}")
+    return Problem(prompt, reply, str(count), f"back-{_split_key(units, count, template)}")
 
 
 def _mixed(rng: random.Random) -> Problem:
@@ -114,6 +115,11 @@ def _names(rng: random.Random, units: _Units, count: int) -> tuple[str, str]:
 
 def _key(units: _Units, count: int) -> str:
     return f"convert:{units.large[0][0]}:{units.small[0]}:{count}"
+
+
+def _split_key(units: _Units, count: int, template: str) -> str:
+    """Metric units are worked out; the tables of 7, 12, 24 and 60 are known by heart and split by phrasing."""
+    return _key(units, count) if units.factor in (10, 100, 1000) else f"{_key(units, count)}:{template}"
 
 
 BUILDERS: Builders = {

@@ -1,4 +1,4 @@
-"""Small changes to words: capitals, letters, reversal, repetition, joining, replacing, plurals."""
+"""Small changes to words: capitals, letters, spelling, reversal, repetition, joining, replacing, plurals."""
 
 import random
 from functools import partial
@@ -38,6 +38,23 @@ _ASK_LETTER = Phrasings(
         "Give me the {o} letter of the word '{w}'.",
         'Find the {o} letter in "{w}".',
         "Name the {o} letter of {w}.",
+    ),
+)
+_ASK_SPELL = Phrasings(
+    questions=(
+        "How do you spell {w}?",
+        "How is the word {w} spelled?",
+        "What letters are in '{w}'?",
+        "What are the letters of {w}?",
+        "Which letters make the word {w}?",
+    ),
+    commands=(
+        "Spell {w}.",
+        "Spell the word {w}.",
+        "Spell '{w}' for me.",
+        'Spell out "{w}".',
+        "Write the letters of {w}.",
+        "List the letters in the word '{w}'.",
     ),
 )
 _ASK_REVERSE = Phrasings(
@@ -119,7 +136,14 @@ _POSITIONS = {"first": 0, "second": 1, "third": 2, "last": -1}
 
 def _upper(rng: random.Random, shortest: int, longest: int) -> Problem:
     word = rng.choice(words_of_length(shortest, longest))
-    return Problem(ask(rng, _ASK_UPPER, w=word), f"{word.upper()}.", word.upper(), f"upper:{word}")
+    reply = f"{', '.join(word.upper())}. The answer is {word.upper()}."
+    return Problem(ask(rng, _ASK_UPPER, w=word), reply, word.upper(), f"upper:{word}")
+
+
+def _spell(rng: random.Random, shortest: int, longest: int) -> Problem:
+    word = rng.choice(words_of_length(shortest, longest))
+    letters = ", ".join(word)
+    return Problem(ask(rng, _ASK_SPELL, w=word), f"{letters}.", letters, f"spell:{word}")
 
 
 def _letter(rng: random.Random, ordinals: tuple[str, ...], longest: int) -> Problem:
@@ -168,12 +192,14 @@ def _plural(rng: random.Random) -> Problem:
 
 BUILDERS: Builders = {
     1: (
+        partial(_spell, shortest=3, longest=5),
         partial(_upper, shortest=3, longest=4),
         partial(_letter, ordinals=("first", "last"), longest=5),
         partial(_repeat, most=3),
         _plural,
     ),
     2: (
+        partial(_spell, shortest=3, longest=8),
         partial(_upper, shortest=5, longest=8),
         partial(_letter, ordinals=("first", "second", "last"), longest=8),
         partial(_repeat, most=5),

@@ -4,6 +4,7 @@ import random
 from dataclasses import dataclass
 from functools import partial
 
+from buddy_routing.tasks.arithmetic import worked_out
 from buddy_routing.tasks.phrasing import type_casually
 from buddy_routing.tasks.task import Builders, Problem
 from buddy_routing.tasks.vocabulary import NAMES, THINGS, plural
@@ -204,39 +205,39 @@ def _tell(rng: random.Random, story: _Story, working: str, result: int, key: str
 def _add(rng: random.Random, highest: int) -> Problem:
     a, b = rng.randint(2, highest), rng.randint(2, highest)
     key = f"story-add:{max(a, b)}:{min(a, b)}"
-    return _tell(rng, rng.choice(_ADD), f"{a} + {b} = {a + b}", a + b, key, a=a, b=b)
+    return _tell(rng, rng.choice(_ADD), worked_out(a, "+", b), a + b, key, a=a, b=b)
 
 
 def _subtract(rng: random.Random, highest: int) -> Problem:
     b, result = rng.randint(2, highest // 2), rng.randint(2, highest // 2)
     a = b + result
-    return _tell(rng, rng.choice(_SUBTRACT), f"{a} - {b} = {result}", result, f"story-sub:{a}:{b}", a=a, b=b)
+    return _tell(rng, rng.choice(_SUBTRACT), worked_out(a, "-", b), result, f"story-sub:{a}:{b}", a=a, b=b)
 
 
 def _multiply(rng: random.Random) -> Problem:
     a, b = rng.randint(2, 9), rng.randint(2, 12)
     key = f"story-mul:{max(a, b)}:{min(a, b)}"
-    return _tell(rng, rng.choice(_MULTIPLY), f"{a} x {b} = {a * b}", a * b, key, a=a, b=b)
+    return _tell(rng, rng.choice(_MULTIPLY), worked_out(a, "x", b), a * b, key, a=a, b=b)
 
 
 def _share(rng: random.Random) -> Problem:
     b, result = rng.randint(2, 9), rng.randint(2, 12)
     a = b * result
-    return _tell(rng, rng.choice(_SHARE), f"{a} / {b} = {result}", result, f"story-div:{a}:{b}", a=a, b=b)
+    return _tell(rng, rng.choice(_SHARE), worked_out(a, "/", b), result, f"story-div:{a}:{b}", a=a, b=b)
 
 
 def _add_subtract(rng: random.Random) -> Problem:
     a, b = rng.randint(3, 20), rng.randint(2, 9)
     c = rng.randint(2, min(9, a + b - 2))
     result = a + b - c
-    working = f"{a} + {b} = {a + b}. {a + b} - {c} = {result}"
+    working = f"{worked_out(a, '+', b)}. {worked_out(a + b, '-', c)}"
     return _tell(rng, rng.choice(_ADD_SUBTRACT), working, result, f"story-add-sub:{a}:{b}:{c}", a=a, b=b, c=c)
 
 
 def _multiply_then(rng: random.Random, adds: bool) -> Problem:
     a, b, c = rng.randint(2, 9), rng.randint(3, 10), rng.randint(2, 4)
     result = a * b + c if adds else a * b - c
-    working = f"{a} x {b} = {a * b}. {a * b} {'+' if adds else '-'} {c} = {result}"
+    working = f"{worked_out(a, 'x', b)}. {worked_out(a * b, '+' if adds else '-', c)}"
     story = rng.choice(_MULTIPLY_ADD if adds else _MULTIPLY_SUBTRACT)
     return _tell(rng, story, working, result, f"story-mul-{'add' if adds else 'sub'}:{a}:{b}:{c}", a=a, b=b, c=c)
 

@@ -17,7 +17,7 @@ from buddy_server.engine.build import BuiltEngine
 from buddy_server.eval.answering import greedy_answers
 from buddy_server.tokenizer import ChatTokenizer
 
-MAX_ANSWER_TOKENS = 64
+MAX_ANSWER_TOKENS = 96
 MAX_STORY_TOKENS = 240
 CONTEXT_TOKENS = 256
 
