@@ -17,12 +17,20 @@ def feature_dim(kv_dim: int) -> int:
     return 2 * kv_dim
 
 
-def causal_features(v: Tensor) -> Tensor:
-    """Features of every token of whole sequences: V states [B, T, ...] -> [B, T, 2F] fp32."""
+def causal_features(v: Tensor, starts: Tensor | None = None) -> Tensor:
+    """Features of every token of whole sequences: V states [B, T, ...] -> [B, T, 2F] fp32.
+
+    `starts` [B, T] int64 says where each token's sequence starts when several stand in a row.
+    """
     newest = v.flatten(2).float()  # [B, T, F]
-    counts = torch.arange(1, v.shape[1] + 1, device=v.device, dtype=torch.float64)[:, None]
     # fp64 like the server's sums, so that both see the same mean however the tokens were cut into steps.
-    mean = newest.double().cumsum(1) / counts
+    sums = newest.double().cumsum(1)
+    index = torch.arange(v.shape[1], device=v.device)
+    if starts is None:
+        mean = sums / (index + 1)[:, None]
+    else:
+        before = torch.nn.functional.pad(sums, (0, 0, 1, 0)).gather(1, starts[..., None].expand_as(sums))
+        mean = (sums - before) / (index - starts + 1)[..., None]
     return torch.cat((mean.float(), newest), -1)
 
 

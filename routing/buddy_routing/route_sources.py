@@ -1,18 +1,31 @@
 """Which token's features decide which token's path: prompts in blocks, answers token by token (design section 2)."""
 
-# B sequences, T tokens
+# B rows of tokens, each with one conversation or several end to end, T tokens
 
 import torch
 from torch import Tensor
 
 
-def route_sources(num_prompt: Tensor, num_tokens: int, route_block: int) -> Tensor:
-    """[B, T] int64: the position whose features choose each token's path.
+def conversation_starts(begins: Tensor) -> Tensor:
+    """[B, T] int64: where the conversation of each token starts. `begins` [B, T] marks the first tokens; a row's first
+    token counts as one."""
+    index = torch.arange(begins.shape[1], device=begins.device)
+    return torch.where(begins, index, 0).cummax(1).values
 
-    A prompt token takes the last token of its block, `route_block` long and aligned to absolute positions, or of the
-    prompt; an answer token takes itself. `num_prompt` is [B]. This is the rule that the engine's segments follow.
+
+def route_sources(begins: Tensor, in_answer: Tensor, route_block: int) -> Tensor:
+    """[B, T] int64: the token whose features choose each token's path.
+
+    A prompt token takes the last token of its block, `route_block` long and counted from the start of the conversation,
+    or of the prompt; an answer token takes itself. `begins` and `in_answer` are [B, T] bool. This is the rule that the
+    engine's segments follow.
     """
-    positions = torch.arange(num_tokens, device=num_prompt.device)
-    block_end = (positions // route_block + 1) * route_block - 1
-    in_prompt = torch.minimum(block_end, num_prompt[:, None] - 1)  # [B, T]
-    return torch.where(positions < num_prompt[:, None], in_prompt, positions)
+    num_tokens = begins.shape[1]
+    index = torch.arange(num_tokens, device=begins.device)
+    starts = conversation_starts(begins)
+    block_end = starts + ((index - starts) // route_block + 1) * route_block - 1
+    # A prompt ends before the next answer or conversation.
+    boundary = torch.where(in_answer | begins, index, num_tokens)
+    behind = boundary.flip(1).cummin(1).values.flip(1)[:, 1:]  # of token t: the first boundary after t
+    behind = torch.nn.functional.pad(behind, (0, 1), value=num_tokens)
+    return torch.where(in_answer, index, torch.minimum(block_end, behind - 1))

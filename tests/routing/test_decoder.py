@@ -70,7 +70,8 @@ def test_masked_dense_training_forward_equals_sparse_decode(
     router = learned_router(model)
     num_prompt, num_tokens, route_block = 37, 60, 16
     tokens = torch.randint(0, SHAPE["vocab_size"], (num_sequences, num_tokens))
-    sources = route_sources(torch.full((num_sequences,), num_prompt), num_tokens, route_block)
+    in_answer = (torch.arange(num_tokens) >= num_prompt).expand(num_sequences, -1)
+    sources = route_sources(torch.zeros_like(in_answer), in_answer, route_block)
 
     masks = torch.empty(0)
 

@@ -57,6 +57,14 @@ def test_running_features_equal_causal_ones_for_every_cut_into_segments(dtype: t
             assert torch.equal(running.update(batch_of([(0, start, end)]), v[0, start:end])[0], expected[end - 1])
 
 
+def test_conversations_end_to_end_have_the_features_of_each_alone() -> None:
+    v = states()
+    starts = torch.tensor([[0] * 5 + [5] * 7])
+    together = causal_features(v, starts)
+    torch.testing.assert_close(together[:, :5], causal_features(v[:, :5]))
+    torch.testing.assert_close(together[:, 5:], causal_features(v[:, 5:]))
+
+
 def test_several_segments_of_several_lanes_in_one_step_do_not_mix() -> None:
     v = states(num_sequences=3)
     expected = causal_features(v)

@@ -17,8 +17,9 @@ from buddy_routing.decoder import RoutedDecoder
 from buddy_routing.model_spec import ModelSpec
 from buddy_routing.train import pretrain, router_training
 from buddy_routing.train.corpus import PackedTokens
+from buddy_routing.train.demo import router_from_prior
 from buddy_routing.train.document import Document
-from buddy_routing.train.pretrain import FitPlan, fit, initialise, random_depth
+from buddy_routing.train.pretrain import FitPlan, RoutedShare, fit, initialise, random_depth
 from buddy_routing.train.router_training import RouterPlan, train_router
 from buddy_routing.train.tokenizer import TrainingTokenizer, train_tokenizer
 from tiny_models import CONFIGS, SHAPE, save_random_model
@@ -62,32 +63,49 @@ def new_model() -> RoutedDecoder:
     return model
 
 
-def trained(checkpoint: Path, data: PackedTokens, plan: FitPlan = PLAN) -> RoutedDecoder:
+def trained(checkpoint: Path, data: PackedTokens, plan: FitPlan = PLAN, with_router: bool = False) -> torch.nn.Module:
+    """The model, or with a router both."""
     model = new_model()
-    fit(model, data, plan, checkpoint, CPU, seed=3, compile_layers=False)
-    return model
+    if not with_router:
+        fit(model, data, plan, checkpoint, CPU, seed=3, compile_layers=False)
+        return model
+    torch.manual_seed(0)
+    router = router_from_prior(model, torch.arange(24)[None])
+    routed = RoutedShare(router, 0.7, lowest_run=3, start_token=0, route_block=8)
+    fit(model, data, plan, checkpoint, CPU, 3, compile_layers=False, routed=routed)
+    return torch.nn.ModuleList([model, router])
 
 
 def parameters(model: torch.nn.Module) -> Tensor:
     return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
+@pytest.mark.parametrize("with_router", [False, True])
 def test_an_interrupted_pretraining_ends_where_an_uninterrupted_one_does(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    with_router: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pretrain, "CHECKPOINT_EVERY", 2)
-    whole = trained(tmp_path / "whole.safetensors", counting_tokens())
+    whole = trained(tmp_path / "whole.safetensors", counting_tokens(), with_router=with_router)
     data = counting_tokens()
     with pytest.raises(Interrupted):
-        trained(tmp_path / "cut.safetensors", InterruptedTokens(data.tokens, data.counted))
-    resumed = trained(tmp_path / "cut.safetensors", data)
+        trained(tmp_path / "cut.safetensors", InterruptedTokens(data.tokens, data.counted), with_router=with_router)
+    resumed = trained(tmp_path / "cut.safetensors", data, with_router=with_router)
     torch.testing.assert_close(parameters(resumed), parameters(whole), rtol=0, atol=0)
+
+
+def test_tuning_with_a_router_trains_it_too(tmp_path: Path) -> None:
+    plan = replace(PLAN, num_steps=1)
+    before = trained(tmp_path / "before.safetensors", counting_tokens(), replace(plan, num_steps=0), with_router=True)
+    after = trained(tmp_path / "after.safetensors", counting_tokens(), replace(plan, num_steps=4), with_router=True)
+    for name in ("1.decision.down.weight", "1.decision.up.weight"):
+        assert not torch.equal(dict(before.named_parameters())[name], dict(after.named_parameters())[name])
 
 
 def test_pretraining_learns_to_count(tmp_path: Path) -> None:
     data = counting_tokens()
     model = trained(tmp_path / "state.safetensors", data, replace(PLAN, num_steps=60))
     tokens = torch.arange(24)[None]
+    assert isinstance(model, RoutedDecoder)
     with torch.inference_mode():
         predicted = model.lm_head(model.dense(tokens)).argmax(-1)
     assert (predicted[0, 4:-1] == tokens[0, 5:]).float().mean() > 0.9

@@ -1,6 +1,7 @@
 """`buddy train demo`: makes the embedded chat model and its router from the texts, end to end.
 
-Stages, each resumed or skipped when its result is there: tokenizer, tokens, pretrain, tune, export, router.
+Stages, each resumed or skipped when its result is there: tokenizer, tokens, pretrain, tune (base and router together),
+export, router (alone, on the exported base).
 Runs with torch, transformers, tokenizers, safetensors and numpy alone, so on a GPU machine without the web stack:
 `python -m buddy_routing.train.demo --data DIR --work DIR --out DIR`.
 """
@@ -12,21 +13,26 @@ from itertools import islice
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from transformers import LlamaConfig
 
 from buddy_routing.artifact import save_router
 from buddy_routing.checkpoint import load_model, save_model
 from buddy_routing.decoder import RoutedDecoder
 from buddy_routing.model_spec import ModelSpec
+from buddy_routing.prior import measure_prior
+from buddy_routing.router import DecisionModule, LearnedRouter
 from buddy_routing.train.corpus import PRETRAIN, TUNE, Corpus, Mixture, PackedTokens, pack
 from buddy_routing.train.demo_plan import DemoPlan, add_arguments, plan_from
-from buddy_routing.train.pretrain import FitPlan, fit, initialise
-from buddy_routing.train.router_training import RouterPlan, train_router
+from buddy_routing.train.pretrain import FitPlan, RoutedShare, fit, initialise
+from buddy_routing.train.router_training import RouterPlan, first_layer_features, new_decision_module, train_router
 from buddy_routing.train.tokenizer import TrainingTokenizer, train_tokenizer
 
 VOCAB_SIZE = 3072
 MAX_CONTEXT = 1024
 PRETRAIN_CONTEXT = 256
+LOWEST_BUDGET = 0.4
+ROUTER_RANK = 32
 
 
 def demo_config() -> LlamaConfig:
@@ -70,8 +76,8 @@ def packed_tokens(
     return PackedTokens.load(path)
 
 
-def make_base(plan: DemoPlan, device: torch.device) -> RoutedDecoder:
-    """Tokenizer, pretraining and chat tuning: the base model in fp32."""
+def make_base(plan: DemoPlan, device: torch.device) -> tuple[RoutedDecoder, DecisionModule]:
+    """Tokenizer, pretraining and chat tuning: the base model in fp32, and the Decision Module tuned with it."""
     corpus = Corpus(plan.data, "train")
     tokenizer = make_tokenizer(plan, corpus)
     model = RoutedDecoder(ModelSpec.from_config(demo_config()))
@@ -95,13 +101,25 @@ def make_base(plan: DemoPlan, device: torch.device) -> RoutedDecoder:
         learning_rate=plan.learning_rate,
         final_lr_scale=0.0,
         warmup_steps=20,
-        depth_drop=plan.depth_drop,
+        depth_drop=0.0,
     )
     data = packed_tokens(plan, corpus, tokenizer, "tune", TUNE, plan.tune_tokens)
     # Named by where it branched off: tuning after more pretraining is another run.
     checkpoint = plan.work / f"tune-{pretrain.num_steps}-{tune.num_steps}.safetensors"
-    fit(model, data, tune, checkpoint, device, plan.seed + 1, compile_layers)
-    return model
+    router = router_from_prior(model, torch.from_numpy(data.batch(0, 16, PRETRAIN_CONTEXT)[0]).to(device))
+    lowest_run = int(LOWEST_BUDGET * model.spec.num_layers)
+    routed = RoutedShare(router, plan.routed_share, lowest_run, start_token=tokenizer.start_token)
+    fit(model, data, tune, checkpoint, device, plan.seed + 1, compile_layers, routed)
+    return model, router.decision
+
+
+def router_from_prior(model: RoutedDecoder, tokens: Tensor) -> LearnedRouter:
+    """An untrained router that ranks the layers by the perplexity they save on tokens [B, T], whatever the input."""
+    spec = model.spec
+    decision = new_decision_module(spec, first_layer_features(model, tokens).flatten(0, 1), ROUTER_RANK)
+    with torch.no_grad():
+        decision.up.bias.copy_(measure_prior(model, tokens, "ppl"))
+    return LearnedRouter(decision, torch.zeros(spec.num_layers - 2), 0.0, "training")
 
 
 def export_base(plan: DemoPlan, model: RoutedDecoder) -> Path:
@@ -113,14 +131,14 @@ def export_base(plan: DemoPlan, model: RoutedDecoder) -> Path:
     return directory
 
 
-def make_router(plan: DemoPlan, directory: Path, device: torch.device) -> None:
+def make_router(plan: DemoPlan, directory: Path, decision: DecisionModule, device: torch.device) -> None:
     """Train the Decision Module on the published model, whose rounding is the one it will be served with."""
     loaded = load_model(directory, torch.float32, device)
     corpus = Corpus(plan.data, "train")
     tokenizer = TrainingTokenizer(directory)
-    router_plan = RouterPlan(num_steps=plan.router_steps, seed=plan.seed)
+    router_plan = RouterPlan(num_steps=plan.router_steps, seed=plan.seed, rank=ROUTER_RANK)
     checkpoint = plan.work / f"router-{loaded.fingerprint}.safetensors"
-    router, config = train_router(loaded, corpus.router_mix(plan.seed), tokenizer, router_plan, checkpoint)
+    router, config = train_router(loaded, corpus.router_mix(plan.seed), tokenizer, router_plan, checkpoint, decision)
     save_router(plan.out / "router", router, config)
 
 
@@ -128,8 +146,8 @@ def make_demo(plan: DemoPlan) -> None:
     """Everything, in order."""
     plan.work.mkdir(parents=True, exist_ok=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    directory = export_base(plan, make_base(plan, device))
-    make_router(plan, directory, device)
+    model, decision = make_base(plan, device)
+    make_router(plan, export_base(plan, model), decision, device)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ class DemoPlan:
     batch_tokens: int = 6144
     learning_rate: float = 3e-3
     depth_drop: float = 0.4
+    routed_share: float = 0.5
     seed: int = 0
 
 

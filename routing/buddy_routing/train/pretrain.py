@@ -1,10 +1,11 @@
 """Next-token training of the embedded model, with layers dropped at random so that they can be skipped later.
 
 One loop serves both stages: pretraining holds the learning rate after a warm-up, tuning lets it fall to zero
-(warmup-stable-decay), so a longer pretraining goes on from the same checkpoint.
+(warmup-stable-decay), so a longer pretraining goes on from the same checkpoint. Tuning trains a router along, so that
+the layers learn to be skipped where it skips them.
 """
 
-# B sequences, T tokens, D model dim, V vocabulary, L layers
+# B rows of documents end to end, T tokens, D model dim, V vocabulary, L layers
 
 import random
 from dataclasses import dataclass
@@ -15,8 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from buddy_routing.decoder import RoutedDecoder
+from buddy_routing.decoder import PathChooser, RoutedDecoder
+from buddy_routing.router import LearnedRouter
 from buddy_routing.train.corpus import PackedTokens
+from buddy_routing.train.routed_paths import budget_per_conversation, routed_paths
 from buddy_routing.train.training_state import load_training_state, save_training_state
 
 CHECKPOINT_EVERY = 50
@@ -41,6 +44,18 @@ class FitPlan:
     weight_decay: float = 0.05
 
 
+@dataclass(frozen=True, slots=True)
+class RoutedShare:
+    """A `share` of the batches runs the paths that `router` chooses, every document at a budget of its own of at least
+    `lowest_run` layers; the gradient trains the router too. Documents begin with `start_token`."""
+
+    router: LearnedRouter
+    share: float
+    lowest_run: int
+    start_token: int
+    route_block: int = 128
+
+
 def fit(
     model: RoutedDecoder,
     data: PackedTokens,
@@ -49,12 +64,14 @@ def fit(
     device: torch.device,
     seed: int,
     compile_layers: bool,
+    routed: RoutedShare | None = None,
 ) -> None:
     """Train `model` in place, resuming from `checkpoint` when it exists; Ctrl-C loses at most
     `CHECKPOINT_EVERY` steps."""
-    model.to(device).train()
-    optimizers = make_optimizers(model, plan)
-    step = load_training_state(checkpoint, model, optimizers) if checkpoint.exists() else 0
+    trained: nn.Module = model if routed is None else nn.ModuleDict({"base": model, "router": routed.router})
+    trained.to(device).train()
+    optimizers = make_optimizers(trained, plan)
+    step = load_training_state(checkpoint, trained, optimizers) if checkpoint.exists() else 0
     if compile_layers:
         # A layer, not the model: dropped layers then cost nothing and never recompile.
         for layer in model.blocks:
@@ -76,10 +93,15 @@ def fit(
                 group["lr"] = plan.learning_rate * lr_scale(plan, step)
         tokens, counted = (torch.from_numpy(x).to(device) for x in data.batch(step, plan.batch_size, plan.num_tokens))
         with training_precision(device):
-            hidden = model.dense(tokens[:, :-1], layers_on=random_depth(model.spec.num_layers, plan.depth_drop, rng))
+            if routed is not None and rng.random() < routed.share:
+                choose = paths_of(routed, model.spec.num_layers, tokens[:, :-1], counted[:, :-1], rng)
+                hidden = model.dense(tokens[:, :-1], choose)
+            else:
+                layers_on = random_depth(model.spec.num_layers, plan.depth_drop, rng)
+                hidden = model.dense(tokens[:, :-1], layers_on=layers_on)
             loss = next_token_loss(model, hidden, tokens, counted)
         loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM)
+        nn.utils.clip_grad_norm_(trained.parameters(), CLIP_NORM)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -88,7 +110,7 @@ def fit(
         bar.set_postfix(step=step, loss=f"{mean_loss:.3f}", refresh=False)
         bar.update(plan.batch_size * plan.num_tokens)
         if step % CHECKPOINT_EVERY == 0 or step == plan.num_steps:
-            save_training_state(checkpoint, model, optimizers, step)
+            save_training_state(checkpoint, trained, optimizers, step)
     bar.close()
     for layer in model.blocks:
         layer.__dict__.pop("dense", None)
@@ -114,6 +136,13 @@ def random_depth(num_layers: int, depth_drop: float, rng: random.Random) -> list
     return [layer in kept or layer in (0, num_layers - 1) for layer in range(num_layers)]
 
 
+def paths_of(routed: RoutedShare, num_layers: int, tokens: Tensor, counted: Tensor, rng: random.Random) -> PathChooser:
+    """The router's paths for rows of documents: tokens and counted (in an answer or a plain text) [B, T]."""
+    begins = tokens == routed.start_token
+    num_run = budget_per_conversation(begins, routed.lowest_run, num_layers, rng.getrandbits(63))
+    return routed_paths(routed.router, begins, counted, num_run, routed.route_block)
+
+
 def next_token_loss(model: RoutedDecoder, hidden: Tensor, tokens: Tensor, counted: Tensor) -> Tensor:
     """Mean cross-entropy of the counted next tokens: hidden [B, T, D], tokens and counted [B, T + 1]."""
     wanted = counted[:, 1:]
@@ -125,10 +154,12 @@ def next_token_loss(model: RoutedDecoder, hidden: Tensor, tokens: Tensor, counte
     return total / max(1, targets.numel())
 
 
-def make_optimizers(model: RoutedDecoder, plan: FitPlan) -> list[torch.optim.Optimizer]:
-    """Muon for the layers' matrices, AdamW for embeddings and norms (Jordan et al. 2024; torch's own)."""
-    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and name.startswith("layers.")]
-    others = [p for name, p in model.named_parameters() if p.ndim != 2 or not name.startswith("layers.")]
+def make_optimizers(trained: nn.Module, plan: FitPlan) -> list[torch.optim.Optimizer]:
+    """Muon for the layers' matrices, AdamW for embeddings, norms and the router (Jordan et al. 2024; torch's own)."""
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for name, parameter in trained.named_parameters():
+        (matrices if parameter.ndim == 2 and "layers." in name else others).append(parameter)
     return [
         torch.optim.Muon(
             matrices, lr=plan.learning_rate, weight_decay=plan.weight_decay, adjust_lr_fn="match_rms_adamw"

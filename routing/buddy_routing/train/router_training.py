@@ -23,11 +23,11 @@ from buddy_routing.budget import ALWAYS_RUN
 from buddy_routing.checkpoint import LoadedModel
 from buddy_routing.decoder import RoutedDecoder
 from buddy_routing.features import causal_features
+from buddy_routing.model_spec import ModelSpec
 from buddy_routing.prior import measure_prior
-from buddy_routing.route_sources import route_sources
 from buddy_routing.router import DecisionModule, LearnedRouter
-from buddy_routing.selection import select_layers, straight_through
 from buddy_routing.train.document import Document
+from buddy_routing.train.routed_paths import routed_paths
 from buddy_routing.train.tokenizer import TrainingTokenizer
 from buddy_routing.train.training_state import load_training_state, save_training_state
 
@@ -66,15 +66,20 @@ def train_router(
     tokenizer: TrainingTokenizer,
     plan: RouterPlan,
     checkpoint: Path,
+    decision: DecisionModule | None = None,
 ) -> tuple[LearnedRouter, RouterConfig]:
-    """Resumes from `checkpoint` when it exists. The same seed gives the same router."""
+    """Goes on from `decision` if one is given, and resumes from `checkpoint` when it exists.
+
+    The same seed gives the same router.
+    """
     model, spec = loaded.model, loaded.model.spec
     device = model.inv_freq.device
     torch.manual_seed(plan.seed)
     calibration = padded([_encoded(next(documents), tokenizer, plan) for _ in range(PRIOR_DOCUMENTS)], device)
     prior = measure_prior(model, calibration.tokens, "ppl").to(device)
-    decision = DecisionModule(spec.kv_dim, spec.num_layers, plan.rank).to(device)
-    standardise_input(decision, first_layer_features(model, calibration.tokens)[calibration.counted])
+    if decision is None:
+        features = first_layer_features(model, calibration.tokens)[calibration.counted]
+        decision = new_decision_module(spec, features, plan.rank)
     router = LearnedRouter(decision, prior, plan.prior_weight, "training").to(device)
     optimizer = torch.optim.AdamW(router.parameters(), lr=plan.learning_rate, weight_decay=0.0)
     start = load_training_state(checkpoint, router, [optimizer]) if checkpoint.exists() else 0
@@ -110,14 +115,9 @@ def distillation_loss(
     model: RoutedDecoder, router: LearnedRouter, batch: Conversations, budgets: Tensor, route_block: int
 ) -> Tensor:
     """Mean KL(full depth || masked) over answer tokens; budgets [B] are layers to run."""
-    sources = route_sources(batch.num_prompt, batch.tokens.shape[1], route_block)  # [B, T]
-    num_run = budgets[:, None].expand_as(sources)
-
-    def choose(v: Tensor) -> Tensor:
-        scores = router.scores(causal_features(v))  # [B, T, L - 2]
-        scores = scores.gather(1, sources[..., None].expand(-1, -1, scores.shape[-1]))
-        return straight_through(scores, select_layers(scores, num_run))
-
+    begins = torch.zeros_like(batch.counted)
+    in_answer = torch.arange(batch.tokens.shape[1], device=begins.device) >= batch.num_prompt[:, None]
+    choose = routed_paths(router, begins, in_answer, budgets[:, None].expand_as(begins), route_block)
     with torch.no_grad():
         teacher = model.lm_head(model.dense(batch.tokens)[batch.counted]).log_softmax(-1)
     student = model.lm_head(model.dense(batch.tokens, choose)[batch.counted]).log_softmax(-1)
@@ -171,14 +171,16 @@ def first_layer_features(model: RoutedDecoder, tokens: Tensor) -> Tensor:
     return seen[0]
 
 
-def standardise_input(decision: DecisionModule, features: Tensor) -> None:
-    """Fold mean and spread of features [N, 2F] into the first layer, and start from the prior alone."""
+def new_decision_module(spec: ModelSpec, features: Tensor, rank: int) -> DecisionModule:
+    """One that scores all layers alike, with mean and spread of features [N, 2F] folded into its first layer."""
+    decision = DecisionModule(spec.kv_dim, spec.num_layers, rank).to(features.device)
     mean, std = features.mean(0), features.std(0).clamp_min(1e-6)
     with torch.no_grad():
         decision.down.weight.div_(std)
         decision.down.bias.sub_(decision.down.weight @ mean)
         decision.up.weight.zero_()
         decision.up.bias.zero_()
+    return decision
 
 
 def random_budgets(plan: RouterPlan, num_layers: int, rng: random.Random) -> Tensor:

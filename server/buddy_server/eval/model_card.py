@@ -54,6 +54,7 @@ def write_model_card(plan: DemoPlan) -> None:
         "tune_tokens_plain": str(plan.tune_tokens),
         "router_steps": str(plan.router_steps),
         "depth_drop": str(plan.depth_drop),
+        "routed_share": str(plan.routed_share),
         "seed": str(plan.seed),
     }
     template = resources.files("buddy_routing.embedded").joinpath("card_template.md").read_text(encoding="utf-8")
