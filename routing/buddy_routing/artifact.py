@@ -1,92 +1,71 @@
-"""Router artifacts: a directory with `router_config.json` and `router.safetensors` (design section 6)."""
+"""Router artifacts: a directory with `router_config.json`, `router.safetensors` and, where one was trained,
+`predictor.safetensors` (design section 6)."""
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from buddy_routing.features import feature_dim
+from buddy_routing.predictor import BudgetPredictor
 from buddy_routing.router import DecisionModule, LearnedRouter
+from buddy_routing.router_config import CONFIG_NAME, ArtifactError, RouterConfig, read_router_config
 
-FORMAT_VERSION = 1
-KV_POLICIES = ("project",)
-FEATURES = ("mean_v+newest_v",)
-
-
-class ArtifactError(ValueError):
-    """A router artifact that is missing, of an unknown format, or made for another model."""
-
-
-@dataclass(frozen=True, slots=True)
-class RouterConfig:
-    """`router_config.json`. `base_fingerprint` is the model's (checkpoint.load_model), `prior` names the indicator;
-    the prior's values are in the safetensors file."""
-
-    base_fingerprint: str
-    num_layers: int
-    kv_dim: int
-    rank: int
-    prior: str
-    prior_weight: float
-    route_block: int = 128
-    reroute_every: int = 1
-    kv_policy: str = "project"
-    features: str = "mean_v+newest_v"
-    format_version: int = FORMAT_VERSION
+PREDICTOR_NAME = "predictor.safetensors"
 
 
 def save_router(directory: Path, router: LearnedRouter, config: RouterConfig) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     save_file({name: t.detach().cpu().contiguous() for name, t in router.state_dict().items()}, _weights(directory))
-    _config(directory).write_text(json.dumps(asdict(config), indent=2) + "\n", encoding="utf-8")
+    (directory / CONFIG_NAME).write_text(json.dumps(asdict(config), indent=2) + "\n", encoding="utf-8")
 
 
 def load_router(directory: Path, base_fingerprint: str, device: torch.device) -> tuple[LearnedRouter, RouterConfig]:
     """Raises ArtifactError when the artifact is incomplete, of an unknown format, or made for another model."""
     config = read_router_config(directory)
+    if not _weights(directory).exists():
+        raise ArtifactError(f"{directory} is not a router artifact: it has no {_weights(directory).name}")
     if config.base_fingerprint != base_fingerprint:
         raise ArtifactError(
             f"router {directory} was made for a model with fingerprint {config.base_fingerprint}, "
             f"this model has {base_fingerprint}"
         )
     prior = torch.zeros(config.num_layers - 2)
-    decision = DecisionModule(config.kv_dim, config.num_layers, config.rank)
+    decision = DecisionModule(feature_dim(config.kv_dim, config.features), config.num_layers, config.rank)
     digest = hashlib.sha256(_weights(directory).read_bytes()).hexdigest()[:12]
     router = LearnedRouter(decision, prior, config.prior_weight, f"learned:{digest}", config.reroute_every)
     try:
         router.load_state_dict(load_file(_weights(directory)))
     except (SafetensorError, RuntimeError) as error:
-        raise ArtifactError(f"{_weights(directory)} does not fit {_config(directory).name}: {error}") from error
+        raise ArtifactError(f"{_weights(directory)} does not fit {CONFIG_NAME}: {error}") from error
     return router.to(device).eval().requires_grad_(False), config
 
 
-def read_router_config(directory: Path) -> RouterConfig:
-    """Raises ArtifactError."""
-    for path in (_config(directory), _weights(directory)):
-        if not path.exists():
-            raise ArtifactError(f"{directory} is not a router artifact: it has no {path.name}")
+def save_predictor(directory: Path, predictor: BudgetPredictor) -> None:
+    """Beside the router it was trained with."""
+    state = {name: t.detach().cpu().contiguous() for name, t in predictor.state_dict().items()}
+    save_file(state, directory / PREDICTOR_NAME)
+
+
+def load_predictor(directory: Path, config: RouterConfig, device: torch.device) -> BudgetPredictor | None:
+    """The predictor of an artifact whose config was read, or None when it has none. Raises ArtifactError."""
+    path = directory / PREDICTOR_NAME
+    if not path.exists():
+        return None
     try:
-        config = RouterConfig(**json.loads(_config(directory).read_text(encoding="utf-8")))
-    except (json.JSONDecodeError, TypeError) as error:
-        raise ArtifactError(f"{_config(directory)} cannot be read: {error}") from error
-    for name, value, allowed in (
-        ("format_version", config.format_version, (FORMAT_VERSION,)),
-        ("kv_policy", config.kv_policy, KV_POLICIES),
-        ("features", config.features, FEATURES),
-    ):
-        if value not in allowed:
-            raise ArtifactError(f"{_config(directory)}: {name} {value!r} is not supported; allowed: {allowed}")
-    for name in ("route_block", "reroute_every", "rank", "num_layers", "kv_dim"):
-        if getattr(config, name) < 1:
-            raise ArtifactError(f"{_config(directory)}: {name} is {getattr(config, name)}; allowed is 1 or more")
-    return config
-
-
-def _config(directory: Path) -> Path:
-    return directory / "router_config.json"
+        state = load_file(path)
+        rank, num_features = state["policy.down.weight"].shape
+        predictor = BudgetPredictor(num_features, config.num_layers, rank)
+        predictor.load_state_dict(state)
+    except (SafetensorError, RuntimeError, KeyError, ValueError) as error:
+        raise ArtifactError(f"{path} does not fit {CONFIG_NAME}: {error}") from error
+    if num_features != feature_dim(config.kv_dim):
+        raise ArtifactError(f"{path} takes {num_features} features, {CONFIG_NAME} gives {feature_dim(config.kv_dim)}")
+    return predictor.to(device).eval().requires_grad_(False)
 
 
 def _weights(directory: Path) -> Path:

@@ -52,6 +52,16 @@ def resolve_model(path_or_id: str) -> Path:
         raise CheckpointError(f"model {path_or_id!r} is no directory and could not be fetched: {error}") from error
 
 
+def end_token_ids(directory: Path) -> frozenset[int]:
+    """The tokens that end an answer: generation_config.json's, else config.json's. May be several."""
+    for name in ("generation_config.json", "config.json"):
+        path = directory / name
+        ids = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.exists() else None
+        if ids is not None:
+            return frozenset(ids if isinstance(ids, list) else [ids])
+    return frozenset()
+
+
 def load_model(directory: Path, dtype: torch.dtype, device: torch.device) -> LoadedModel:
     """Load config and weights; tensors are cast to `dtype` one at a time.
 

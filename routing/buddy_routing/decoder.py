@@ -115,23 +115,38 @@ class DecoderLayer(nn.Module):
         h = h + self.self_attn.o_proj(attend(q).flatten(-2))
         return h + self.mlp(self.post_attention_layernorm(h))
 
-    def dense(self, h: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-        """The layer over whole sequences: h [B, T, D] -> (h + F(h) [B, T, D], V states [B, T, Hkv, Dh])."""
+    def dense(self, h: Tensor, cos: Tensor, sin: Tensor, visible: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The layer over whole rows: h [B, T, D] -> (h + F(h) [B, T, D], V states [B, T, Hkv, Dh])."""
         normed = self.input_layernorm(h)
         k, v = self.self_attn.key_value(normed, cos, sin)
-        window = self.self_attn.window
-        return self.run(h, normed, cos, sin, lambda q: dense_attention(q, k, v, window)), v
+        return self.run(h, normed, cos, sin, lambda q: dense_attention(q, k, v, visible)), v
 
 
-def dense_attention(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
-    """Causal attention of whole sequences: q [B, T, Hq, Dh], k and v [B, T, Hkv, Dh] -> [B, T, Hq, Dh]."""
-    num_tokens, groups = q.shape[1], q.shape[2] // k.shape[2]
+def dense_attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
+    """Attention of whole rows: q [B, T, Hq, Dh], k and v [B, T, Hkv, Dh] -> [B, T, Hq, Dh].
+
+    `visible` is of `visible_keys`.
+    """
+    groups = q.shape[2] // k.shape[2]
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     k, v = (x.repeat_interleave(groups, 1) for x in (k, v))
-    if window is None or window >= num_tokens:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
-    visible = torch.ones(num_tokens, num_tokens, dtype=torch.bool, device=q.device).tril().triu(1 - window)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=visible).transpose(1, 2)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=visible, is_causal=visible is None).transpose(1, 2)
+
+
+def visible_keys(num_tokens: int, window: int | None, starts: Tensor | None, device: torch.device) -> Tensor | None:
+    """Which keys a query attends to, [1 or B, 1, T, T] bool, or None for all up to its own.
+
+    `starts` [B, T] says where each token's sequence starts when several stand in a row.
+    """
+    if starts is None and (window is None or window >= num_tokens):
+        return None
+    index = torch.arange(num_tokens, device=device)
+    visible = index <= index[:, None]  # [T, T], query by key
+    if window is not None:
+        visible &= index > index[:, None] - window
+    if starts is None:
+        return visible[None, None]
+    return (visible & (index >= starts[..., None]))[:, None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +201,12 @@ class RoutedDecoder(nn.Module):
         """The layers in order, typed."""
         return [cast(DecoderLayer, layer) for layer in self.layers]
 
+    def first_layer_v(self, tokens: Tensor) -> Tensor:
+        """What routing looks at: the first layer's V states [B, T, Hkv, Dh] of tokens [B, T]. Needs no attention."""
+        layer = self.blocks[0]
+        v = layer.self_attn.v_proj(layer.input_layernorm(self.embed_tokens(tokens)))
+        return v.unflatten(-1, (-1, self.spec.head_dim))
+
     def forward(self, batch: SegmentBatch, cache: KVCache, choose_paths: PathChooser) -> tuple[Tensor, Tensor]:
         """One step: logits [W, V] after the last rows of the wanted segments, and the masks [S, L] that were run.
 
@@ -222,20 +243,27 @@ class RoutedDecoder(nn.Module):
         tokens: Tensor,
         choose_paths: PathChooser | None = None,
         layers_on: Sequence[bool] | None = None,
+        starts: Tensor | None = None,
     ) -> Tensor:
-        """Whole sequences: tokens [B, T] -> final hidden states [B, T, D], to be given to `lm_head`.
+        """Whole rows: tokens [B, T] -> final hidden states [B, T, D], to be given to `lm_head`.
 
         `choose_paths` masks every token's path; gradients reach its scores through the masks (straight-through).
         `layers_on` [L] drops layers for the whole batch without computing them (random depth in pretraining).
+        `starts` [B, T] says where each token's sequence starts, for several sequences in a row that do not see each
+        other; without it a row is one sequence.
         """
-        positions = torch.arange(tokens.shape[1], device=tokens.device).repeat(tokens.shape[0])  # [B * T]
-        cos, sin = rotary_cos_sin(positions, self.inv_freq, self.attention_factor)
+        num_tokens, device = tokens.shape[1], tokens.device
+        positions = torch.arange(num_tokens, device=device).expand_as(tokens)
+        if starts is not None:
+            positions = positions - starts
+        cos, sin = rotary_cos_sin(positions.flatten(), self.inv_freq, self.attention_factor)
+        visible = {window: visible_keys(num_tokens, window, starts, device) for window in set(self.spec.windows)}
         h = self.embed_tokens(tokens)  # [B, T, D]
         masks: Tensor | None = None
         for index, layer in enumerate(self.blocks):
             if layers_on is not None and not layers_on[index]:
                 continue
-            ran, v = layer.dense(h, cos, sin)
+            ran, v = layer.dense(h, cos, sin, visible[layer.self_attn.window])
             if index == 0 and choose_paths is not None:
                 masks = choose_paths(v)  # [B, T, L]
             h = ran if masks is None else masked_residual(h, ran, masks[..., index : index + 1])

@@ -9,12 +9,13 @@ token, and set the newest token's own V beside it.
 import torch
 from torch import Tensor
 
+from buddy_routing.router_config import FeatureKind
 from buddy_routing.segments import SegmentBatch
 
 
-def feature_dim(kv_dim: int) -> int:
+def feature_dim(kv_dim: int, kind: FeatureKind = "mean_v+newest_v") -> int:
     """Width of the features of a model whose V states are `kv_dim` wide."""
-    return 2 * kv_dim
+    return kv_dim if kind == "mean_v" else 2 * kv_dim
 
 
 def causal_features(v: Tensor, starts: Tensor | None = None) -> Tensor:

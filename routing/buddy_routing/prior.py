@@ -7,18 +7,17 @@ result once more by mean and standard deviation; we stop at the ranks, which nee
 # B sequences, T tokens, L layers
 
 import math
+from collections.abc import Callable
 from importlib import resources
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from buddy_kernels import rotary_cos_sin
-from buddy_routing.decoder import RoutedDecoder
+from buddy_routing.decoder import RoutedDecoder, visible_keys
+from buddy_routing.router_config import INDICATORS, Indicator
 
-Indicator = Literal["cosine", "ppl"]
-INDICATORS: tuple[Indicator, ...] = ("cosine", "ppl")
 CLIP = 3.0
 EPS = 1e-6
 
@@ -45,19 +44,25 @@ def normalise(importance: Tensor, log_scale: bool) -> Tensor:
     return ((1 + rank).double() / (len(order) + 1)).float()
 
 
-@torch.inference_mode()
 def measure_prior(model: RoutedDecoder, tokens: Tensor, indicator: Indicator) -> Tensor:
     """The normalised prior [L - 2] of `model` on tokens [B, T].
 
-    Raises ValueError for an unknown indicator.
+    "cosine" is ShortGPT's block influence, "ppl" Shortened Llama's perplexity drop, "taylor" its first-order estimate
+    of it, "greedy" SLEB's order of removal. Raises ValueError for an unknown indicator.
     """
-    if indicator == "cosine":
-        return normalise(cosine_importance(model, tokens), log_scale=False)
-    if indicator == "ppl":
-        return normalise(perplexity_drop(model, tokens), log_scale=True)
+    match indicator:
+        case "cosine":
+            return normalise(cosine_importance(model, tokens), log_scale=False)
+        case "ppl":
+            return normalise(perplexity_drop(model, tokens), log_scale=True)
+        case "taylor":
+            return normalise(taylor_importance(model, tokens), log_scale=True)
+        case "greedy":
+            return normalise(removal_order(model, tokens), log_scale=False)
     raise ValueError(f"prior {indicator!r} is unknown; allowed: {', '.join(INDICATORS)}")
 
 
+@torch.inference_mode()
 def cosine_importance(model: RoutedDecoder, tokens: Tensor) -> Tensor:
     """1 - cos(input, output) of every middle layer, the mean over tokens (ShortGPT's block influence): [L - 2]."""
     positions = torch.arange(tokens.shape[1], device=tokens.device).repeat(tokens.shape[0])
@@ -65,21 +70,71 @@ def cosine_importance(model: RoutedDecoder, tokens: Tensor) -> Tensor:
     h = model.embed_tokens(tokens)
     importance = []
     for layer in model.blocks:
-        ran, _ = layer.dense(h, cos, sin)
+        ran, _ = layer.dense(h, cos, sin, visible_keys(tokens.shape[1], layer.self_attn.window, None, tokens.device))
         importance.append(1 - F.cosine_similarity(h.float(), ran.float(), dim=-1).mean().item())
         h = ran
     return torch.tensor(importance[1:-1])
 
 
+@torch.inference_mode()
 def perplexity_drop(model: RoutedDecoder, tokens: Tensor) -> Tensor:
     """max(0, perplexity without the layer - perplexity with all) of every middle layer: [L - 2]."""
     num_layers = model.spec.num_layers
     full = _perplexity(model, tokens, [True] * num_layers)
     drops = []
     for removed in range(1, num_layers - 1):
-        without = _perplexity(model, tokens, [layer != removed for layer in range(num_layers)])
+        without = _perplexity(model, tokens, _without([True] * num_layers, removed))
         drops.append(max(0.0, without - full))
     return torch.tensor(drops)
+
+
+@torch.inference_mode()
+def removal_order(model: RoutedDecoder, tokens: Tensor) -> Tensor:
+    """When greedy removal takes each middle layer, the one least missed first (SLEB, arXiv 2402.09025): [L - 2]."""
+    layers_on = [True] * model.spec.num_layers
+    order = torch.zeros(len(layers_on) - 2)
+    for turn in range(len(order)):
+        left = [layer for layer in range(1, len(layers_on) - 1) if layers_on[layer]]
+        without = {layer: _perplexity(model, tokens, _without(layers_on, layer)) for layer in left}
+        removed = min(left, key=lambda layer: without[layer])
+        layers_on[removed] = False
+        order[removed - 1] = turn
+    return order
+
+
+def taylor_importance(model: RoutedDecoder, tokens: Tensor) -> Tensor:
+    """Sum of |gradient x weight| over every middle layer's matrices (Shortened Llama, arXiv 2402.02834): [L - 2]."""
+    importance = torch.zeros(model.spec.num_layers)
+    was_trained = [parameter.requires_grad for parameter in model.parameters()]
+    matrices = [(index, p) for index, layer in enumerate(model.blocks) for p in layer.parameters() if p.ndim == 2]
+    handles = [
+        matrix.requires_grad_(True).register_post_accumulate_grad_hook(_adder(importance, index))
+        for index, matrix in matrices
+    ]
+    try:
+        logits = model.lm_head(model.dense(tokens[:, :-1]))
+        F.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten()).backward()
+    finally:
+        for handle in handles:
+            handle.remove()
+        for parameter, trained in zip(model.parameters(), was_trained, strict=True):
+            parameter.requires_grad_(trained)
+    return importance[1:-1]
+
+
+def _adder(importance: Tensor, index: int) -> Callable[[Tensor], None]:
+    """Takes each gradient as it appears and lets go of it: a model's gradients never stand in memory together."""
+
+    def add(parameter: Tensor) -> None:
+        assert parameter.grad is not None
+        importance[index] += (parameter.grad.float() * parameter.detach().float()).abs().sum().cpu()
+        parameter.grad = None
+
+    return add
+
+
+def _without(layers_on: list[bool], removed: int) -> list[bool]:
+    return [on and layer != removed for layer, on in enumerate(layers_on)]
 
 
 def _perplexity(model: RoutedDecoder, tokens: Tensor, layers_on: list[bool]) -> float:

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from buddy_kernels import linear, silu
-from buddy_routing.features import feature_dim
 from buddy_routing.selection import select_layers
 
 
@@ -31,13 +30,13 @@ class Router(Protocol):
 class DecisionModule(nn.Module):
     """Linear-SiLU-Linear from features to a score for every middle layer (arXiv 2606.09514, section 3)."""
 
-    def __init__(self, kv_dim: int, num_layers: int, rank: int = 32) -> None:
+    def __init__(self, num_features: int, num_layers: int, rank: int = 32) -> None:
         super().__init__()
-        self.down = nn.Linear(feature_dim(kv_dim), rank)
+        self.down = nn.Linear(num_features, rank)
         self.up = nn.Linear(rank, num_layers - 2)
 
     def forward(self, features: Tensor) -> Tensor:
-        """[..., 2F] -> [..., L - 2]."""
+        """[..., num_features] -> [..., L - 2]."""
         rows = features.reshape(-1, features.shape[-1])
         hidden = silu(linear(rows, self.down.weight, self.down.bias))
         return linear(hidden, self.up.weight, self.up.bias).view(*features.shape[:-1], -1)
@@ -64,8 +63,8 @@ class LearnedRouter(nn.Module):
         self.reroute_every = reroute_every
 
     def scores(self, features: Tensor) -> Tensor:
-        """[..., 2F] -> [..., L - 2]."""
-        fused: Tensor = self.decision(features) + self.prior_weight * self.prior
+        """[..., 2F] -> [..., L - 2]. A module that takes the pooled V alone gets the first half."""
+        fused: Tensor = self.decision(features[..., : self.decision.down.in_features]) + self.prior_weight * self.prior
         return fused
 
     @torch.inference_mode()

@@ -26,6 +26,8 @@ def make_parser() -> argparse.ArgumentParser:
     _add_serve(commands.add_parser("serve", help="start the server"))
     _add_chat(commands.add_parser("chat", help="talk to a running server"))
     train = commands.add_parser("train", help="train models and routers").add_subparsers(required=True, metavar="WHAT")
+    _add_train_router(train.add_parser("router", help="make a router for your model from your conversations"))
+    _add_train_predictor(train.add_parser("predictor", help="teach a router to choose budgets itself"))
     _add_train_demo(train.add_parser("demo", help="make the embedded model and its router from the texts"))
     return parser
 
@@ -58,6 +60,20 @@ def _add_chat(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--temperature", type=float, default=0.0, help="default: %(default)s, the likeliest answer")
     parser.add_argument("--api-key", help="default: the environment variable BUDDY_API_KEY")
     parser.set_defaults(run=_chat)
+
+
+def _add_train_router(parser: argparse.ArgumentParser) -> None:
+    from buddy_routing.train.router_plan import add_arguments
+
+    add_arguments(parser)
+    parser.set_defaults(run=_train_router)
+
+
+def _add_train_predictor(parser: argparse.ArgumentParser) -> None:
+    from buddy_routing.train.predictor_plan import add_arguments
+
+    add_arguments(parser)
+    parser.set_defaults(run=_train_predictor)
 
 
 def _add_train_demo(parser: argparse.ArgumentParser) -> None:
@@ -97,6 +113,31 @@ def _chat(parsed: argparse.Namespace) -> None:
         client.run(" ".join(parsed.prompt))
     except ChatError as error:
         sys.exit(f"buddy chat: {error}")
+
+
+def _train_router(parsed: argparse.Namespace) -> None:
+    from buddy_routing.train.router_job import TrainingError, make_router
+    from buddy_routing.train.router_plan import plan_from
+    from buddy_server.engine.build import DTYPES, resolve_device
+
+    try:
+        plan = plan_from(parsed)
+        make_router(parsed.model, parsed.data, parsed.out, plan, resolve_device(parsed.device), DTYPES[parsed.dtype])
+    except (ValueError, OSError, TrainingError) as error:
+        sys.exit(f"buddy train router: {error}")
+
+
+def _train_predictor(parsed: argparse.Namespace) -> None:
+    from buddy_routing.train.predictor_plan import plan_from
+    from buddy_routing.train.router_job import TrainingError, make_predictor
+    from buddy_server.engine.build import DTYPES, resolve_device
+
+    try:
+        plan = plan_from(parsed)
+        device, dtype = resolve_device(parsed.device), DTYPES[parsed.dtype]
+        make_predictor(parsed.model, parsed.router, parsed.data, plan, device, dtype)
+    except (ValueError, OSError, TrainingError) as error:
+        sys.exit(f"buddy train predictor: {error}")
 
 
 def _train_demo(parsed: argparse.Namespace) -> None:

@@ -106,6 +106,7 @@ class _EngineEntry(_Strict):
     kv_cache_gib: Annotated[float, Field(gt=0)] = _SIZES.kv_cache_gib
     max_sequences: Annotated[int, Field(ge=1)] = _SIZES.max_sequences
     max_step_tokens: Annotated[int, Field(ge=1)] = _SIZES.max_step_tokens
+    thrift: Annotated[float, Field(ge=0)] = _SIZES.thrift
 
 
 class _File(_Strict):

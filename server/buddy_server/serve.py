@@ -13,10 +13,10 @@ import anyio.to_thread
 import uvicorn
 from fastapi import FastAPI
 
-from buddy_routing.artifact import ArtifactError
 from buddy_routing.checkpoint import CheckpointError
 from buddy_routing.embedded import MODEL_ID
 from buddy_routing.model_spec import UnsupportedModelError
+from buddy_routing.router_config import ArtifactError
 from buddy_server.api.app import create_app
 from buddy_server.config import ServerConfig, load_config
 from buddy_server.engine.build import EngineBuildError, build_engine
@@ -85,7 +85,7 @@ def make_server(options: ServeOptions) -> Server:
     log.info("loading", extra={"model": options.model or MODEL_ID})
     built = build_engine(options.model, options.router, config.engine, options.device, options.dtype)
     metrics = Metrics(built.info, config.tenants)
-    engine = EngineService(built.engine, built.info, metrics.observe_step)
+    engine = EngineService(built.engine, built.info, metrics.observe_step, built.depth_predictor)
     app = make_app(config, engine, ChatTokenizer.from_directory(built.directory), metrics)
     _log_start(built.info, config, options)
     settings = uvicorn.Config(

@@ -52,6 +52,11 @@ class FakeEngine:
     cancelled: list[str] = field(default_factory=list)
     finished: list[str] = field(default_factory=list)
     stopped: bool = False
+    predicted: int | None = None
+
+    async def predict_depth(self, prompt_tokens: tuple[int, ...], lowest: int, highest: int) -> int | None:
+        """As if the predictor wanted `predicted` layers; None is none."""
+        return None if self.predicted is None else min(max(self.predicted, lowest), highest)
 
     def stop(self) -> None:
         """What runs then ends as cancelled."""

@@ -9,14 +9,13 @@ from torch import Tensor
 from buddy_routing.checkpoint import load_model
 from buddy_routing.decoder import RoutedDecoder
 from buddy_routing.prior import (
-    INDICATORS,
-    Indicator,
     bundled_text,
     cosine_importance,
     measure_prior,
     normalise,
     perplexity_drop,
 )
+from buddy_routing.router_config import INDICATORS, Indicator
 from tiny_models import SHAPE, save_random_model
 
 NUM_MIDDLE = SHAPE["num_hidden_layers"] - 2
@@ -31,7 +30,7 @@ def model(tmp_path: Path) -> RoutedDecoder:
 def own_text(model: RoutedDecoder, num_tokens: int = 60) -> Tensor:
     """What the model itself says, so that taking a layer away makes it worse: [1, T]."""
     tokens = torch.tensor([[5]])
-    with torch.inference_mode():
+    with torch.no_grad():
         for _ in range(num_tokens):
             logits = model.lm_head(model.dense(tokens))
             tokens = torch.cat((tokens, logits[:, -1:].argmax(-1)), 1)

@@ -15,12 +15,15 @@ from buddy_routing.artifact import load_router, save_router
 from buddy_routing.checkpoint import LoadedModel, load_model
 from buddy_routing.decoder import RoutedDecoder
 from buddy_routing.model_spec import ModelSpec
-from buddy_routing.train import pretrain, router_training
+from buddy_routing.router import LearnedRouter
+from buddy_routing.router_config import RouterConfig
+from buddy_routing.train import example, pretrain, router_training
 from buddy_routing.train.corpus import PackedTokens
 from buddy_routing.train.demo import router_from_prior
 from buddy_routing.train.document import Document
 from buddy_routing.train.pretrain import FitPlan, RoutedShare, fit, initialise, random_depth
-from buddy_routing.train.router_training import RouterPlan, train_router
+from buddy_routing.train.router_plan import RouterPlan
+from buddy_routing.train.router_training import train_router
 from buddy_routing.train.tokenizer import TrainingTokenizer, train_tokenizer
 from tiny_models import CONFIGS, SHAPE, save_random_model
 
@@ -136,20 +139,35 @@ def loaded(tmp_path: Path, tokenizer: TrainingTokenizer, monkeypatch: pytest.Mon
     return load_model(tmp_path / "model", torch.float32, CPU)
 
 
-ROUTER_PLAN = RouterPlan(num_steps=12, batch_size=3, max_tokens=32, rank=4, route_block=8)
+ROUTER_PLAN = RouterPlan(num_rows=3, num_tokens=32, rank=4, route_block=8)
+NUM_STEPS = 12
+
+
+def router_of(
+    loaded: LoadedModel, tokenizer: TrainingTokenizer, checkpoint: Path, documents: Iterator[Document] | None = None
+) -> tuple[LearnedRouter, RouterConfig]:
+    examples = map(tokenizer.encode_example, documents or cycle(DOCUMENTS))
+    return train_router(loaded, examples, ROUTER_PLAN, NUM_STEPS, checkpoint)
 
 
 def test_an_interrupted_router_training_ends_where_an_uninterrupted_one_does(
     loaded: LoadedModel, tokenizer: TrainingTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(router_training, "CHECKPOINT_EVERY", 2)
-    whole, _ = train_router(loaded, cycle(DOCUMENTS), tokenizer, ROUTER_PLAN, tmp_path / "whole.safetensors")
-    # In the middle of the second pool of batches.
-    cut = router_training.PRIOR_DOCUMENTS + (router_training.POOL_BATCHES + 2) * ROUTER_PLAN.batch_size
+    monkeypatch.setattr(router_training, "CALIBRATION_TOKENS", 64)
+    monkeypatch.setattr(example, "POOL_BATCHES", 4)
+    drawn = []
+    whole, _ = router_of(loaded, tokenizer, tmp_path / "whole.safetensors", noted(drawn))
     with pytest.raises(Interrupted):
-        train_router(loaded, interrupted_after(cut), tokenizer, ROUTER_PLAN, tmp_path / "cut.safetensors")
-    resumed, _ = train_router(loaded, cycle(DOCUMENTS), tokenizer, ROUTER_PLAN, tmp_path / "cut.safetensors")
+        router_of(loaded, tokenizer, tmp_path / "cut.safetensors", interrupted_after(len(drawn) * 2 // 3))
+    resumed, _ = router_of(loaded, tokenizer, tmp_path / "cut.safetensors")
     torch.testing.assert_close(parameters(resumed), parameters(whole), rtol=0, atol=0)
+
+
+def noted(drawn: list[Document]) -> Iterator[Document]:
+    for document in cycle(DOCUMENTS):
+        drawn.append(document)
+        yield document
 
 
 def interrupted_after(count: int) -> Iterator[Document]:
@@ -160,7 +178,7 @@ def interrupted_after(count: int) -> Iterator[Document]:
 def test_a_trained_router_is_saved_and_serves_the_model_it_was_trained_for(
     loaded: LoadedModel, tokenizer: TrainingTokenizer, tmp_path: Path
 ) -> None:
-    router, config = train_router(loaded, cycle(DOCUMENTS), tokenizer, ROUTER_PLAN, tmp_path / "state.safetensors")
+    router, config = router_of(loaded, tokenizer, tmp_path / "state.safetensors")
     save_router(tmp_path / "router", router, config)
     served, read = load_router(tmp_path / "router", loaded.fingerprint, CPU)
     assert read == config
@@ -168,8 +186,6 @@ def test_a_trained_router_is_saved_and_serves_the_model_it_was_trained_for(
     assert torch.equal(served.choose(features, num_run), router.choose(features, num_run))
 
 
-def test_a_document_without_a_prompt_is_named(
-    loaded: LoadedModel, tokenizer: TrainingTokenizer, tmp_path: Path
-) -> None:
+def test_a_document_without_a_prompt_is_named(tokenizer: TrainingTokenizer) -> None:
     with pytest.raises(ValueError, match="no prompt: 'just text'"):
-        train_router(loaded, cycle([Document("just text")]), tokenizer, ROUTER_PLAN, tmp_path / "state.safetensors")
+        tokenizer.encode_example(Document("just text"))

@@ -86,6 +86,21 @@ def test_request_asks_and_tier_clamps(
         assert site.sample("buddy_budget_clamped_total", reason=reason) == (reason == clamped)
 
 
+@pytest.mark.parametrize(("wanted", "num_run"), [(7, 4), (4, 4), (2, 3)])
+@pytest.mark.parametrize("asked", ["auto", None])
+def test_open_budget_is_the_predictors_within_the_tier(serve: Serve, asked: object, wanted: int, num_run: int) -> None:
+    site = serve(FakeEngine(predicted=wanted), HALF)
+    buddy = site.chat(budget=asked).json()["buddy"]
+    assert (buddy["budget_granted"], buddy["decided_by"]) == (num_run / 8, "predictor")
+    assert site.engine.requests[0].num_run_layers == num_run
+
+
+def test_predictor_is_not_asked_when_the_request_says_its_budget(serve: Serve) -> None:
+    site = serve(FakeEngine(predicted=3))
+    assert site.chat(budget=0.75).json()["buddy"]["decided_by"] == "request"
+    assert site.engine.requests[0].num_run_layers == 6
+
+
 def test_default_budget_of_the_tier_counts_when_none_is_asked() -> None:
     decision = decide_depth(None, Tier("t", default_budget=0.75), 8)
     assert (decision.granted, decision.num_run_layers, decision.decided_by) == (0.75, 6, "tenant")

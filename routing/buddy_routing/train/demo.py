@@ -19,13 +19,15 @@ from transformers import LlamaConfig
 from buddy_routing.artifact import save_router
 from buddy_routing.checkpoint import load_model, save_model
 from buddy_routing.decoder import RoutedDecoder
+from buddy_routing.features import causal_features
 from buddy_routing.model_spec import ModelSpec
 from buddy_routing.prior import measure_prior
 from buddy_routing.router import DecisionModule, LearnedRouter
 from buddy_routing.train.corpus import PRETRAIN, TUNE, Corpus, Mixture, PackedTokens, pack
 from buddy_routing.train.demo_plan import DemoPlan, add_arguments, plan_from
 from buddy_routing.train.pretrain import FitPlan, RoutedShare, fit, initialise
-from buddy_routing.train.router_training import RouterPlan, first_layer_features, new_decision_module, train_router
+from buddy_routing.train.router_plan import RouterPlan
+from buddy_routing.train.router_training import new_decision_module, train_router
 from buddy_routing.train.tokenizer import TrainingTokenizer, train_tokenizer
 
 VOCAB_SIZE = 3072
@@ -115,11 +117,11 @@ def make_base(plan: DemoPlan, device: torch.device) -> tuple[RoutedDecoder, Deci
 
 def router_from_prior(model: RoutedDecoder, tokens: Tensor) -> LearnedRouter:
     """An untrained router that ranks the layers by the perplexity they save on tokens [B, T], whatever the input."""
-    spec = model.spec
-    decision = new_decision_module(spec, first_layer_features(model, tokens).flatten(0, 1), ROUTER_RANK)
+    features = causal_features(model.first_layer_v(tokens)).flatten(0, 1)
+    decision = new_decision_module(model, features, "mean_v+newest_v", ROUTER_RANK)
     with torch.no_grad():
         decision.up.bias.copy_(measure_prior(model, tokens, "ppl"))
-    return LearnedRouter(decision, torch.zeros(spec.num_layers - 2), 0.0, "training")
+    return LearnedRouter(decision, torch.zeros(model.spec.num_layers - 2), 0.0, "training")
 
 
 def export_base(plan: DemoPlan, model: RoutedDecoder) -> Path:
@@ -134,11 +136,11 @@ def export_base(plan: DemoPlan, model: RoutedDecoder) -> Path:
 def make_router(plan: DemoPlan, directory: Path, decision: DecisionModule, device: torch.device) -> None:
     """Train the Decision Module on the published model, whose rounding is the one it will be served with."""
     loaded = load_model(directory, torch.float32, device)
-    corpus = Corpus(plan.data, "train")
-    tokenizer = TrainingTokenizer(directory)
-    router_plan = RouterPlan(num_steps=plan.router_steps, seed=plan.seed, rank=ROUTER_RANK)
+    documents = Corpus(plan.data, "train").router_mix(plan.seed)
+    examples = map(TrainingTokenizer(directory).encode_example, documents)
+    router_plan = RouterPlan(seed=plan.seed, rank=ROUTER_RANK)
     checkpoint = plan.work / f"router-{loaded.fingerprint}.safetensors"
-    router, config = train_router(loaded, corpus.router_mix(plan.seed), tokenizer, router_plan, checkpoint, decision)
+    router, config = train_router(loaded, examples, router_plan, plan.router_steps, checkpoint, decision)
     save_router(plan.out / "router", router, config)
 
 

@@ -1,179 +1,167 @@
 """Trains a Decision Module on a frozen model: at every budget, answer like the model at full depth.
 
-The masks are the server's: prompts in route blocks, answers token by token, from causal features (design section 2).
-The paper trains scorer and LoRA on next-token cross-entropy; a frozen backbone keeps budget 1.0 equal to the model,
-and the full-depth distribution is the better teacher then.
+By default the masks are the server's: prompts in route blocks, answers token by token, from causal features (design
+section 2); and the teacher is the frozen model itself at full depth, so that budget 1.0 stays the model. The paper
+(arXiv 2606.09514, section 3) draws one path an example and learns the next token; both can be asked for, to compare.
 """
 
-# B conversations, T tokens, V vocabulary, L layers, F width of one token's V
+# B rows of examples, T tokens, V vocabulary, L layers, F width of one token's V
 
 import random
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from accelerate import Accelerator
+from torch import Tensor, nn
 from tqdm import tqdm
 
-from buddy_routing.artifact import RouterConfig
 from buddy_routing.budget import ALWAYS_RUN
 from buddy_routing.checkpoint import LoadedModel
 from buddy_routing.decoder import RoutedDecoder
-from buddy_routing.features import causal_features
-from buddy_routing.model_spec import ModelSpec
+from buddy_routing.features import causal_features, feature_dim
 from buddy_routing.prior import measure_prior
+from buddy_routing.route_sources import conversation_starts
 from buddy_routing.router import DecisionModule, LearnedRouter
-from buddy_routing.train.document import Document
-from buddy_routing.train.routed_paths import routed_paths
-from buddy_routing.train.tokenizer import TrainingTokenizer
+from buddy_routing.router_config import FeatureKind, RouterConfig
+from buddy_routing.train.example import Example, ExampleBatch, packed_batches
+from buddy_routing.train.routed_paths import budget_per_conversation, routed_paths
+from buddy_routing.train.router_plan import RouterPlan
 from buddy_routing.train.training_state import load_training_state, save_training_state
 
 CHECKPOINT_EVERY = 50
-PRIOR_DOCUMENTS = 16
-POOL_BATCHES = 8
+CALIBRATION_TOKENS = 4096
 
 
-@dataclass(frozen=True, slots=True)
-class RouterPlan:
-    """Budgets are drawn per conversation, uniform between `lowest_budget` of the layers and all but one."""
+class RouterLoss(nn.Module):
+    """The training loss as a module, so that accelerate can wrap it. Only the router has gradients."""
 
-    num_steps: int
-    seed: int = 0
-    batch_size: int = 24
-    max_tokens: int = 192
-    learning_rate: float = 5e-3
-    lowest_budget: float = 0.4
-    rank: int = 32
-    prior_weight: float = 0.1
-    route_block: int = 128
+    def __init__(self, model: RoutedDecoder, router: LearnedRouter, plan: RouterPlan) -> None:
+        super().__init__()
+        self.router = router
+        # In a tuple, so that the frozen model is no submodule: it is neither saved nor synchronised.
+        self._model = (model,)
+        self._plan = plan
 
-
-@dataclass(frozen=True, slots=True)
-class Conversations:
-    """Padded on the right, which causal attention never sees."""
-
-    tokens: Tensor  # [B, T] int64
-    num_prompt: Tensor  # [B] int64
-    counted: Tensor  # [B, T] bool: positions whose next token is part of the answer
+    def forward(self, batch: ExampleBatch, num_run: Tensor) -> Tensor:
+        """Mean loss over the answers' tokens; `num_run` [B, T] is layers to run."""
+        (model,) = self._model
+        starts = conversation_starts(batch.begins)
+        # Without answers an example is one block as long as itself: a path for all, from its last token.
+        block, in_answer = self._plan.route_block, batch.in_answer
+        if self._plan.masks == "example":
+            block, in_answer = batch.tokens.shape[1], torch.zeros_like(batch.in_answer)
+        choose = routed_paths(self.router, batch.begins, in_answer, num_run, block)
+        student = model.lm_head(model.dense(batch.tokens, choose, starts=starts)[batch.counted]).float()
+        if self._plan.objective == "cross_entropy":
+            return F.cross_entropy(student, batch.tokens[batch.in_answer])
+        with torch.no_grad():
+            teacher = model.lm_head(model.dense(batch.tokens, starts=starts)[batch.counted]).float()
+        return F.kl_div(student.log_softmax(-1), teacher.log_softmax(-1), reduction="batchmean", log_target=True)
 
 
 def train_router(
     loaded: LoadedModel,
-    documents: Iterator[Document],
-    tokenizer: TrainingTokenizer,
+    examples: Iterator[Example],
     plan: RouterPlan,
+    num_steps: int,
     checkpoint: Path,
     decision: DecisionModule | None = None,
+    log_directory: Path | None = None,
 ) -> tuple[LearnedRouter, RouterConfig]:
     """Goes on from `decision` if one is given, and resumes from `checkpoint` when it exists.
 
-    The same seed gives the same router.
+    The same seed gives the same router. Under `accelerate launch` the processes share the batches. `log_directory`
+    receives TensorBoard's files.
     """
-    model, spec = loaded.model, loaded.model.spec
-    device = model.inv_freq.device
+    accelerator = Accelerator(log_with="tensorboard" if log_directory else None, project_dir=log_directory)
+    if log_directory:
+        accelerator.init_trackers("router")
     torch.manual_seed(plan.seed)
-    calibration = padded([_encoded(next(documents), tokenizer, plan) for _ in range(PRIOR_DOCUMENTS)], device)
-    prior = measure_prior(model, calibration.tokens, "ppl").to(device)
-    if decision is None:
-        features = first_layer_features(model, calibration.tokens)[calibration.counted]
-        decision = new_decision_module(spec, features, plan.rank)
-    router = LearnedRouter(decision, prior, plan.prior_weight, "training").to(device)
+    router = _new_router(loaded.model, examples, plan, decision)
     optimizer = torch.optim.AdamW(router.parameters(), lr=plan.learning_rate, weight_decay=0.0)
     start = load_training_state(checkpoint, router, [optimizer]) if checkpoint.exists() else 0
+    loss_of, prepared = accelerator.prepare(RouterLoss(loaded.model, router, plan), optimizer)
     # Batches already trained on are drawn again, so that a resumed run goes on with those it would have seen.
-    batches = islice(bucketed_batches(documents, tokenizer, plan, device), start, plan.num_steps)
-    bar = tqdm(batches, initial=start, total=plan.num_steps, desc="router", unit="step", mininterval=5)
+    batches = packed_batches(examples, plan.num_rows, plan.num_tokens, plan.seed)
+    share = islice(batches, accelerator.process_index, None, accelerator.num_processes)
+    todo = islice(share, start, num_steps)
+    bar = tqdm(
+        todo,
+        initial=start,
+        total=num_steps,
+        desc="router",
+        unit="step",
+        mininterval=5,
+        disable=not accelerator.is_main_process,
+    )
     mean_loss: float | None = None
-    for step, batch in enumerate(bar, start):
+    step = start
+    for step, host_batch in enumerate(bar, start + 1):
+        batch = host_batch.to(accelerator.device)
         for group in optimizer.param_groups:
-            group["lr"] = plan.learning_rate * (1 - step / plan.num_steps)
-        budgets = random_budgets(plan, spec.num_layers, random.Random(f"{plan.seed}:{step}")).to(device)
-        loss = distillation_loss(model, router, batch, budgets, plan.route_block)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+            group["lr"] = plan.learning_rate * (1 - (step - 1) / num_steps)
+        seed = random.Random(f"{plan.seed}:{step}:{accelerator.process_index}").getrandbits(63)
+        num_run = budget_per_conversation(batch.begins, _lowest_run(loaded.model, plan), _num_layers(loaded), seed)
+        loss = loss_of(batch, num_run)
+        accelerator.backward(loss)
+        prepared.step()
+        prepared.zero_grad(set_to_none=True)
         mean_loss = loss.item() if mean_loss is None else 0.95 * mean_loss + 0.05 * loss.item()
-        bar.set_postfix(kl=f"{mean_loss:.4f}", refresh=False)
-        if (step + 1) % CHECKPOINT_EVERY == 0:
-            save_training_state(checkpoint, router, [optimizer], step + 1)
+        bar.set_postfix(loss=f"{mean_loss:.4f}", refresh=False)
+        accelerator.log({"loss": loss.item(), "learning_rate": optimizer.param_groups[0]["lr"]}, step=step)
+        if step % CHECKPOINT_EVERY == 0 and accelerator.is_main_process:
+            save_training_state(checkpoint, router, [optimizer], step)
+    accelerator.end_training()
+    spec = loaded.model.spec
     config = RouterConfig(
         base_fingerprint=loaded.fingerprint,
         num_layers=spec.num_layers,
         kv_dim=spec.kv_dim,
         rank=plan.rank,
-        prior="ppl",
+        prior=plan.prior,
         prior_weight=plan.prior_weight,
         route_block=plan.route_block,
+        features=plan.features,
     )
     return router, config
 
 
-def distillation_loss(
-    model: RoutedDecoder, router: LearnedRouter, batch: Conversations, budgets: Tensor, route_block: int
-) -> Tensor:
-    """Mean KL(full depth || masked) over answer tokens; budgets [B] are layers to run."""
-    begins = torch.zeros_like(batch.counted)
-    in_answer = torch.arange(batch.tokens.shape[1], device=begins.device) >= batch.num_prompt[:, None]
-    choose = routed_paths(router, begins, in_answer, budgets[:, None].expand_as(begins), route_block)
-    with torch.no_grad():
-        teacher = model.lm_head(model.dense(batch.tokens)[batch.counted]).log_softmax(-1)
-    student = model.lm_head(model.dense(batch.tokens, choose)[batch.counted]).log_softmax(-1)
-    return F.kl_div(student, teacher, reduction="batchmean", log_target=True)
+def _num_layers(loaded: LoadedModel) -> int:
+    return loaded.model.spec.num_layers
 
 
-def bucketed_batches(
-    documents: Iterator[Document], tokenizer: TrainingTokenizer, plan: RouterPlan, device: torch.device
-) -> Iterator[Conversations]:
-    """Batches of conversations of about one length, so that little is padding, in random order."""
-    rng = random.Random(plan.seed)
-    while True:
-        drawn = (_encoded(next(documents), tokenizer, plan) for _ in range(POOL_BATCHES * plan.batch_size))
-        pool = sorted(drawn, key=lambda conversation: len(conversation[0]))
-        starts = list(range(0, len(pool), plan.batch_size))
-        rng.shuffle(starts)
-        for start in starts:
-            yield padded(pool[start : start + plan.batch_size], device)
+def _lowest_run(model: RoutedDecoder, plan: RouterPlan) -> int:
+    return max(ALWAYS_RUN + 1, int(plan.lowest_budget * model.spec.num_layers))
 
 
-def padded(conversations: Sequence[tuple[list[int], int]], device: torch.device) -> Conversations:
-    """Conversations as (token ids, length of the prompt), side by side."""
-    width = max(len(ids) for ids, _ in conversations)
-    tokens = torch.zeros(len(conversations), width, dtype=torch.int64)
-    counted = torch.zeros(len(conversations), width, dtype=torch.bool)
-    for row, (ids, prompt_length) in enumerate(conversations):
-        tokens[row, : len(ids)] = torch.tensor(ids)
-        counted[row, prompt_length - 1 : len(ids) - 1] = True
-    num_prompt = torch.tensor([prompt_length for _, prompt_length in conversations])
-    return Conversations(tokens.to(device), num_prompt.to(device), counted.to(device))
+def _new_router(
+    model: RoutedDecoder, examples: Iterator[Example], plan: RouterPlan, decision: DecisionModule | None
+) -> LearnedRouter:
+    """With a prior measured on the first examples, which are then gone from the iterator."""
+    device = model.inv_freq.device
+    num_rows = max(1, CALIBRATION_TOKENS // plan.num_tokens)
+    calibration = next(packed_batches(examples, num_rows, plan.num_tokens, plan.seed)).to(device)
+    prior = measure_prior(model, calibration.tokens, plan.prior).to(device)
+    if decision is None:
+        features = first_layer_features(model, calibration)[calibration.counted]
+        decision = new_decision_module(model, features, plan.features, plan.rank)
+    return LearnedRouter(decision, prior, plan.prior_weight, "training").to(device)
 
 
-def _encoded(document: Document, tokenizer: TrainingTokenizer, plan: RouterPlan) -> tuple[list[int], int]:
-    """Token ids, cut at `max_tokens`, and the length of the prompt. Raises ValueError without a prompt."""
-    if document.prompt is None:
-        raise ValueError(f"a router is trained on conversations; this document has no prompt: {document.text[:60]!r}")
-    prompt = tokenizer.encode_prompt(document.prompt, document.history)[: plan.max_tokens - 1]
-    return [*prompt, *tokenizer.encode_answer(document.text)][: plan.max_tokens], len(prompt)
-
-
-def first_layer_features(model: RoutedDecoder, tokens: Tensor) -> Tensor:
+def first_layer_features(model: RoutedDecoder, batch: ExampleBatch) -> Tensor:
     """Features [B, T, 2F] of every token."""
-    seen: list[Tensor] = []
-
-    def keep(v: Tensor) -> Tensor:
-        seen.append(causal_features(v))
-        return torch.ones(*tokens.shape, model.spec.num_layers, device=tokens.device)
-
-    with torch.no_grad():
-        model.dense(tokens, keep)
-    return seen[0]
+    starts = conversation_starts(batch.begins)
+    return causal_features(model.first_layer_v(batch.tokens), starts)
 
 
-def new_decision_module(spec: ModelSpec, features: Tensor, rank: int) -> DecisionModule:
+def new_decision_module(model: RoutedDecoder, features: Tensor, kind: FeatureKind, rank: int) -> DecisionModule:
     """One that scores all layers alike, with mean and spread of features [N, 2F] folded into its first layer."""
-    decision = DecisionModule(spec.kv_dim, spec.num_layers, rank).to(features.device)
+    spec = model.spec
+    decision = DecisionModule(feature_dim(spec.kv_dim, kind), spec.num_layers, rank).to(features.device)
+    features = features[:, : decision.down.in_features]
     mean, std = features.mean(0), features.std(0).clamp_min(1e-6)
     with torch.no_grad():
         decision.down.weight.div_(std)
@@ -181,9 +169,3 @@ def new_decision_module(spec: ModelSpec, features: Tensor, rank: int) -> Decisio
         decision.up.weight.zero_()
         decision.up.bias.zero_()
     return decision
-
-
-def random_budgets(plan: RouterPlan, num_layers: int, rng: random.Random) -> Tensor:
-    """[batch_size] int64, layers to run."""
-    lowest = max(ALWAYS_RUN + 1, int(plan.lowest_budget * num_layers))
-    return torch.tensor([rng.randint(lowest, num_layers - 1) for _ in range(plan.batch_size)])

@@ -7,6 +7,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import PreTrainedTokenizerFast
 
 from buddy_routing.train.document import Document
+from buddy_routing.train.example import Example
 
 START, USER, ASSISTANT, SYSTEM, TOOL, END = (
     "<|endoftext|>",
@@ -53,6 +54,13 @@ class TrainingTokenizer:
 
     def encode_answer(self, answer: str) -> list[int]:
         return [*self.encode(answer), self._ids[END]]
+
+    def encode_example(self, document: Document) -> Example:
+        """Raises ValueError for a document without a prompt."""
+        if document.prompt is None:
+            raise ValueError(f"a router learns from conversations; this document has no prompt: {document.text[:60]!r}")
+        prompt = self.encode_prompt(document.prompt, document.history)
+        return Example((*prompt, *self.encode_answer(document.text)), len(prompt))
 
     def encode_document(self, document: Document) -> tuple[list[int], list[bool]]:
         """Token ids and, for each, whether it belongs to what the model should learn to write."""

@@ -22,8 +22,15 @@ from buddy_server.errors import (
     Overloaded,
     shown,
 )
-from buddy_server.tenancy.depth import DepthDecision, decide_depth, parse_budget, parse_budget_header
-from buddy_server.tenancy.policy import Auto, Tenant
+from buddy_server.tenancy.depth import (
+    DepthDecision,
+    decide_depth,
+    lowest_depth,
+    parse_budget,
+    parse_budget_header,
+    predicted_depth,
+)
+from buddy_server.tenancy.policy import Auto, Tenant, Tier
 
 BUDGET_HEADER = "x-buddy-budget"
 
@@ -75,6 +82,7 @@ async def admit(services: Services, tenant: Tenant, request: Request, chat: Chat
     # After the wait, so that those who waited too are counted.
     _check_capacity(services.engine, chat.n or 1, services.config.max_waiting)
     max_tokens = _max_tokens(len(prompt_tokens), chat.wanted_tokens, info)
+    depth = await _settled(depth, tenant.tier, services.engine, prompt_tokens)
     completion_id = f"chatcmpl-{uuid.uuid4().hex}"
     choices = tuple(
         GenerationRequest(
@@ -89,6 +97,18 @@ async def admit(services: Services, tenant: Tenant, request: Request, chat: Chat
     return AdmittedChat(
         completion_id, int(time.time()), request.state.request_id, chat, depth, info.num_layers, choices
     )
+
+
+async def _settled(
+    depth: DepthDecision, tier: Tier, engine: EngineClient, prompt_tokens: tuple[int, ...]
+) -> DepthDecision:
+    """The decision, with the predictor's depth where the request and the tenant leave it open."""
+    if not depth.is_open:
+        return depth
+    num_layers = engine.info.num_layers
+    lowest = lowest_depth(tier, num_layers)
+    num_run = await engine.predict_depth(prompt_tokens, lowest, depth.num_run_layers)
+    return depth if num_run is None else predicted_depth(depth, num_run, num_layers)
 
 
 def _asked_budget(chat: ChatRequest, header: str | None, num_layers: int) -> float | Auto | None:

@@ -1,6 +1,5 @@
 """Puts an engine together: model, router, cache, scheduler. All start-up measuring and checking happens here."""
 
-import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,15 +7,18 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer
 
-from buddy_routing.artifact import load_router
-from buddy_routing.checkpoint import LoadedModel, load_model, resolve_model
+from buddy_routing.artifact import load_predictor, load_router
+from buddy_routing.checkpoint import LoadedModel, end_token_ids, load_model, resolve_model
 from buddy_routing.embedded import MODEL_ID, embedded_model, embedded_router
 from buddy_routing.kv_cache import KVCache
 from buddy_routing.model_spec import ModelSpec
 from buddy_routing.planner import PathPlanner
-from buddy_routing.prior import INDICATORS, bundled_text, measure_prior
+from buddy_routing.predictor import BudgetPredictor
+from buddy_routing.prior import bundled_text, measure_prior
 from buddy_routing.router import Router, StaticRouter
+from buddy_routing.router_config import INDICATORS
 from buddy_server.engine.block_pool import BlockPool
+from buddy_server.engine.depth_predictor import DepthPredictor
 from buddy_server.engine.engine import Engine
 from buddy_server.engine.messages import EngineInfo
 from buddy_server.engine.runner import ModelRunner
@@ -39,6 +41,16 @@ class BuiltEngine:
     engine: Engine
     info: EngineInfo
     directory: Path
+    depth_predictor: DepthPredictor | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Routing:
+    """The source of masks, its route block, and the predictor for requests without a budget."""
+
+    router: Router
+    route_block: int
+    predictor: BudgetPredictor | None = None
 
 
 def resolve_device(name: str) -> torch.device:
@@ -62,8 +74,8 @@ def resolve_dtype(name: str) -> torch.dtype:
 def build_engine(
     model: str | None, router: str | None, settings: EngineSettings, device: str = "auto", dtype: str = "auto"
 ) -> BuiltEngine:
-    """`model` is a directory or hub id, None the embedded one. `router` is an artifact's directory or
-    "prior:cosine" or "prior:ppl"; None is the embedded model's own router, for other models "prior:cosine".
+    """`model` is a directory or hub id, None the embedded one. `router` is an artifact's directory or "prior:" and an
+    indicator; None is the embedded model's own router, for other models "prior:cosine".
 
     Raises EngineBuildError, CheckpointError, UnsupportedModelError, ArtifactError: ValueErrors all.
     """
@@ -72,7 +84,8 @@ def build_engine(
     loaded = load_model(directory, kind, where)
     spec = loaded.model.spec
     tokenizer = load_tokenizer(directory)
-    chosen, route_block = _make_router(model, router, loaded, tokenizer)
+    routing = _make_router(model, router, loaded, tokenizer)
+    chosen, predictor = routing.router, routing.predictor
     num_blocks = _num_blocks(spec, kind, settings)
     if num_blocks < 1:
         raise EngineBuildError(f"kv_cache_gib {settings.kv_cache_gib} holds no block of {settings.block_size} tokens")
@@ -82,7 +95,7 @@ def build_engine(
         PathPlanner(chosen, spec, settings.max_sequences, where),
     )
     pool = BlockPool(num_blocks, settings.block_size)
-    scheduler = Scheduler(pool, settings.max_sequences, settings.max_step_tokens, route_block)
+    scheduler = Scheduler(pool, settings.max_sequences, settings.max_step_tokens, routing.route_block)
     info = EngineInfo(
         model_id=MODEL_ID if model is None else _model_id(model, directory),
         num_layers=spec.num_layers,
@@ -93,7 +106,9 @@ def build_engine(
         device=str(where),
         dtype=str(kind).removeprefix("torch."),
     )
-    return BuiltEngine(Engine(scheduler, runner, tokenizer, end_token_ids(directory)), info, directory)
+    engine = Engine(scheduler, runner, tokenizer, end_token_ids(directory))
+    depth_predictor = DepthPredictor(loaded.model, predictor, settings.thrift) if predictor else None
+    return BuiltEngine(engine, info, directory, depth_predictor)
 
 
 def load_tokenizer(directory: Path) -> Tokenizer:
@@ -104,39 +119,27 @@ def load_tokenizer(directory: Path) -> Tokenizer:
     return backend
 
 
-def end_token_ids(directory: Path) -> frozenset[int]:
-    """The tokens that end an answer: generation_config.json's, else config.json's. May be several."""
-    for name in ("generation_config.json", "config.json"):
-        path = directory / name
-        ids = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.exists() else None
-        if ids is not None:
-            return frozenset(ids if isinstance(ids, list) else [ids])
-    return frozenset()
-
-
 def _model_id(model: str, directory: Path) -> str:
     return directory.resolve().name if Path(model).expanduser().is_dir() else model
 
 
-def _make_router(
-    model: str | None, router: str | None, loaded: LoadedModel, tokenizer: Tokenizer
-) -> tuple[Router, int]:
-    """The source of masks and its route block."""
+def _make_router(model: str | None, router: str | None, loaded: LoadedModel, tokenizer: Tokenizer) -> _Routing:
     if router is None:
         router = str(embedded_router()) if model is None else "prior:cosine"
         if model is not None:
             log.warning("no router given, a static prior measured now chooses the layers", extra={"router": router})
     if not router.startswith("prior:"):
         device = loaded.model.inv_freq.device
-        learned, config = load_router(Path(router).expanduser(), loaded.fingerprint, device)
-        return learned, config.route_block
+        artifact = Path(router).expanduser()
+        learned, config = load_router(artifact, loaded.fingerprint, device)
+        return _Routing(learned, config.route_block, load_predictor(artifact, config, device))
     indicator = router.removeprefix("prior:")
     if indicator not in INDICATORS:
         allowed = ", ".join(f"prior:{name}" for name in INDICATORS)
         raise EngineBuildError(f"router {router!r} is unknown; allowed: a directory, {allowed}")
     ids = tokenizer.encode(bundled_text(), add_special_tokens=False).ids[:PRIOR_TOKENS]
     tokens = torch.tensor([ids], device=loaded.model.inv_freq.device)
-    return StaticRouter(measure_prior(loaded.model, tokens, indicator), router), DEFAULT_ROUTE_BLOCK
+    return _Routing(StaticRouter(measure_prior(loaded.model, tokens, indicator), router), DEFAULT_ROUTE_BLOCK)
 
 
 def _num_blocks(spec: ModelSpec, dtype: torch.dtype, settings: EngineSettings) -> int:

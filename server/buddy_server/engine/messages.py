@@ -134,6 +134,10 @@ class EngineClient(Protocol):
     @property
     def kv_usage_ratio(self) -> float: ...
 
+    async def predict_depth(self, prompt_tokens: tuple[int, ...], lowest: int, highest: int) -> int | None:
+        """Layers for a prompt whose request leaves them open, within the bounds; None without a Budget Predictor."""
+        ...
+
     def submit(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
         """Start a request and yield its events; closing the iterator at any point cancels it."""
         ...

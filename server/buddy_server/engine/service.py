@@ -7,6 +7,7 @@ import threading
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 
+from buddy_server.engine.depth_predictor import DepthPredictor
 from buddy_server.engine.engine import Engine
 from buddy_server.engine.messages import EngineInfo, Event, FinishEvent, FinishReason, GenerationRequest, StepStats
 
@@ -36,9 +37,16 @@ class _Stop:
 class EngineService:
     """An EngineClient (messages.py). `on_step` is called on the engine's thread after every step."""
 
-    def __init__(self, engine: Engine, info: EngineInfo, on_step: Callable[[StepStats], None] = lambda _: None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        info: EngineInfo,
+        on_step: Callable[[StepStats], None] = lambda _: None,
+        depth_predictor: DepthPredictor | None = None,
+    ) -> None:
         self._engine = engine
         self._info = info
+        self._depth_predictor = depth_predictor
         self._on_step = on_step
         self._inbox: queue.SimpleQueue[_Submit | _Cancel | _Stop] = queue.SimpleQueue()
         self._listeners: dict[str, _Submit] = {}
@@ -72,6 +80,12 @@ class EngineService:
         """End every request as cancelled, then the thread. May be called again, and from any thread but its own."""
         self._inbox.put(_Stop())
         self._thread.join()
+
+    async def predict_depth(self, prompt_tokens: tuple[int, ...], lowest: int, highest: int) -> int | None:
+        """On a thread of its own: a long prompt takes a moment."""
+        if self._depth_predictor is None:
+            return None
+        return await asyncio.to_thread(self._depth_predictor.choose, prompt_tokens, lowest, highest)
 
     async def submit(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
         """Events until the FinishEvent. Closing the iterator at any point cancels the request."""

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
     """`kv_cache_gib` bounds the cache; it is smaller when `max_sequences` full contexts need less. A block holds
-    `block_size` tokens, a step computes at most `max_step_tokens`."""
+    `block_size` tokens, a step computes at most `max_step_tokens`. `thrift` makes the Budget Predictor choose less
+    depth (BudgetPredictor.choose)."""
 
     kv_cache_gib: float = 1.0
     block_size: int = 16
     max_sequences: int = 32
     max_step_tokens: int = 512
+    thrift: float = 0.0

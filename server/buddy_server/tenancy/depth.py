@@ -1,6 +1,6 @@
 """Deciding how many layers a request runs: once, at admission. The request asks, the tier clamps."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from buddy_routing.budget import BudgetError, num_run_layers, smallest_budget
@@ -15,13 +15,15 @@ ClampReason = Literal["tier_min", "tier_max"]
 class DepthDecision:
     """`requested` is what the request said, None if nothing. `granted` is the budget after clamping, which
     buys `num_run_layers` layers for every token. `decided_by` is "request" only when the request got what
-    it asked for; `clamped` says which bound of the tier changed it."""
+    it asked for; `clamped` says which bound of the tier changed it. `is_open` leaves the depth, up to what is
+    granted, to the Budget Predictor if there is one."""
 
     requested: float | Auto | None
     granted: float
     num_run_layers: int
     decided_by: DecidedBy
     clamped: ClampReason | None = None
+    is_open: bool = False
 
 
 def parse_budget(value: object, num_layers: int) -> float | Auto:
@@ -61,8 +63,8 @@ def decide_depth(requested: float | Auto | None, tier: Tier, num_layers: int) ->
     """
     asked = tier.default_budget if requested is None else requested
     if asked == "auto":
-        granted, decided_by = _resolve_auto(tier)
-        return DepthDecision(requested, granted, num_run_layers(granted, num_layers), decided_by)
+        granted = tier.max_budget
+        return DepthDecision(requested, granted, num_run_layers(granted, num_layers), "tenant", is_open=True)
     granted = min(max(asked, tier.min_budget), tier.max_budget)
     clamped: ClampReason | None = None
     if granted > asked:
@@ -78,6 +80,18 @@ def decide_depth(requested: float | Auto | None, tier: Tier, num_layers: int) ->
     )
 
 
+def lowest_depth(tier: Tier, num_layers: int) -> int:
+    """The fewest layers that the predictor may choose for a tenant in `tier`."""
+    return num_run_layers(max(tier.min_budget, smallest_budget(num_layers)), num_layers)
+
+
+def predicted_depth(decision: DepthDecision, num_run: int, num_layers: int) -> DepthDecision:
+    """An open decision that the predictor has settled on `num_run` layers."""
+    return replace(
+        decision, granted=num_run / num_layers, num_run_layers=num_run, decided_by="predictor", is_open=False
+    )
+
+
 def check_tier(tier: Tier, num_layers: int) -> None:
     """Raise ConfigError when a budget of `tier` cannot pay for the layers that always run in this model."""
     budgets = {"max_budget": tier.max_budget, "default_budget": tier.default_budget}
@@ -86,11 +100,6 @@ def check_tier(tier: Tier, num_layers: int) -> None:
             raise ConfigError(
                 f"tiers.{tier.name}.{field}: {budget!r} is too small for this model, allowed is {_allowed(num_layers)}"
             )
-
-
-def _resolve_auto(tier: Tier) -> tuple[float, DecidedBy]:
-    """What "auto" means. The Budget Predictor will answer here; there is none yet, so the tier's largest."""
-    return tier.max_budget, "tenant"
 
 
 def _allowed(num_layers: int) -> str:

@@ -1,0 +1,41 @@
+"""Chooses how deep to run a request that names no budget, from its prompt (arXiv 2606.09514, section 3.5)."""
+
+# S prompts, L layers, F width of one token's V
+
+import torch
+from torch import Tensor, nn
+
+from buddy_routing.budget import ALWAYS_RUN
+from buddy_routing.router import DecisionModule
+
+
+class BudgetPredictor(nn.Module):
+    """A categorical policy over how many of the middle layers to run: 1 .. L - 2, so 3 .. L layers in all."""
+
+    def __init__(self, num_features: int, num_layers: int, rank: int = 32) -> None:
+        super().__init__()
+        self.policy = DecisionModule(num_features, num_layers, rank)
+        self.num_layers = num_layers
+
+    def log_probabilities(self, features: Tensor) -> Tensor:
+        """Features [S, 2F] at the prompts' last tokens -> log pi [S, L - 2]."""
+        return self.policy(features).log_softmax(-1)
+
+    @property
+    def levels(self) -> Tensor:
+        """[L - 2] int64: the layers that each action runs."""
+        return torch.arange(ALWAYS_RUN + 1, self.num_layers + 1, device=self.policy.up.bias.device)
+
+    @torch.inference_mode()
+    def choose(self, features: Tensor, lowest: int, highest: int, thrift: float = 0.0) -> Tensor:
+        """Layers to run [S] int64: the likeliest level of those from `lowest` to `highest`.
+
+        `thrift` trades quality for compute: it is what the log probability of full depth loses, and of less depth
+        in proportion. Levels below 3 are not the policy's; if no other is allowed, `highest` is taken.
+        """
+        levels = self.levels
+        allowed = (levels >= lowest) & (levels <= highest)
+        if not allowed.any():
+            return torch.full((len(features),), highest, device=levels.device)
+        scores = self.log_probabilities(features) - thrift * levels / self.num_layers
+        return levels[scores.masked_fill(~allowed, -torch.inf).argmax(-1)]

@@ -1,0 +1,101 @@
+"""`buddy train router` and `buddy train predictor`: both for anyone's checkpoint, from a file of conversations."""
+
+import itertools
+import math
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from buddy_routing.artifact import load_router, save_predictor, save_router
+from buddy_routing.checkpoint import load_model, resolve_model
+from buddy_routing.train.chat_data import ChatEncoder, DataError, read_conversations
+from buddy_routing.train.example import Example
+from buddy_routing.train.predictor_plan import PredictorPlan
+from buddy_routing.train.predictor_training import train_predictor
+from buddy_routing.train.router_plan import RouterPlan
+from buddy_routing.train.router_training import train_router
+
+
+class TrainingError(RuntimeError):
+    """Training that could not go on; the message says what to change."""
+
+
+def make_router(model: str, data: Path, out: Path, plan: RouterPlan, device: torch.device, dtype: torch.dtype) -> None:
+    """Train and save an artifact in `out`, with `training.safetensors` to resume from and TensorBoard's log beside it.
+
+    Raises DataError, CheckpointError, UnsupportedModelError (ValueErrors all), TrainingError.
+    """
+    directory = resolve_model(model)
+    examples = read_examples(data, directory, plan.num_tokens)
+    loaded = load_model(directory, dtype, device)
+    steps = num_steps(examples, plan)
+    out.mkdir(parents=True, exist_ok=True)
+    stream = endless(examples, plan.seed)
+    with out_of_memory_explained(plan):
+        router, config = train_router(loaded, stream, plan, steps, out / "training.safetensors", log_directory=out)
+    save_router(out, router, config)
+
+
+def make_predictor(
+    model: str, router: Path, data: Path, plan: PredictorPlan, device: torch.device, dtype: torch.dtype
+) -> None:
+    """Train a predictor for the artifact `router` and save it there.
+
+    Raises ArtifactError besides what make_router raises.
+    """
+    directory = resolve_model(model)
+    examples = read_examples(data, directory, plan.num_tokens)
+    loaded = load_model(directory, dtype, device)
+    learned, config = load_router(router, loaded.fingerprint, device)
+    stream = endless(examples, plan.seed)
+    with out_of_memory_explained(plan):
+        predictor = train_predictor(
+            loaded.model, learned, config.route_block, stream, plan, router / "predictor_training.safetensors"
+        )
+    save_predictor(router, predictor)
+
+
+@contextmanager
+def out_of_memory_explained(plan: RouterPlan | PredictorPlan) -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise TrainingError(
+            f"out of memory with --num-rows {plan.num_rows} and --num-tokens {plan.num_tokens}: "
+            f"lower one of them and start again, what was trained so far is kept ({error})"
+        ) from error
+
+
+def read_examples(data: Path, directory: Path, num_tokens: int) -> list[Example]:
+    """The examples in a file, in the tokens of the model in `directory`; those whose prompt fills `num_tokens` are left
+    out, and said so. Raises DataError."""
+    conversations = read_conversations(data)
+    encoder = ChatEncoder.from_directory(directory)
+    bar = tqdm(conversations, desc="tokens", unit="conversation", mininterval=2)
+    encoded = list(itertools.chain.from_iterable(encoder.examples(conversation) for conversation in bar))
+    fitting = [example for example in encoded if example.num_prompt < num_tokens]
+    if not fitting:
+        raise DataError(f"{data}: all {len(encoded)} prompts are longer than {num_tokens} tokens")
+    if len(fitting) < len(encoded):
+        left_out = len(encoded) - len(fitting)
+        tqdm.write(f"{left_out} of {len(encoded)} examples left out: their prompts are longer than {num_tokens} tokens")
+    return fitting
+
+
+def num_steps(examples: Sequence[Example], plan: RouterPlan) -> int:
+    """Batches that hold the examples `plan.epochs` times."""
+    total = sum(min(len(example.ids), plan.num_tokens) for example in examples)
+    return math.ceil(plan.epochs * total / (plan.num_rows * plan.num_tokens))
+
+
+def endless(examples: Sequence[Example], seed: int) -> Iterator[Example]:
+    """The examples again and again, each time in another order."""
+    rng = random.Random(seed)
+    order = list(examples)
+    while True:
+        rng.shuffle(order)
+        yield from order

@@ -1,0 +1,76 @@
+"""What `buddy train router` is asked to do; imports no torch, so that a command line can be built from it."""
+
+from argparse import ArgumentParser, Namespace
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Literal, get_args
+
+from buddy_routing.router_config import FeatureKind, Indicator
+
+Objective = Literal["distill", "cross_entropy"]
+MaskKind = Literal["served", "example"]
+
+
+@dataclass(frozen=True, slots=True)
+class RouterPlan:
+    """How to train a router; OPTIONS says what each field means."""
+
+    epochs: float = 2.0
+    num_rows: int = 8
+    num_tokens: int = 512
+    learning_rate: float = 5e-3
+    objective: Objective = "distill"
+    masks: MaskKind = "served"
+    features: FeatureKind = "mean_v+newest_v"
+    prior: Indicator = "ppl"
+    prior_weight: float = 0.1
+    rank: int = 32
+    route_block: int = 128
+    lowest_budget: float = 0.4
+    seed: int = 0
+
+
+OPTIONS = {
+    "epochs": "how often to see the data",
+    "num_rows": "rows of packed examples in a batch",
+    "num_tokens": "tokens in a row; longer examples are cut",
+    "learning_rate": "AdamW's, falling to zero",
+    "objective": "KL to the model at full depth, or the next token's cross-entropy (the paper's)",
+    "masks": "paths as the server routes, or one path an example (the paper's)",
+    "features": "what the router sees of the first layer's V; the paper's is mean_v",
+    "prior": "the static importance of layers that the scores are added to",
+    "prior_weight": "weight of the prior; 0 is none",
+    "rank": "width of the Decision Module",
+    "route_block": "prompt tokens that share a path",
+    "lowest_budget": "smallest share of the layers to train for; an example's is drawn between it and all but one",
+    "seed": "of everything random",
+}
+_CHOICES = {"objective": Objective, "masks": MaskKind, "features": FeatureKind, "prior": Indicator}
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--model", required=True, metavar="PATH_OR_ID", help="model directory or hub id")
+    parser.add_argument("--data", required=True, type=Path, metavar="FILE", help="chat JSONL or Alpaca JSON")
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="where the router artifact goes")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    parser.add_argument("--dtype", default="bfloat16", choices=("float32", "bfloat16", "float16"), help="of the model")
+    for one in fields(RouterPlan):
+        choices = get_args(_CHOICES[one.name]) if one.name in _CHOICES else None
+        parser.add_argument(
+            f"--{one.name.replace('_', '-')}",
+            type=type(one.default),
+            default=one.default,
+            choices=choices,
+            help=f"{OPTIONS[one.name]} (default: %(default)s)",
+        )
+
+
+def plan_from(parsed: Namespace) -> RouterPlan:
+    """Raises ValueError naming a number that is out of range."""
+    plan = RouterPlan(**{one.name: getattr(parsed, one.name) for one in fields(RouterPlan)})
+    for name in ("epochs", "num_rows", "num_tokens", "learning_rate", "rank", "route_block"):
+        if getattr(plan, name) <= 0:
+            raise ValueError(f"--{name.replace('_', '-')} is {getattr(plan, name)}, allowed is more than 0")
+    if not 0 < plan.lowest_budget <= 1:
+        raise ValueError(f"--lowest-budget is {plan.lowest_budget}, allowed is more than 0, up to 1")
+    return plan
