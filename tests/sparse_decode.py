@@ -49,7 +49,7 @@ class SparseDecode:
             block_tables=self.tables[[sequence for sequence, _, _ in spans]],
             lanes=tuple(sequence for sequence, _, _ in spans),
             budgets=tuple(self.num_run[sequence] for sequence, _, _ in spans),
-            wanted=tuple(range(len(spans))),
+            wanted_rows=tuple(end - 1 for end in accumulate(end - start for _, start, end in spans)),
             reroutes=(True,) * len(spans),
         )
         with torch.inference_mode():

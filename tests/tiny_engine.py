@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
-from buddy_routing.artifact import RouterConfig, save_router
+from buddy_routing.artifact import save_router
 from buddy_routing.checkpoint import load_model
 from buddy_routing.router import DecisionModule, LearnedRouter
+from buddy_routing.router_config import RouterConfig
 from buddy_server.engine.build import BuiltEngine, build_engine
 from buddy_server.engine.engine import Engine, StepOutput
-from buddy_server.engine.messages import FinishEvent, GenerationRequest, SamplingParams, TokenEvent
+from buddy_server.engine.messages import FinishEvent, GenerationRequest, PromptEvent, SamplingParams, TokenEvent
 from buddy_server.engine.settings import EngineSettings
 from tiny_models import SHAPE, save_random_model
 
@@ -117,6 +118,7 @@ def make_request(
 class Answer:
     """All that came of one request."""
 
+    prompts: list[PromptEvent] = field(default_factory=list)
     tokens: list[TokenEvent] = field(default_factory=list)
     finish: FinishEvent | None = None
 
@@ -160,6 +162,9 @@ def run_engine(engine: Engine, requests: Sequence[GenerationRequest]) -> Run:
             assert answer.finish is None, f"{request_id} got an event after its last"
             if isinstance(event, FinishEvent):
                 answer.finish = event
+            elif isinstance(event, PromptEvent):
+                assert not answer.tokens, f"{request_id} got its prompt's log probabilities late"
+                answer.prompts.append(event)
             else:
                 answer.tokens.append(event)
     engine.scheduler.check_idle()

@@ -7,7 +7,7 @@ checkpoint loads as it is.
 """
 
 # N rows of a ragged step, B sequences, T tokens, D model dim, Hq query heads, Hkv key/value heads, Dh head dim,
-# S segments, W of them wanted, L layers
+# W rows of them wanted, S segments, L layers
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -208,7 +208,7 @@ class RoutedDecoder(nn.Module):
         return v.unflatten(-1, (-1, self.spec.head_dim))
 
     def forward(self, batch: SegmentBatch, cache: KVCache, choose_paths: PathChooser) -> tuple[Tensor, Tensor]:
-        """One step: logits [W, V] after the last rows of the wanted segments, and the masks [S, L] that were run.
+        """One step: logits [W, V] after the wanted rows, and the masks [S, L] that were run.
 
         K/V of every row are written at every layer, skipped or not ("project" policy), so the cache has no holes.
         """
@@ -235,7 +235,7 @@ class RoutedDecoder(nn.Module):
                     h = ran
                 else:
                     scatter_rows(h, todo.rows, ran)
-        predicting = batch.last_rows[list(batch.wanted)]  # [W]
+        predicting = torch.tensor(batch.wanted_rows, dtype=torch.int64, device=h.device)  # [W]
         return self.lm_head(self.norm(gather_rows(h, predicting))), masks
 
     def dense(

@@ -1,6 +1,6 @@
 """A step's work as segments: runs of rows of one sequence that share one path."""
 
-# N rows (tokens) in the step, S segments, W of them wanted, T block table columns, L layers
+# N rows (tokens) in the step, W of them wanted, S segments, T block table columns, L layers
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,7 +24,7 @@ class SegmentBatch:
     block_tables: Tensor  # [S, T] int64
     lanes: tuple[int, ...]  # [S]
     budgets: tuple[int, ...]  # [S], layers to run, n(b)
-    wanted: tuple[int, ...]  # [W], segments whose next token is asked for
+    wanted_rows: tuple[int, ...]  # [W], rows whose next token is asked for
     reroutes: tuple[bool, ...]  # [S], False keeps the lane's last path (`reroute_every` > 1)
 
     @cached_property

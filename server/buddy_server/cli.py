@@ -1,4 +1,4 @@
-"""The command `buddy`: serve, chat, train."""
+"""The command `buddy`: serve, chat, eval, train."""
 
 import argparse
 import sys
@@ -25,6 +25,7 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_serve(commands.add_parser("serve", help="start the server"))
     _add_chat(commands.add_parser("chat", help="talk to a running server"))
+    _add_eval(commands.add_parser("eval", help="measure quality and speed at budgets, against baselines"))
     train = commands.add_parser("train", help="train models and routers").add_subparsers(required=True, metavar="WHAT")
     _add_train_router(train.add_parser("router", help="make a router for your model from your conversations"))
     _add_train_predictor(train.add_parser("predictor", help="teach a router to choose budgets itself"))
@@ -60,6 +61,13 @@ def _add_chat(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--temperature", type=float, default=0.0, help="default: %(default)s, the likeliest answer")
     parser.add_argument("--api-key", help="default: the environment variable BUDDY_API_KEY")
     parser.set_defaults(run=_chat)
+
+
+def _add_eval(parser: argparse.ArgumentParser) -> None:
+    from buddy_server.eval.command import add_arguments
+
+    add_arguments(parser)
+    parser.set_defaults(run=_eval)
 
 
 def _add_train_router(parser: argparse.ArgumentParser) -> None:
@@ -113,6 +121,15 @@ def _chat(parsed: argparse.Namespace) -> None:
         client.run(" ".join(parsed.prompt))
     except ChatError as error:
         sys.exit(f"buddy chat: {error}")
+
+
+def _eval(parsed: argparse.Namespace) -> None:
+    from buddy_server.eval.command import run
+
+    try:
+        run(parsed)
+    except (ValueError, OSError) as error:
+        sys.exit(f"buddy eval: {error}")
 
 
 def _train_router(parsed: argparse.Namespace) -> None:

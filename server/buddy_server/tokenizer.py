@@ -49,6 +49,16 @@ class ChatTokenizer:
         with self._lock:
             return tuple(self._tokenizer.encode(text, add_special_tokens=False, verbose=False))
 
+    def encode_prompt(self, text: str) -> tuple[int, ...]:
+        """The tokens of a text to be continued, with the special ones that the tokenizer puts around texts itself."""
+        with self._lock:
+            return tuple(self._tokenizer.encode(text, verbose=False))
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of tokens, special ones left out."""
+        with self._lock:
+            return str(self._tokenizer.decode(list(tokens), skip_special_tokens=True))
+
     def render(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """The prompt tokens of a conversation, up to where the assistant's answer begins.
 

@@ -198,6 +198,22 @@ def test_logprobs_come_with_the_tokens_only_when_asked_for(tiny: TinySite) -> No
         assert ranked.logprob.logprob <= values[0] <= 0
 
 
+def test_logprobs_of_the_prompt_come_once_before_the_first_token(tiny: TinySite) -> None:
+    asked = make_request("asked", 40, num_run=4, seed=0, prompt_logprobs=2)
+    others = [make_request(f"r{i}", 20, 4, seed=i, max_tokens=30) for i in range(1, 6)]
+    scarce = build_tiny_engine(tiny.model, tiny.router, num_blocks=24, max_step_tokens=16 + ROUTE_BLOCK)
+    run = run_engine(scarce.engine, [*others, asked])
+    assert run.num_preemptions > 0
+    assert all(not run.answers[other.request_id].prompts for other in others)
+    (prompt,) = run.answers["asked"].prompts
+    assert tuple(token.token_id for token in prompt.logprobs) == asked.prompt_tokens[1:]
+    for chosen, likeliest in zip(prompt.logprobs, prompt.top_logprobs, strict=True):
+        assert likeliest[0].logprob >= likeliest[1].logprob
+        assert likeliest[0].logprob >= chosen.logprob - 1e-6
+    plenty = run_engine(build_tiny_engine(tiny.model, tiny.router).engine, [asked]).answers["asked"]
+    assert plenty.prompts == [prompt]
+
+
 def test_greedy_needs_no_seed(tiny: TinySite) -> None:
     engine = build_tiny_engine(tiny.model, tiny.router).engine
     one, other = (run_engine(engine, [make_request(temperature=0)]).answers["r"] for _ in range(2))

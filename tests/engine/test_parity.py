@@ -23,3 +23,16 @@ def test_greedy_tokens_equal_generate(name: str, tmp_path: Path) -> None:
             prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=12, do_sample=False, eos_token_id=None
         )
         assert answers[request.request_id].token_ids == expected[0, prompt.shape[1] :].tolist()
+
+
+def test_logprobs_of_the_prompt_equal_transformers(tmp_path: Path) -> None:
+    theirs = save_tiny_model("qwen3", tmp_path)
+    engine = build_tiny_engine(tmp_path, "prior:cosine").engine
+    request = make_request(num_prompt=50, num_run=NUM_LAYERS, prompt_logprobs=0)
+    (event,) = run_engine(engine, [request]).answers["r"].prompts
+    prompt = torch.tensor([request.prompt_tokens])
+    with torch.inference_mode():
+        logprobs = theirs(prompt).logits[0, :-1].float().log_softmax(-1)
+    expected = logprobs.gather(1, prompt[0, 1:, None])[:, 0]
+    got = torch.tensor([token.logprob for token in event.logprobs])
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)

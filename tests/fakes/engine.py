@@ -10,6 +10,7 @@ from buddy_server.engine.messages import (
     FinishEvent,
     FinishReason,
     GenerationRequest,
+    PromptEvent,
     TokenEvent,
     TokenLogprob,
 )
@@ -67,6 +68,8 @@ class FakeEngine:
         ended = False
         try:
             num_tokens = min(self.num_words, request.sampling.max_tokens)
+            if request.sampling.prompt_logprobs is not None:
+                yield self._prompt(request)
             for index in range(num_tokens):
                 await asyncio.sleep(self.delay_s)
                 if index == self.raise_at:
@@ -91,6 +94,13 @@ class FakeEngine:
             )
         finally:
             (self.finished if ended else self.cancelled).append(request.request_id)
+
+    def _prompt(self, request: GenerationRequest) -> PromptEvent:
+        tokens = tuple(TokenLogprob(token, f" w{token}", -1.5) for token in request.prompt_tokens[1:])
+        likeliest = tuple(
+            TokenLogprob(other, f"t{other}", -0.5) for other in range(request.sampling.prompt_logprobs or 0)
+        )
+        return PromptEvent(tokens, (likeliest,) * len(tokens))
 
     def _token(self, index: int, request: GenerationRequest) -> TokenEvent:
         text = self.words[index % len(self.words)]

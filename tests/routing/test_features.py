@@ -26,7 +26,7 @@ def batch_of(spans: list[tuple[int, int, int]]) -> SegmentBatch:
         block_tables=nothing,
         lanes=tuple(lane for lane, _, _ in spans),
         budgets=(2,) * len(spans),
-        wanted=(),
+        wanted_rows=(),
         reroutes=(True,) * len(spans),
     )
 

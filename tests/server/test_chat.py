@@ -225,5 +225,5 @@ def test_a_token_that_only_the_tokenizer_knows_is_refused(serve: Serve) -> None:
     site = serve(FakeEngine(info=replace(INFO, vocab_size=2)))
     answer = site.chat()
     assert answer.status_code == 400
-    assert "which the tokenizer knows and the model, with 2 tokens, does not" in answer.json()["error"]["message"]
+    assert "the model's tokens are 0 to 1" in answer.json()["error"]["message"]
     assert not site.engine.requests

@@ -3,14 +3,15 @@
 import time
 import uuid
 from dataclasses import dataclass
+from typing import TypeVar
 
 from anyio import to_thread
 from fastapi import Request
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect
 
 from buddy_server.api.errors_handler import invalid_request
-from buddy_server.api.schemas import ChatRequest
+from buddy_server.api.schemas import ChatRequest, CompletionRequest
 from buddy_server.api.services import Services
 from buddy_server.engine.messages import EngineClient, EngineInfo, GenerationRequest, SamplingParams
 from buddy_server.errors import (
@@ -31,13 +32,19 @@ from buddy_server.tenancy.depth import (
     predicted_depth,
 )
 from buddy_server.tenancy.policy import Auto, Tenant, Tier
+from buddy_server.tokenizer import ChatTokenizer
 
 BUDGET_HEADER = "x-buddy-budget"
+T = TypeVar("T", bound=BaseModel)
+
+
+Body = ChatRequest | CompletionRequest
 
 
 @dataclass(frozen=True, slots=True)
-class AdmittedChat:
-    """A chat completion that may run: one engine request for each choice, all of the same prompt and depth.
+class Admitted:
+    """A completion that may run: one engine request for each choice, all of the same depth; the `n` choices of a prompt
+    stand together.
 
     `id` and `created` are those of the response; `request_id` is the x-request-id, for logs.
     """
@@ -45,86 +52,102 @@ class AdmittedChat:
     id: str
     created: int
     request_id: str
-    chat: ChatRequest
+    body: Body
     depth: DepthDecision
     num_layers: int
     choices: tuple[GenerationRequest, ...]
 
+    @property
+    def prompts(self) -> list[tuple[int, ...]]:
+        """The tokens of each prompt once."""
+        return [choice.prompt_tokens for choice in self.choices[:: self.body.n or 1]]
 
-async def read_chat_request(request: Request) -> ChatRequest:
+
+async def read_body(request: Request, schema: type[T]) -> T:
     """The body of `request`, checked.
 
     Raises InvalidRequest (malformed JSON included), BodyTooLarge, or ClientDisconnected when it ends early.
     """
     try:
-        return ChatRequest.model_validate_json(await request.body())
+        return schema.model_validate_json(await request.body())
     except ValidationError as error:
         raise invalid_request(error.errors(include_url=False)) from None
     except ClientDisconnect:
         raise ClientDisconnected from None
 
 
-async def admit(services: Services, tenant: Tenant, request: Request, chat: ChatRequest) -> AdmittedChat:
-    """Decide everything about `chat` that the engine is not to ask about.
+async def admit(services: Services, tenant: Tenant, request: Request, body: Body) -> Admitted:
+    """Decide everything about `body` that the engine is not to ask about.
 
     Raises ModelNotFound, InvalidBudget, NotReady, Overloaded, ContextLengthExceeded or InvalidRequest.
     """
     info = services.engine.info
-    if chat.model != info.model_id:
-        raise ModelNotFound(chat.model, info.model_id)
-    asked = _asked_budget(chat, request.headers.get(BUDGET_HEADER), info.num_layers)
+    if body.model != info.model_id:
+        raise ModelNotFound(body.model, info.model_id)
+    asked = _asked_budget(body, request.headers.get(BUDGET_HEADER), info.num_layers)
     depth = decide_depth(asked, tenant.tier, info.num_layers)
-    bias = _logit_bias(chat.logit_bias or {}, info.vocab_size)
-    messages = [message.model_dump(exclude_none=True) for message in chat.messages]
+    bias = _logit_bias(body.logit_bias or {}, info.vocab_size)
     # A long prompt takes the tokenizer a while; other requests must not wait for it.
-    prompt_tokens = await to_thread.run_sync(services.tokenizer.render, messages)
-    _check_vocabulary(prompt_tokens, info.vocab_size)
+    prompts = await to_thread.run_sync(_prompt_tokens, services.tokenizer, body)
+    _check_vocabulary(prompts, info.vocab_size, body)
+    n = body.n or 1
     # After the wait, so that those who waited too are counted.
-    _check_capacity(services.engine, chat.n or 1, services.config.max_waiting)
-    max_tokens = _max_tokens(len(prompt_tokens), chat.wanted_tokens, info)
-    depth = await _settled(depth, tenant.tier, services.engine, prompt_tokens)
-    completion_id = f"chatcmpl-{uuid.uuid4().hex}"
+    _check_capacity(services.engine, n * len(prompts), services.config.max_waiting)
+    limits = [_max_tokens(len(prompt), body, info) for prompt in prompts]
+    depth = await _settled(depth, tenant.tier, services.engine, prompts)
+    completion_id = f"{'chatcmpl' if isinstance(body, ChatRequest) else 'cmpl'}-{uuid.uuid4().hex}"
     choices = tuple(
         GenerationRequest(
-            request_id=f"{completion_id}-{index}",
+            request_id=f"{completion_id}-{prompt_index * n + index}",
             tenant=tenant.name,
-            prompt_tokens=prompt_tokens,
+            prompt_tokens=prompt,
             num_run_layers=depth.num_run_layers,
-            sampling=_sampling(chat, max_tokens, bias, index),
+            sampling=_sampling(body, limits[prompt_index], bias, index),
         )
-        for index in range(chat.n or 1)
+        for prompt_index, prompt in enumerate(prompts)
+        for index in range(n)
     )
-    return AdmittedChat(
-        completion_id, int(time.time()), request.state.request_id, chat, depth, info.num_layers, choices
-    )
+    return Admitted(completion_id, int(time.time()), request.state.request_id, body, depth, info.num_layers, choices)
+
+
+def _prompt_tokens(tokenizer: ChatTokenizer, body: Body) -> list[tuple[int, ...]]:
+    if isinstance(body, ChatRequest):
+        return [tokenizer.render([message.model_dump(exclude_none=True) for message in body.messages])]
+    return [tokenizer.encode_prompt(prompt) if isinstance(prompt, str) else tuple(prompt) for prompt in body.prompts]
 
 
 async def _settled(
-    depth: DepthDecision, tier: Tier, engine: EngineClient, prompt_tokens: tuple[int, ...]
+    depth: DepthDecision, tier: Tier, engine: EngineClient, prompts: list[tuple[int, ...]]
 ) -> DepthDecision:
-    """The decision, with the predictor's depth where the request and the tenant leave it open."""
+    """The decision, with the predictor's depth where the request and the tenant leave it open: the largest of those
+    for its prompts."""
     if not depth.is_open:
         return depth
     num_layers = engine.info.num_layers
     lowest = lowest_depth(tier, num_layers)
-    num_run = await engine.predict_depth(prompt_tokens, lowest, depth.num_run_layers)
-    return depth if num_run is None else predicted_depth(depth, num_run, num_layers)
+    predicted = [await engine.predict_depth(prompt, lowest, depth.num_run_layers) for prompt in prompts]
+    chosen = [num_run for num_run in predicted if num_run is not None]
+    return predicted_depth(depth, max(chosen), num_layers) if chosen else depth
 
 
-def _asked_budget(chat: ChatRequest, header: str | None, num_layers: int) -> float | Auto | None:
-    if chat.budget is not None:
-        return parse_budget(chat.budget, num_layers)
+def _asked_budget(body: Body, header: str | None, num_layers: int) -> float | Auto | None:
+    if body.budget is not None:
+        return parse_budget(body.budget, num_layers)
     return None if header is None else parse_budget_header(header, num_layers)
 
 
-def _check_vocabulary(prompt_tokens: tuple[int, ...], vocab_size: int) -> None:
-    """Some published tokenizers know a token more than their model has."""
-    if prompt_tokens and max(prompt_tokens) >= vocab_size:
+def _check_vocabulary(prompts: list[tuple[int, ...]], vocab_size: int, body: Body) -> None:
+    """Some published tokenizers know a token more than their model has, and clients may send any."""
+    highest = max((max(prompt) for prompt in prompts if prompt), default=0)
+    if highest >= vocab_size:
         raise InvalidRequest(
-            f"The messages contain token {max(prompt_tokens)}, which the tokenizer knows and the model, with "
-            f"{vocab_size} tokens, does not.",
-            param="messages",
+            f"There is token {highest} in the {_source(body)}, the model's tokens are 0 to {vocab_size - 1}.",
+            param=_source(body),
         )
+
+
+def _source(body: Body) -> str:
+    return "messages" if isinstance(body, ChatRequest) else "prompt"
 
 
 def _check_capacity(engine: EngineClient, num_choices: int, max_waiting: int) -> None:
@@ -134,18 +157,19 @@ def _check_capacity(engine: EngineClient, num_choices: int, max_waiting: int) ->
         raise Overloaded(f"{engine.num_waiting} requests are waiting already; try again in a moment.")
 
 
-def _max_tokens(num_prompt_tokens: int, wanted: int | None, info: EngineInfo) -> int:
+def _max_tokens(num_prompt_tokens: int, body: Body, info: EngineInfo) -> int:
     """The output limit: what was asked for if it fits, all that remains if nothing was asked for."""
+    source, wanted = _source(body), body.wanted_tokens
     if num_prompt_tokens == 0:
-        raise InvalidRequest("The messages make an empty prompt.", param="messages")
+        raise InvalidRequest(f"There is not a single token in the {source}.", param=source)
     limit = min(info.max_context, info.kv_capacity_tokens)
     bound = "the model's context" if limit == info.max_context else "the cache of this server"
     num_tokens = num_prompt_tokens + (wanted or 1)
     if num_tokens > limit:
         raise ContextLengthExceeded(
-            f"The request needs {num_tokens} tokens ({num_prompt_tokens} in the messages, "
+            f"The request needs {num_tokens} tokens ({num_prompt_tokens} in the {source}, "
             f"{wanted or 'at least 1'} in the completion), {bound} holds {limit}.",
-            param="messages" if num_prompt_tokens >= limit else "max_completion_tokens",
+            param=source if num_prompt_tokens >= limit else "max_completion_tokens",
         )
     return wanted or limit - num_prompt_tokens
 
@@ -161,19 +185,20 @@ def _logit_bias(given: dict[str, float], vocab_size: int) -> dict[int, float]:
     return {int(key): bias for key, bias in given.items()}
 
 
-def _sampling(chat: ChatRequest, max_tokens: int, bias: dict[int, float], choice: int) -> SamplingParams:
+def _sampling(body: Body, max_tokens: int, bias: dict[int, float], choice: int) -> SamplingParams:
     """The sampling of one choice. Choices of one seed get consecutive ones, or all would be the same."""
     return SamplingParams(
         max_tokens=max_tokens,
-        temperature=1.0 if chat.temperature is None else chat.temperature,
-        top_p=1.0 if chat.top_p is None else chat.top_p,
-        top_k=max(0, chat.top_k or 0),
-        min_p=chat.min_p or 0.0,
-        presence_penalty=chat.presence_penalty or 0.0,
-        frequency_penalty=chat.frequency_penalty or 0.0,
+        temperature=1.0 if body.temperature is None else body.temperature,
+        top_p=1.0 if body.top_p is None else body.top_p,
+        top_k=max(0, body.top_k or 0),
+        min_p=body.min_p or 0.0,
+        presence_penalty=body.presence_penalty or 0.0,
+        frequency_penalty=body.frequency_penalty or 0.0,
         logit_bias=bias,
-        seed=None if chat.seed is None else min(chat.seed, 2**63 - 1 - choice) + choice,
-        stop=tuple(chat.stop or ()),
-        stop_token_ids=tuple(chat.stop_token_ids or ()),
-        top_logprobs=(chat.top_logprobs or 0) if chat.logprobs else None,
+        seed=None if body.seed is None else min(body.seed, 2**63 - 1 - choice) + choice,
+        stop=tuple(body.stop or ()),
+        stop_token_ids=tuple(body.stop_token_ids or ()),
+        top_logprobs=body.wanted_logprobs,
+        prompt_logprobs=body.wanted_logprobs if isinstance(body, CompletionRequest) and body.echo else None,
     )

@@ -3,6 +3,7 @@
 from fastapi import FastAPI
 
 from buddy_server.api.chat import chat_router
+from buddy_server.api.completions import completions_router
 from buddy_server.api.errors_handler import add_error_handlers
 from buddy_server.api.health import health_router
 from buddy_server.api.middleware import BodyLimit, RequestContext
@@ -37,4 +38,5 @@ def create_app(config: ServerConfig, engine: EngineClient, tokenizer: ChatTokeni
     app.include_router(health_router(services))
     app.include_router(models_router(services))
     app.include_router(chat_router(services))
+    app.include_router(completions_router(services))
     return app

@@ -5,12 +5,13 @@ from contextlib import ExitStack
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
-from buddy_server.api.admission import admit, read_chat_request
+from buddy_server.api.admission import admit, read_body
 from buddy_server.api.disconnect import unless_disconnected
 from buddy_server.api.generation import Generation
-from buddy_server.api.responses import collect_completion
+from buddy_server.api.responses import ChunkWriter, collect_completion
+from buddy_server.api.schemas import ChatRequest
 from buddy_server.api.services import Services
-from buddy_server.api.stream import ChatStream
+from buddy_server.api.stream import CompletionStream
 
 
 def chat_router(services: Services) -> APIRouter:
@@ -24,14 +25,14 @@ def chat_router(services: Services) -> APIRouter:
         tenant = services.authenticate(request)
         with ExitStack() as stack:
             measured = stack.enter_context(services.metrics.request(tenant))
-            chat = await read_chat_request(request)
+            chat = await read_body(request, ChatRequest)
             admitted = await admit(services, tenant, request, chat)
-            measured.admitted(len(admitted.choices[0].prompt_tokens), admitted.depth)
+            measured.admitted(len(admitted.prompts[0]), admitted.depth)
             generation = Generation(services.engine, admitted, measured)
             if chat.stream:
                 # The response outlives this function and closes `measured` itself.
                 stack.pop_all()
-                return ChatStream(generation, measured, services.config.ping_interval_s)
+                return CompletionStream(generation, ChunkWriter(generation), measured, services.config.ping_interval_s)
             return JSONResponse(await unless_disconnected(request, collect_completion(generation)))
 
     return router

@@ -1,11 +1,11 @@
-"""One admitted chat completion while the engine works on it."""
+"""One admitted completion while the engine works on it."""
 
 import logging
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
-from buddy_server.api.admission import AdmittedChat
+from buddy_server.api.admission import Admitted
 from buddy_server.api.merge import merge
 from buddy_server.engine.messages import EngineClient, Event, FinishEvent, TokenEvent
 from buddy_server.errors import InternalError, NotReady
@@ -17,7 +17,7 @@ _log = logging.getLogger(__name__)
 class Generation:
     """Runs the choices of `admitted`, measures them, and adds up what they used. Iterate `events` once."""
 
-    def __init__(self, engine: EngineClient, admitted: AdmittedChat, measured: RequestMetrics):
+    def __init__(self, engine: EngineClient, admitted: Admitted, measured: RequestMetrics):
         self.admitted = admitted
         self._engine = engine
         self._measured = measured
@@ -35,7 +35,7 @@ class Generation:
                 if isinstance(event, TokenEvent):
                     self._paths[index].append(event.layers)
                     self._measured.token(len(event.layers), index)
-                else:
+                elif isinstance(event, FinishEvent):
                     self._check(event)
                     self._finishes.append(event)
                 yield index, event
@@ -48,8 +48,8 @@ class Generation:
         return len(self._finishes) == len(self.admitted.choices)
 
     def usage(self) -> dict[str, int]:
-        """OpenAI's usage: the prompt counts once, the completions of all choices add up."""
-        num_prompt = len(self.admitted.choices[0].prompt_tokens)
+        """OpenAI's usage: every prompt counts once, the completions of all choices add up."""
+        num_prompt = sum(map(len, self.admitted.prompts))
         num_completion = sum(finish.completion_tokens for finish in self._finishes)
         return {
             "prompt_tokens": num_prompt,
@@ -76,7 +76,7 @@ class Generation:
             "layer_tokens": runs / num_layers,
             "distinct_paths": len(set(paths)),
         }
-        if self.admitted.chat.wants_trace:
+        if self.admitted.body.wants_trace:
             buddy["paths"] = self._paths[0] if len(self._paths) == 1 else self._paths
         return buddy
 

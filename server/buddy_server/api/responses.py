@@ -5,9 +5,9 @@ from contextlib import aclosing
 from typing import Any
 
 from buddy_server.api.generation import Generation
-from buddy_server.engine.messages import Event, TokenEvent, TokenLogprob
+from buddy_server.engine.messages import Event, PromptEvent, TokenEvent, TokenLogprob
 
-_LOWEST_LOGPROB = -9999.0
+LOWEST_LOGPROB = -9999.0
 """What OpenAI sends for "never"; JSON has no infinity."""
 
 
@@ -22,8 +22,8 @@ async def collect_completion(generation: Generation) -> dict[str, Any]:
         "id": admitted.id,
         "object": "chat.completion",
         "created": admitted.created,
-        "model": admitted.chat.model,
-        "choices": [choice.body(bool(admitted.chat.logprobs)) for choice in choices],
+        "model": admitted.body.model,
+        "choices": [choice.body(admitted.body.wanted_logprobs is not None) for choice in choices],
         "usage": generation.usage(),
         "buddy": generation.buddy(),
     }
@@ -37,6 +37,7 @@ class _Choice:
         self._finish_reason: str | None = None
 
     def add(self, event: Event) -> None:
+        assert not isinstance(event, PromptEvent), "a chat asks for no log probabilities of its prompt"
         self._texts.append(event.text)
         if isinstance(event, TokenEvent):
             self._logprobs += _logprob_entries(event)
@@ -57,7 +58,7 @@ class ChunkWriter:
 
     def __init__(self, generation: Generation):
         self._generation = generation
-        self._chat = generation.admitted.chat
+        self._body = generation.admitted.body
         self._opened: set[int] = set()
 
     def chunks(self, index: int, event: Event) -> Iterator[dict[str, Any]]:
@@ -65,12 +66,13 @@ class ChunkWriter:
         if index not in self._opened:
             self._opened.add(index)
             yield self._chunk(index, {"role": "assistant", "content": ""})
+        assert not isinstance(event, PromptEvent), "a chat asks for no log probabilities of its prompt"
         entries = _logprob_entries(event) if isinstance(event, TokenEvent) else []
         if event.text or entries:
             yield self._chunk(index, {"content": event.text}, entries)
         if not isinstance(event, TokenEvent):
             chunk = self._chunk(index, {}, finish_reason=event.reason)
-            if self._generation.is_complete and not self._chat.wants_usage_chunk:
+            if self._generation.is_complete and not self._body.wants_usage_chunk:
                 chunk["buddy"] = self._generation.buddy()
             yield chunk
 
@@ -95,10 +97,10 @@ class ChunkWriter:
             "id": admitted.id,
             "object": "chat.completion.chunk",
             "created": admitted.created,
-            "model": admitted.chat.model,
+            "model": admitted.body.model,
             "choices": choices,
         }
-        if self._chat.wants_usage_chunk:
+        if self._body.wants_usage_chunk:
             envelope["usage"] = None
         return envelope
 
@@ -113,4 +115,4 @@ def _logprob_entries(event: TokenEvent) -> list[dict[str, Any]]:
 def _logprob(token: TokenLogprob) -> dict[str, Any]:
     # U+FFFD stands for a part of a character, whose bytes the text no longer tells.
     known = None if "\ufffd" in token.token else list(token.token.encode())
-    return {"token": token.token, "logprob": max(token.logprob, _LOWEST_LOGPROB), "bytes": known}
+    return {"token": token.token, "logprob": max(token.logprob, LOWEST_LOGPROB), "bytes": known}

@@ -1,4 +1,4 @@
-"""What a chat completion request may hold.
+"""What the requests for completions may hold.
 
 Fields not named here are ignored: the unknown ones, and the known ones that cannot change the answer.
 """
@@ -12,6 +12,8 @@ from buddy_server.errors import UnsupportedField, shown
 
 MAX_CHOICES = 8
 MAX_STOPS = 16
+MAX_LOGPROBS = 20
+MAX_PROMPTS = 128
 
 
 def _joined_text(value: object) -> object:
@@ -99,16 +101,13 @@ _HARMLESS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
 """Known fields this server cannot honour: which values change nothing, and what to tell who sends another."""
 
 
-class ChatRequest(_Schema):
-    """The body of POST /v1/chat/completions. An explicit null is the same as leaving a field out.
+class GenerationFields(_Schema):
+    """What requests for chat completions and for plain ones share. An explicit null is the same as leaving a field out.
 
-    Validation raises UnsupportedField for fields whose silent loss would give a wrong answer. `budget` is
-    checked later, against the model (`tenancy.depth.parse_budget`).
+    `budget` is checked later, against the model (`tenancy.depth.parse_budget`).
     """
 
     model: str
-    messages: Annotated[list[ChatMessage], Field(min_length=1)]
-    max_completion_tokens: Count | None = None
     max_tokens: Count | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -121,12 +120,30 @@ class ChatRequest(_Schema):
     frequency_penalty: Penalty | None = None
     stop_token_ids: Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=64)] | None = None
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
-    logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     budget: Any = None
     buddy: BuddyOptions | None = None
+
+    @property
+    def wants_usage_chunk(self) -> bool:
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    @property
+    def wants_trace(self) -> bool:
+        return bool(self.buddy and self.buddy.trace)
+
+
+class ChatRequest(GenerationFields):
+    """The body of POST /v1/chat/completions.
+
+    Validation raises UnsupportedField for fields whose silent loss would give a wrong answer.
+    """
+
+    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    max_completion_tokens: Count | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -144,14 +161,54 @@ class ChatRequest(_Schema):
         return self
 
     @property
-    def wants_usage_chunk(self) -> bool:
-        return bool(self.stream_options and self.stream_options.include_usage)
-
-    @property
-    def wants_trace(self) -> bool:
-        return bool(self.buddy and self.buddy.trace)
-
-    @property
     def wanted_tokens(self) -> int | None:
         """The limit the client set, by the newer name if it gave both."""
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
+    @property
+    def wanted_logprobs(self) -> int | None:
+        """How many of the likeliest tokens to tell beside each token; None tells no log probabilities."""
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+
+TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+DEFAULT_COMPLETION_TOKENS = 16
+"""OpenAI's default for plain completions."""
+
+
+class CompletionRequest(GenerationFields):
+    """The body of POST /v1/completions. A prompt is a text or token ids; several give several choices.
+
+    With `echo` the prompt stands before its completion, with log probabilities if those are asked for; `max_tokens` 0
+    then scores the prompt alone.
+    """
+
+    prompt: str | TokenIds | Annotated[list[str] | list[TokenIds], Field(min_length=1, max_length=MAX_PROMPTS)]
+    max_tokens: Annotated[int, Field(ge=0)] | None = None
+    echo: bool | None = None
+    logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    suffix: Literal[""] | None = None
+    best_of: int | None = None
+
+    @model_validator(mode="after")
+    def _is_possible(self) -> Self:
+        if self.best_of not in (None, self.n or 1):
+            raise ValueError(f"best_of {self.best_of} is not supported: allowed is the value of n")
+        if self.max_tokens == 0 and not self.echo:
+            raise ValueError("max_tokens 0 needs echo to be true: nothing would be answered")
+        return self
+
+    @property
+    def prompts(self) -> list[str] | list[list[int]]:
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        return [self.prompt] if isinstance(self.prompt[0], int) else self.prompt
+
+    @property
+    def wanted_tokens(self) -> int:
+        # The engine always makes a token; one that nobody wants is dropped again.
+        return max(1, DEFAULT_COMPLETION_TOKENS if self.max_tokens is None else self.max_tokens)
+
+    @property
+    def wanted_logprobs(self) -> int | None:
+        return self.logprobs

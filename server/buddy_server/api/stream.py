@@ -3,31 +3,44 @@
 import json
 import logging
 import math
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
-from typing import Any
+from typing import Any, Protocol
 
 from sse_starlette import EventSourceResponse
 from starlette.types import Receive, Scope, Send
 
 from buddy_server.api.errors_handler import error_body
 from buddy_server.api.generation import Generation
-from buddy_server.api.responses import ChunkWriter
+from buddy_server.engine.messages import Event
 from buddy_server.errors import ApiError, InternalError
 from buddy_server.metrics import RequestMetrics
+
+
+class ChunkWriter(Protocol):
+    """Turns the events of a generation into the chunks of its stream."""
+
+    def chunks(self, index: int, event: Event) -> Iterable[dict[str, Any]]:
+        """The chunks that `event` of choice `index` gives."""
+        ...
+
+    def usage_chunk(self) -> dict[str, Any]:
+        """The last chunk of a stream whose client asked for usage."""
+        ...
+
 
 _log = logging.getLogger(__name__)
 
 
-class ChatStream(EventSourceResponse):
+class CompletionStream(EventSourceResponse):
     """The streamed response. A client that leaves cancels the generation.
 
     It takes over `measured`, entered already, and closes it when the stream ends, even before its first byte.
     """
 
-    def __init__(self, generation: Generation, measured: RequestMetrics, ping_interval_s: float):
+    def __init__(self, generation: Generation, writer: ChunkWriter, measured: RequestMetrics, ping_interval_s: float):
         super().__init__(
-            _lines(generation, measured),
+            _lines(generation, writer, measured),
             ping=ping_interval_s,
             sep="\n",
             # By default every stream is cut at SIGTERM. How long a shutdown may take is the server's to say.
@@ -40,14 +53,13 @@ class ChatStream(EventSourceResponse):
             await super().__call__(scope, receive, send)
 
 
-async def _lines(generation: Generation, measured: RequestMetrics) -> AsyncGenerator[bytes, None]:
-    writer = ChunkWriter(generation)
+async def _lines(generation: Generation, writer: ChunkWriter, measured: RequestMetrics) -> AsyncGenerator[bytes, None]:
     try:
         async with aclosing(generation.events()) as events:
             async for index, event in events:
                 for chunk in writer.chunks(index, event):
                     yield _data(chunk)
-        if generation.admitted.chat.wants_usage_chunk:
+        if generation.admitted.body.wants_usage_chunk:
             yield _data(writer.usage_chunk())
         yield b"data: [DONE]\n\n"
     except ApiError as error:

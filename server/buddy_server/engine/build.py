@@ -37,6 +37,32 @@ class EngineBuildError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
+class ServedModel:
+    """A model and its tokenizer, as the tokenizers library has it, for incremental detokenization."""
+
+    model_id: str
+    loaded: LoadedModel
+    tokenizer: Tokenizer
+
+    @property
+    def device(self) -> torch.device:
+        return self.loaded.model.inv_freq.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.loaded.model.embed_tokens.weight.dtype
+
+
+@dataclass(frozen=True, slots=True)
+class Routing:
+    """The source of masks, its route block, and the predictor for requests without a budget."""
+
+    router: Router
+    route_block: int = DEFAULT_ROUTE_BLOCK
+    predictor: BudgetPredictor | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class BuiltEngine:
     engine: Engine
     info: EngineInfo
@@ -44,13 +70,72 @@ class BuiltEngine:
     depth_predictor: DepthPredictor | None
 
 
-@dataclass(frozen=True, slots=True)
-class _Routing:
-    """The source of masks, its route block, and the predictor for requests without a budget."""
+def build_engine(
+    model: str | None, router: str | None, settings: EngineSettings, device: str = "auto", dtype: str = "auto"
+) -> BuiltEngine:
+    """`model` is a directory or hub id, None the embedded one. `router` is an artifact's directory or "prior:" and an
+    indicator; None is the embedded model's own router, for other models "prior:cosine".
 
-    router: Router
-    route_block: int
-    predictor: BudgetPredictor | None = None
+    Raises EngineBuildError, CheckpointError, UnsupportedModelError, ArtifactError: ValueErrors all.
+    """
+    served = load_served_model(model, device, dtype)
+    if router is None:
+        router = str(embedded_router()) if model is None else "prior:cosine"
+        if model is not None:
+            log.warning("no router given, a static prior measured now chooses the layers", extra={"router": router})
+    return assemble(served, make_routing(router, served), settings)
+
+
+def load_served_model(model: str | None, device: str = "auto", dtype: str = "auto") -> ServedModel:
+    """`model` as in build_engine, and what that raises."""
+    where, kind = resolve_device(device), resolve_dtype(dtype)
+    directory = embedded_model() if model is None else resolve_model(model)
+    loaded = load_model(directory, kind, where)
+    return ServedModel(MODEL_ID if model is None else _model_id(model, directory), loaded, load_tokenizer(directory))
+
+
+def make_routing(router: str, served: ServedModel) -> Routing:
+    """`router` is an artifact's directory or "prior:" and an indicator. Raises EngineBuildError, ArtifactError."""
+    if not router.startswith("prior:"):
+        artifact = Path(router).expanduser()
+        learned, config = load_router(artifact, served.loaded.fingerprint, served.device)
+        return Routing(learned, config.route_block, load_predictor(artifact, config, served.device))
+    indicator = router.removeprefix("prior:")
+    if indicator not in INDICATORS:
+        allowed = ", ".join(f"prior:{name}" for name in INDICATORS)
+        raise EngineBuildError(f"router {router!r} is unknown; allowed: a directory, {allowed}")
+    ids = served.tokenizer.encode(bundled_text(), add_special_tokens=False).ids[:PRIOR_TOKENS]
+    tokens = torch.tensor([ids], device=served.device)
+    return Routing(StaticRouter(measure_prior(served.loaded.model, tokens, indicator), router))
+
+
+def assemble(served: ServedModel, routing: Routing, settings: EngineSettings) -> BuiltEngine:
+    """An engine of its own around a model that may be in several. Raises EngineBuildError."""
+    model = served.loaded.model
+    num_blocks = _num_blocks(model.spec, served.dtype, settings)
+    if num_blocks < 1:
+        raise EngineBuildError(f"kv_cache_gib {settings.kv_cache_gib} holds no block of {settings.block_size} tokens")
+    runner = ModelRunner(
+        model,
+        KVCache.allocate(model.spec, num_blocks, settings.block_size, served.dtype, served.device),
+        PathPlanner(routing.router, model.spec, settings.max_sequences, served.device),
+    )
+    pool = BlockPool(num_blocks, settings.block_size)
+    scheduler = Scheduler(pool, settings.max_sequences, settings.max_step_tokens, routing.route_block)
+    info = EngineInfo(
+        model_id=served.model_id,
+        num_layers=model.spec.num_layers,
+        vocab_size=model.spec.vocab_size,
+        max_context=model.spec.max_context,
+        kv_capacity_tokens=num_blocks * settings.block_size,
+        router_id=routing.router.router_id,
+        device=str(served.device),
+        dtype=str(served.dtype).removeprefix("torch."),
+    )
+    directory = served.loaded.directory
+    engine = Engine(scheduler, runner, served.tokenizer, end_token_ids(directory))
+    depth_predictor = DepthPredictor(model, routing.predictor, settings.thrift) if routing.predictor else None
+    return BuiltEngine(engine, info, directory, depth_predictor)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -71,48 +156,8 @@ def resolve_dtype(name: str) -> torch.dtype:
     return DTYPES[name]
 
 
-def build_engine(
-    model: str | None, router: str | None, settings: EngineSettings, device: str = "auto", dtype: str = "auto"
-) -> BuiltEngine:
-    """`model` is a directory or hub id, None the embedded one. `router` is an artifact's directory or "prior:" and an
-    indicator; None is the embedded model's own router, for other models "prior:cosine".
-
-    Raises EngineBuildError, CheckpointError, UnsupportedModelError, ArtifactError: ValueErrors all.
-    """
-    where, kind = resolve_device(device), resolve_dtype(dtype)
-    directory = embedded_model() if model is None else resolve_model(model)
-    loaded = load_model(directory, kind, where)
-    spec = loaded.model.spec
-    tokenizer = load_tokenizer(directory)
-    routing = _make_router(model, router, loaded, tokenizer)
-    chosen, predictor = routing.router, routing.predictor
-    num_blocks = _num_blocks(spec, kind, settings)
-    if num_blocks < 1:
-        raise EngineBuildError(f"kv_cache_gib {settings.kv_cache_gib} holds no block of {settings.block_size} tokens")
-    runner = ModelRunner(
-        loaded.model,
-        KVCache.allocate(spec, num_blocks, settings.block_size, kind, where),
-        PathPlanner(chosen, spec, settings.max_sequences, where),
-    )
-    pool = BlockPool(num_blocks, settings.block_size)
-    scheduler = Scheduler(pool, settings.max_sequences, settings.max_step_tokens, routing.route_block)
-    info = EngineInfo(
-        model_id=MODEL_ID if model is None else _model_id(model, directory),
-        num_layers=spec.num_layers,
-        vocab_size=spec.vocab_size,
-        max_context=spec.max_context,
-        kv_capacity_tokens=num_blocks * settings.block_size,
-        router_id=chosen.router_id,
-        device=str(where),
-        dtype=str(kind).removeprefix("torch."),
-    )
-    engine = Engine(scheduler, runner, tokenizer, end_token_ids(directory))
-    depth_predictor = DepthPredictor(loaded.model, predictor, settings.thrift) if predictor else None
-    return BuiltEngine(engine, info, directory, depth_predictor)
-
-
 def load_tokenizer(directory: Path) -> Tokenizer:
-    """The model's tokenizer as the tokenizers library has it, for incremental detokenization."""
+    """The model's tokenizer as the tokenizers library has it."""
     from transformers import AutoTokenizer
 
     backend: Tokenizer = AutoTokenizer.from_pretrained(directory).backend_tokenizer
@@ -121,25 +166,6 @@ def load_tokenizer(directory: Path) -> Tokenizer:
 
 def _model_id(model: str, directory: Path) -> str:
     return directory.resolve().name if Path(model).expanduser().is_dir() else model
-
-
-def _make_router(model: str | None, router: str | None, loaded: LoadedModel, tokenizer: Tokenizer) -> _Routing:
-    if router is None:
-        router = str(embedded_router()) if model is None else "prior:cosine"
-        if model is not None:
-            log.warning("no router given, a static prior measured now chooses the layers", extra={"router": router})
-    if not router.startswith("prior:"):
-        device = loaded.model.inv_freq.device
-        artifact = Path(router).expanduser()
-        learned, config = load_router(artifact, loaded.fingerprint, device)
-        return _Routing(learned, config.route_block, load_predictor(artifact, config, device))
-    indicator = router.removeprefix("prior:")
-    if indicator not in INDICATORS:
-        allowed = ", ".join(f"prior:{name}" for name in INDICATORS)
-        raise EngineBuildError(f"router {router!r} is unknown; allowed: a directory, {allowed}")
-    ids = tokenizer.encode(bundled_text(), add_special_tokens=False).ids[:PRIOR_TOKENS]
-    tokens = torch.tensor([ids], device=loaded.model.inv_freq.device)
-    return _Routing(StaticRouter(measure_prior(loaded.model, tokens, indicator), router), DEFAULT_ROUTE_BLOCK)
 
 
 def _num_blocks(spec: ModelSpec, dtype: torch.dtype, settings: EngineSettings) -> int:

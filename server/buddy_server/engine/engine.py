@@ -12,14 +12,15 @@ from buddy_server.engine.messages import (
     FinishEvent,
     FinishReason,
     GenerationRequest,
+    PromptEvent,
     StepStats,
     TokenEvent,
     TokenLogprob,
 )
-from buddy_server.engine.runner import ModelRunner, SampledToken, StepResult
+from buddy_server.engine.runner import ModelRunner, StepResult
 from buddy_server.engine.sampler import Sampler
 from buddy_server.engine.scheduler import Scheduler
-from buddy_server.engine.sequence import Sequence, Work
+from buddy_server.engine.sequence import SampledToken, Sequence, Work
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +92,9 @@ class Engine:
 
     def _commit(self, works: list[Work], result: StepResult) -> list[tuple[str, Event]]:
         events: list[tuple[str, Event]] = []
-        for work, layers, token in zip(works, result.layers, result.tokens, strict=True):
+        for work, layers, scored, token in zip(works, result.layers, result.scored, result.tokens, strict=True):
             sequence = work.sequence
+            sequence.scored_prompt += scored
             sequence.prompt_layer_runs += work.num_new_prompt * len(layers)
             sequence.num_computed += work.length
             sequence.num_charged = max(sequence.num_charged, sequence.num_computed)
@@ -110,19 +112,28 @@ class Engine:
         ended = token.token_id in self.end_token_ids or token.token_id in sampling.stop_token_ids
         text = "" if ended else detokenizer.add(token.token_id)
         events: list[Event] = [self._token_event(token, text, layers)]
+        if sequence.num_output == 1 and sampling.prompt_logprobs is not None:
+            events.insert(0, self._prompt_event(sequence))
         if ended or detokenizer.stopped:
             events.append(self._end(sequence, "stop"))
         elif sequence.num_output >= sampling.max_tokens:
             events.append(self._end(sequence, "length"))
         return events
 
+    def _prompt_event(self, sequence: Sequence) -> PromptEvent:
+        named = [self._logprobs(token) for token in sequence.scored_prompt]
+        return PromptEvent(tuple(chosen for chosen, _ in named), tuple(likeliest for _, likeliest in named))
+
     def _token_event(self, token: SampledToken, text: str, layers: tuple[int, ...]) -> TokenEvent:
         if token.logprob is None:
             return TokenEvent(token.token_id, text, layers)
+        return TokenEvent(token.token_id, text, layers, *self._logprobs(token))
+
+    def _logprobs(self, token: SampledToken) -> tuple[TokenLogprob, tuple[TokenLogprob, ...]]:
+        assert token.logprob is not None
         name = self._token_text
         likeliest = tuple(TokenLogprob(other, name(other), value) for other, value in token.likeliest)
-        chosen = TokenLogprob(token.token_id, name(token.token_id), token.logprob)
-        return TokenEvent(token.token_id, text, layers, chosen, likeliest)
+        return TokenLogprob(token.token_id, name(token.token_id), token.logprob), likeliest
 
     def _token_text(self, token_id: int) -> str:
         return str(self.tokenizer.decode([token_id], skip_special_tokens=False))

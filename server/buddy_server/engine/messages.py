@@ -16,7 +16,8 @@ class SamplingParams:
 
     `top_k` 0 switches it off; `temperature` 0 is greedy; `seed` None draws a fresh one.
     `stop_token_ids` end the request besides the model's own end tokens. `top_logprobs` None asks for no
-    log probabilities, 0 for the sampled token's only, k for the k likeliest as well.
+    log probabilities, 0 for the sampled token's only, k for the k likeliest as well; `prompt_logprobs` the same for
+    the prompt's tokens.
     """
 
     max_tokens: int
@@ -31,6 +32,7 @@ class SamplingParams:
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     top_logprobs: int | None = None
+    prompt_logprobs: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,15 @@ class TokenLogprob:
     token_id: int
     token: str
     logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class PromptEvent:
+    """The prompt's tokens from the second on, each with the likeliest ones in its place. Comes before the first
+    TokenEvent, and only when prompt_logprobs was asked for."""
+
+    logprobs: tuple[TokenLogprob, ...]
+    top_logprobs: tuple[tuple[TokenLogprob, ...], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +90,7 @@ class FinishEvent:
     error: str | None = None
 
 
-Event = TokenEvent | FinishEvent
+Event = PromptEvent | TokenEvent | FinishEvent
 
 
 @dataclass(frozen=True, slots=True)

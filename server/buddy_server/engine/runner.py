@@ -1,6 +1,6 @@
 """Turns scheduled work into tensors, runs the model, samples. Takes masks as data; never asks about tenants."""
 
-# N rows, S segments, W of them wanted, T block table columns, V vocabulary, L layers
+# N rows, W of them wanted, S segments, T block table columns, V vocabulary, L layers
 
 import time
 from dataclasses import dataclass
@@ -13,23 +13,16 @@ from buddy_routing.kv_cache import KVCache
 from buddy_routing.planner import PathPlanner
 from buddy_routing.segments import SegmentBatch
 from buddy_server.engine.sampler import Sampler, top_logprobs
-from buddy_server.engine.sequence import Sequence, Work
-
-
-@dataclass(frozen=True, slots=True)
-class SampledToken:
-    """`logprob` and `likeliest` (token, log probability) only when the request asked for them."""
-
-    token_id: int
-    logprob: float | None = None
-    likeliest: tuple[tuple[int, float], ...] = ()
+from buddy_server.engine.sequence import SampledToken, Sequence, Work
 
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """One entry a work: the layers it ran, and its token if it makes one."""
+    """One entry a work: the layers it ran, the log probabilities of prompt tokens behind its rows if they were asked
+    for, and its token if it makes one."""
 
     layers: list[tuple[int, ...]]
+    scored: list[list[SampledToken]]
     tokens: list[SampledToken | None]
     num_layers_read: int
     router_s: float
@@ -60,9 +53,11 @@ class ModelRunner:
 
         logits, masks = self.model(batch, self.cache, choose)
         layers = [tuple(index for index, action in enumerate(row) if action) for row in masks.tolist()]
+        scored, tokens = sample(works, samplers, logits.float().cpu())
         return StepResult(
             layers=layers,
-            tokens=sample(works, samplers, logits.float().cpu()),
+            scored=scored,
+            tokens=tokens,
             num_layers_read=int((masks > 0).any(0).sum()),
             router_s=self._router_s,
         )
@@ -89,19 +84,41 @@ class ModelRunner:
             lengths=torch.tensor([work.length for work in works], device=self._device),
             block_tables=torch.tensor(tables, device=self._device),
             lanes=tuple(work.sequence.lane for work in works),
-            wanted=tuple(index for index, work in enumerate(works) if work.makes_token),
+            wanted_rows=wanted_rows(works),
             budgets=tuple(work.sequence.request.num_run_layers for work in works),
             reroutes=tuple(output < 0 or (output + 1) % every == 0 for output in num_outputs),
         )
 
 
-def sample(works: list[Work], samplers: dict[Sequence, Sampler], logits: Tensor) -> list[SampledToken | None]:
-    """A token for every work that makes one, from logits [W, V] fp32 in their order."""
-    likeliest = iter(logits.argmax(-1).tolist())
-    rows = iter(logits)
-    return [
-        _sampled(samplers[work.sequence], next(rows), next(likeliest)) if work.makes_token else None for work in works
-    ]
+def wanted_rows(works: list[Work]) -> tuple[int, ...]:
+    """Rows of the step whose logits are needed: a work's scored rows, then the last if it makes a token."""
+    rows: list[int] = []
+    start = 0
+    for work in works:
+        rows += range(start, start + work.num_scored)
+        start += work.length
+        if work.makes_token:
+            rows.append(start - 1)
+    return tuple(rows)
+
+
+def sample(
+    works: list[Work], samplers: dict[Sequence, Sampler], logits: Tensor
+) -> tuple[list[list[SampledToken]], list[SampledToken | None]]:
+    """From logits [W, V] fp32 of the wanted rows in their order: every work's scored prompt tokens, and its token."""
+    rows = iter(zip(logits, logits.argmax(-1).tolist(), strict=True))
+    scored: list[list[SampledToken]] = []
+    tokens: list[SampledToken | None] = []
+    for work in works:
+        scored.append([_scored(work, index, next(rows)[0]) for index in range(work.num_scored)])
+        tokens.append(_sampled(samplers[work.sequence], *next(rows)) if work.makes_token else None)
+    return scored, tokens
+
+
+def _scored(work: Work, index: int, logits: Tensor) -> SampledToken:
+    token = work.sequence.tokens[work.start + index + 1]
+    logprob, top = top_logprobs(logits, token, work.sequence.request.sampling.prompt_logprobs or 0)
+    return SampledToken(token, logprob, tuple(top))
 
 
 def _sampled(sampler: Sampler, logits: Tensor, likeliest: int) -> SampledToken:

@@ -5,11 +5,21 @@ from dataclasses import dataclass, field
 from buddy_server.engine.messages import GenerationRequest
 
 
+@dataclass(frozen=True, slots=True)
+class SampledToken:
+    """`logprob` and `likeliest` (token, log probability) only when the request asked for them."""
+
+    token_id: int
+    logprob: float | None = None
+    likeliest: tuple[tuple[int, float], ...] = ()
+
+
 @dataclass(slots=True, eq=False)
 class Sequence:
     """`tokens` are prompt and output; the first `num_computed` have their K/V in the cache.
 
     Prompt tokens are charged once, up to `num_charged`, however often preemption makes the engine compute them.
+    `scored_prompt` holds the prompt's tokens from the second on, as far as log probabilities of them were asked for.
     `lane` is the small integer under which the router keeps the running features; -1 while waiting.
     """
 
@@ -21,6 +31,7 @@ class Sequence:
     num_charged: int = 0
     prompt_layer_runs: int = 0
     output_layer_runs: int = 0
+    scored_prompt: list[SampledToken] = field(default_factory=list)
 
     @property
     def num_prompt(self) -> int:
@@ -55,6 +66,13 @@ class Work:
         """Prompt rows here that were never computed before."""
         end = min(self.start + self.length, self.sequence.num_prompt)
         return max(0, end - max(self.start, self.sequence.num_charged))
+
+    @property
+    def num_scored(self) -> int:
+        """Rows here whose successor is a prompt token with a log probability to be told, the first time only."""
+        if self.sequence.request.sampling.prompt_logprobs is None or self.start < len(self.sequence.scored_prompt):
+            return 0
+        return max(0, min(self.start + self.length, self.sequence.num_prompt - 1) - self.start)
 
     @property
     def makes_token(self) -> bool:

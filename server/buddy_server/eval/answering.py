@@ -4,31 +4,53 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from buddy_server.engine.engine import Engine
-from buddy_server.engine.messages import FinishEvent, GenerationRequest, SamplingParams, TokenEvent
+from buddy_server.engine.messages import FinishEvent, GenerationRequest, PromptEvent, SamplingParams, TokenEvent
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """The tokens of a question and how many layers to answer it with."""
+
+    tokens: tuple[int, ...]
+    num_run_layers: int
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """`text` is the whole answer; `layers_per_token` holds how many layers each of its tokens ran."""
+    """`text` is the whole answer; `paths` holds the layers that each of its tokens ran."""
 
     text: str
-    layers_per_token: tuple[int, ...]
+    paths: tuple[tuple[int, ...], ...]
 
 
-def greedy_answers(
-    engine: Engine, prompts: Sequence[Sequence[int]], num_run_layers: int, max_tokens: int
-) -> Iterator[tuple[int, Answer]]:
-    """Answers to tokenized prompts as they finish: (index of the prompt, its greedy answer)."""
+def greedy_answers(engine: Engine, prompts: Sequence[Prompt], max_tokens: int) -> Iterator[tuple[int, Answer]]:
+    """Answers as they finish: (index of the prompt, its greedy answer)."""
     sampling = SamplingParams(max_tokens=max_tokens, temperature=0.0)
     texts = [""] * len(prompts)
-    layers: list[list[int]] = [[] for _ in prompts]
-    for index, prompt in enumerate(prompts):
-        engine.add(GenerationRequest(str(index), "eval", tuple(prompt), num_run_layers, sampling))
+    paths: list[list[tuple[int, ...]]] = [[] for _ in prompts]
+    _add(engine, prompts, sampling)
     while engine.has_work:
         for request_id, event in engine.step().events:
             index = int(request_id)
-            texts[index] += event.text
-            if isinstance(event, TokenEvent):
-                layers[index].append(len(event.layers))
-            if isinstance(event, FinishEvent):
-                yield index, Answer(texts[index], tuple(layers[index]))
+            match event:
+                case TokenEvent():
+                    texts[index] += event.text
+                    paths[index].append(event.layers)
+                case FinishEvent():
+                    yield index, Answer(texts[index] + event.text, tuple(paths[index]))
+
+
+def log_likelihoods(engine: Engine, prompts: Sequence[Prompt], num_given: Sequence[int]) -> Iterator[tuple[int, float]]:
+    """Log probabilities of what stands behind the first `num_given` tokens of each prompt, as they finish."""
+    _add(engine, prompts, SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0))
+    while engine.has_work:
+        for request_id, event in engine.step().events:
+            if isinstance(event, PromptEvent):
+                index = int(request_id)
+                # The prompt's first token has no log probability.
+                yield index, sum(token.logprob for token in event.logprobs[num_given[index] - 1 :])
+
+
+def _add(engine: Engine, prompts: Sequence[Prompt], sampling: SamplingParams) -> None:
+    for index, prompt in enumerate(prompts):
+        engine.add(GenerationRequest(str(index), "eval", prompt.tokens, prompt.num_run_layers, sampling))

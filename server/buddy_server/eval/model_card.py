@@ -1,20 +1,24 @@
 """Measures the embedded model and writes its card: figures come from here, words from the template."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from importlib import resources
+from statistics import mean
 from string import Template
 
-from buddy_routing.budget import num_run_layers
 from buddy_routing.tasks import FAMILIES
 from buddy_routing.train.corpus import Corpus
 from buddy_routing.train.demo_plan import WIKITEXT, DemoPlan
-from buddy_server.engine.build import build_engine
+from buddy_server.engine.build import assemble, load_served_model, make_routing
 from buddy_server.engine.settings import EngineSettings
-from buddy_server.eval.quality import TaskResult, bits_per_byte, story_obedience, task_accuracy
+from buddy_server.eval.evaluation import EvalPlan, EvalRow, evaluate
+from buddy_server.eval.quality import bits_per_byte, story_obedience
+from buddy_server.eval.questions import builtin_questions
 from buddy_server.tokenizer import ChatTokenizer
 
-BUDGETS = (1.0, 0.75, 0.5)
+RUNS = (("full", 1.0), ("router", 0.75), ("prior:ppl", 0.75), ("router", 0.5), ("prior:ppl", 0.5))
 TASKS_PER_FAMILY = 100
 NUM_HELDOUT_STORIES = 60
 NUM_WIKITEXT_CHARS = 100_000
@@ -23,26 +27,31 @@ EVAL_SEED = 0
 
 def write_model_card(plan: DemoPlan) -> None:
     """Measure `plan.out` and write MODEL_CARD.md and results.jsonl into it."""
-    results: list[TaskResult] = []
-    lines: list[str] = []
-    for router in (str(plan.out / "router"), "prior:ppl"):
-        built = build_engine(str(plan.out / "model"), router, EngineSettings())
-        tokenizer = ChatTokenizer.from_directory(built.directory)
-        # At full depth all routers are the same.
-        for budget in BUDGETS if router != "prior:ppl" else BUDGETS[1:]:
-            num_run = num_run_layers(budget, built.info.num_layers)
-            found = task_accuracy(built, tokenizer, num_run, TASKS_PER_FAMILY, EVAL_SEED)
-            results += found
-            method = router.removeprefix(f"{plan.out}/")
-            lines += [json.dumps({"method": method, **asdict(row)}) for row in found]
+    served = load_served_model(str(plan.out / "model"))
+    tokenizer = ChatTokenizer.from_directory(served.loaded.directory)
+    rows = list(
+        evaluate(
+            served,
+            tokenizer,
+            EvalPlan(
+                methods=("router", "prior:ppl"),
+                budgets=(0.75, 0.5),
+                seeds=(EVAL_SEED,),
+                router=str(plan.out / "router"),
+                questions_of=partial(builtin_questions, TASKS_PER_FAMILY * len(FAMILIES), tokenizer=tokenizer),
+            ),
+        )
+    )
+    lines = [json.dumps(asdict(row)) for row in rows]
     (plan.out / "results.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     stories = Corpus(plan.data, "heldout").tiny_stories[:NUM_HELDOUT_STORIES]
     wikitext = (plan.data / WIKITEXT).read_text(encoding="utf-8")[:NUM_WIKITEXT_CHARS]
-    model = built.engine.runner.model
-    told = story_obedience(built, tokenizer, built.info.num_layers, stories, EVAL_SEED)
+    model = served.loaded.model
+    engine = assemble(served, make_routing("prior:ppl", served), EngineSettings()).engine
+    told = story_obedience(engine, tokenizer, model.spec.num_layers, stories, EVAL_SEED)
     figures = {
         "story_obedience": f"{told:.0%}",
-        "table": _table(results),
+        "table": _table(rows),
         "stories_bpb": f"{bits_per_byte(model, tokenizer, stories):.3f}",
         "wikitext_bpb": f"{bits_per_byte(model, tokenizer, [wikitext]):.3f}",
         "num_parameters": f"{sum(p.numel() for p in model.parameters()):,}",
@@ -61,21 +70,14 @@ def write_model_card(plan: DemoPlan) -> None:
     (plan.out / "MODEL_CARD.md").write_text(Template(template).substitute(figures), encoding="utf-8")
 
 
-def _table(results: list[TaskResult]) -> str:
-    """One row a family: full depth, then learned router and prior:ppl at each smaller budget."""
-    learned, static = results[: len(BUDGETS) * len(FAMILIES)], results[len(BUDGETS) * len(FAMILIES) :]
-    columns = ["full depth"]
-    columns += [f"{budget:g}, {name}" for budget in BUDGETS[1:] for name in ("learned", "prior:ppl")]
-    lines = ["| family | " + " | ".join(columns) + " |", "|---|" + "---:|" * len(columns)]
-    sums = [0.0] * len(columns)
-    for index, family in enumerate(FAMILIES):
-        cells = [learned[index].accuracy]
-        for number in range(1, len(BUDGETS)):
-            cells += [
-                learned[number * len(FAMILIES) + index].accuracy,
-                static[(number - 1) * len(FAMILIES) + index].accuracy,
-            ]
-        sums = [total + cell for total, cell in zip(sums, cells, strict=True)]
-        lines.append(f"| {family} | " + " | ".join(f"{cell:.0%}" for cell in cells) + " |")
-    lines.append("| **mean** | " + " | ".join(f"**{total / len(FAMILIES):.1%}**" for total in sums) + " |")
+def _table(rows: Sequence[EvalRow]) -> str:
+    """One row a family, one column a run."""
+    accuracy = {(row.method, row.budget, row.task): row.accuracy for row in rows}
+    names = ["full depth" if method == "full" else f"{budget:g}, {method}" for method, budget in RUNS]
+    lines = ["| family | " + " | ".join(names) + " |", "|---|" + "---:|" * len(RUNS)]
+    for family in FAMILIES:
+        cells = [f"{accuracy[method, budget, family]:.0%}" for method, budget in RUNS]
+        lines.append(f"| {family} | " + " | ".join(cells) + " |")
+    means = [mean(accuracy[method, budget, family] for family in FAMILIES) for method, budget in RUNS]
+    lines.append("| **mean** | " + " | ".join(f"**{one:.1%}**" for one in means) + " |")
     return "\n".join(lines)

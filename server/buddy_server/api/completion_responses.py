@@ -1,0 +1,150 @@
+"""The shapes of plain completions, as OpenAI's specification has them, and `buddy` beside."""
+
+from collections.abc import Iterator
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any
+
+from buddy_server.api.generation import Generation
+from buddy_server.api.responses import LOWEST_LOGPROB
+from buddy_server.api.schemas import CompletionRequest
+from buddy_server.engine.messages import Event, FinishEvent, PromptEvent, TokenEvent, TokenLogprob
+from buddy_server.tokenizer import ChatTokenizer
+
+
+@dataclass(slots=True)
+class _Logprobs:
+    """The legacy shape: four lists side by side, one entry a token, offsets counted from the start of the choice."""
+
+    tokens: list[str] = field(default_factory=list)
+    token_logprobs: list[float | None] = field(default_factory=list)
+    top_logprobs: list[dict[str, float] | None] = field(default_factory=list)
+    text_offset: list[int] = field(default_factory=list)
+
+    def add(self, token: TokenLogprob, likeliest: tuple[TokenLogprob, ...], offset: int) -> None:
+        self.tokens.append(token.token)
+        self.token_logprobs.append(max(token.logprob, LOWEST_LOGPROB))
+        self.top_logprobs.append({other.token: max(other.logprob, LOWEST_LOGPROB) for other in likeliest})
+        self.text_offset.append(offset)
+
+    def add_first(self, token: str) -> None:
+        """The prompt's first token, which nothing came before."""
+        self.tokens.append(token)
+        self.token_logprobs.append(None)
+        self.top_logprobs.append(None)
+        self.text_offset.append(0)
+
+    def body(self) -> dict[str, Any]:
+        return {
+            "tokens": self.tokens,
+            "token_logprobs": self.token_logprobs,
+            "top_logprobs": self.top_logprobs,
+            "text_offset": self.text_offset,
+        }
+
+
+class CompletionChoices:
+    """What each event of a plain completion says: a piece of text, its log probabilities, perhaps the end."""
+
+    def __init__(self, generation: Generation, tokenizer: ChatTokenizer) -> None:
+        admitted = generation.admitted
+        assert isinstance(admitted.body, CompletionRequest)
+        self._body = admitted.body
+        self._prompts = [choice.prompt_tokens for choice in admitted.choices]
+        self._tokenizer = tokenizer
+        self._lengths = [0] * len(self._prompts)
+
+    def piece(self, index: int, event: Event) -> dict[str, Any]:
+        """The choice `index` as far as `event` tells of it."""
+        text, logprobs = "", _Logprobs()
+        if isinstance(event, PromptEvent) or self._echoes_now(index):
+            text = self._echo(index, event, logprobs)
+        if isinstance(event, TokenEvent) and event.logprob is not None and not self._scores_only:
+            logprobs.add(event.logprob, event.top_logprobs, self._lengths[index] + len(text))
+        if not isinstance(event, PromptEvent) and not self._scores_only:
+            text += event.text
+        self._lengths[index] += len(text)
+        return {
+            "index": index,
+            "text": text,
+            "logprobs": logprobs.body() if logprobs.tokens else None,
+            "finish_reason": event.reason if isinstance(event, FinishEvent) else None,
+        }
+
+    @property
+    def _scores_only(self) -> bool:
+        return self._body.max_tokens == 0
+
+    def _echoes_now(self, index: int) -> bool:
+        """Whether the prompt is to be echoed now, nobody having asked for its log probabilities."""
+        return bool(self._body.echo) and self._body.logprobs is None and self._lengths[index] == 0
+
+    def _echo(self, index: int, event: Event, logprobs: _Logprobs) -> str:
+        prompt = self._prompts[index]
+        if isinstance(event, PromptEvent):
+            offset = 0
+            name = self._tokenizer.decode(prompt[:1])
+            logprobs.add_first(name)
+            for token, likeliest in zip(event.logprobs, event.top_logprobs, strict=True):
+                offset += len(logprobs.tokens[-1])
+                logprobs.add(token, likeliest, offset)
+        return self._tokenizer.decode(prompt)
+
+
+async def collect_plain_completion(generation: Generation, tokenizer: ChatTokenizer) -> dict[str, Any]:
+    """Run `generation` to its end; the body of the response. Raises what `Generation.events` raises."""
+    choices = CompletionChoices(generation, tokenizer)
+    pieces: list[list[dict[str, Any]]] = [[] for _ in generation.admitted.choices]
+    async with aclosing(generation.events()) as events:
+        async for index, event in events:
+            pieces[index].append(choices.piece(index, event))
+    return {
+        **_envelope(generation, [_joined(of_choice) for of_choice in pieces]),
+        "usage": generation.usage(),
+        "buddy": generation.buddy(),
+    }
+
+
+def _joined(pieces: list[dict[str, Any]]) -> dict[str, Any]:
+    told = [piece["logprobs"] for piece in pieces if piece["logprobs"]]
+    names = ("tokens", "token_logprobs", "top_logprobs", "text_offset")
+    return {
+        "index": pieces[0]["index"],
+        "text": "".join(piece["text"] for piece in pieces),
+        "logprobs": {name: [one for logprobs in told for one in logprobs[name]] for name in names} if told else None,
+        "finish_reason": pieces[-1]["finish_reason"],
+    }
+
+
+class CompletionChunkWriter:
+    """Turns the events of a generation into the chunks of its stream."""
+
+    def __init__(self, generation: Generation, tokenizer: ChatTokenizer) -> None:
+        self._generation = generation
+        self._choices = CompletionChoices(generation, tokenizer)
+
+    def chunks(self, index: int, event: Event) -> Iterator[dict[str, Any]]:
+        """None for a token without text and log probabilities."""
+        piece = self._choices.piece(index, event)
+        if piece["text"] or piece["logprobs"] or piece["finish_reason"]:
+            chunk = _envelope(self._generation, [piece])
+            if self._generation.admitted.body.wants_usage_chunk:
+                chunk["usage"] = None
+            elif piece["finish_reason"] and self._generation.is_complete:
+                chunk["buddy"] = self._generation.buddy()
+            yield chunk
+
+    def usage_chunk(self) -> dict[str, Any]:
+        usage = {"usage": self._generation.usage(), "buddy": self._generation.buddy()}
+        return _envelope(self._generation, []) | usage
+
+
+def _envelope(generation: Generation, choices: list[dict[str, Any]]) -> dict[str, Any]:
+    admitted = generation.admitted
+    return {
+        "id": admitted.id,
+        "object": "text_completion",
+        "created": admitted.created,
+        "model": admitted.body.model,
+        "choices": choices,
+    }

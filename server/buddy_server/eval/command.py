@@ -1,0 +1,76 @@
+"""`buddy eval`: from the command line to JSON lines, a table and plots."""
+
+import json
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--model", metavar="PATH_OR_ID", help="model directory or hub id (default: the embedded model)")
+    parser.add_argument("--router", metavar="DIR", help="router artifact (default: the embedded model's)")
+    parser.add_argument("--budgets", type=_budgets, default="0.875,0.75,0.625,0.5", help="default: %(default)s")
+    parser.add_argument(
+        "--methods",
+        type=lambda text: tuple(text.split(",")),
+        default="router,prior:cosine,prior:ppl,prior:taylor,prior:greedy,random",
+        help="what to compare at each budget, besides full depth (default: %(default)s); also: router:once, auto",
+    )
+    parser.add_argument("--tasks", type=Path, metavar="FILE", help="JSONL of questions (default: held-out tasks)")
+    parser.add_argument("--limit", type=int, default=300, help="questions a seed (default: %(default)s)")
+    parser.add_argument("--seed", type=_seeds, default="0", help="one, or several: 0,1,2 (default: %(default)s)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write one JSON object a line here")
+    parser.add_argument("--report", type=Path, metavar="DIR", help="write report.md and plots here")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
+
+
+def _budgets(text: str) -> tuple[float, ...]:
+    budgets = tuple(map(float, text.split(",")))
+    if not all(0 < budget <= 1 for budget in budgets):
+        raise ArgumentTypeError(f"{text!r} has a budget that is not more than 0 and at most 1")
+    return budgets
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    return tuple(map(int, text.split(",")))
+
+
+def run(parsed: Namespace) -> None:
+    """Raises ValueErrors of the model, the router, the methods and the questions; OSError of the files."""
+    from buddy_routing.budget import num_run_layers
+    from buddy_routing.embedded import embedded_router
+    from buddy_server.engine.build import load_served_model
+    from buddy_server.eval.evaluation import EvalPlan, EvalRow, evaluate
+    from buddy_server.eval.methods import check_methods
+    from buddy_server.eval.questions import builtin_questions, questions_from_file
+    from buddy_server.eval.report import markdown_table, write_report
+    from buddy_server.tokenizer import ChatTokenizer
+
+    check_methods(parsed.methods)
+    if parsed.limit < 1:
+        raise ValueError(f"--limit is {parsed.limit}, allowed is 1 or more")
+    served = load_served_model(parsed.model, parsed.device, parsed.dtype)
+    for budget in parsed.budgets:
+        num_run_layers(budget, served.loaded.model.spec.num_layers)
+    tokenizer = ChatTokenizer.from_directory(served.loaded.directory)
+    router = parsed.router or (str(embedded_router()) if parsed.model is None else "prior:cosine")
+    if parsed.tasks is None:
+        questions_of = partial(builtin_questions, parsed.limit, tokenizer=tokenizer)
+    else:
+        questions_of = partial(questions_from_file, parsed.tasks, parsed.limit, tokenizer=tokenizer)
+    plan = EvalPlan(parsed.methods, parsed.budgets, parsed.seed, router, questions_of)
+    rows: list[EvalRow] = []
+    for row in evaluate(served, tokenizer, plan):
+        rows.append(row)
+        if parsed.json:
+            _append(parsed.json, row, first=len(rows) == 1)
+    print(markdown_table(rows))
+    if parsed.report:
+        write_report(parsed.report, rows)
+
+
+def _append(path: Path, row: object, first: bool) -> None:
+    with path.open("w" if first else "a", encoding="utf-8") as file:
+        file.write(json.dumps(asdict(row)) + "\n")  # type: ignore[call-overload]

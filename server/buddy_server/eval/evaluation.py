@@ -1,0 +1,135 @@
+"""Runs every method at every budget over the same questions, on the real engine."""
+
+import itertools
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from statistics import mean
+
+from tqdm import tqdm
+
+from buddy_routing.budget import num_run_layers
+from buddy_server.engine.build import BuiltEngine, ServedModel, assemble
+from buddy_server.engine.settings import EngineSettings
+from buddy_server.eval.answering import Prompt, greedy_answers, log_likelihoods
+from buddy_server.eval.methods import routing_of
+from buddy_server.eval.questions import Question
+from buddy_server.tokenizer import ChatTokenizer
+
+MAX_ANSWER_TOKENS = 96
+SETTINGS = EngineSettings(max_sequences=64, max_step_tokens=1024)
+
+
+@dataclass(frozen=True, slots=True)
+class EvalRow:
+    """One method at one budget on one task. `budget` is None where the predictor chose; `mean_depth` is the measured
+    share of the layers, `distinct_paths` the mean over answers; `tokens_per_s` is of the whole run that the row is part
+    of, prompts included, and None where nothing was generated."""
+
+    method: str
+    budget: float | None
+    task: str
+    accuracy: float
+    mean_depth: float
+    n: int
+    seed: int
+    distinct_paths: float
+    tokens_per_s: float | None
+    layer_use: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class EvalPlan:
+    """`questions_of` draws the questions of a seed. Full depth is measured once a seed, under the name "full"."""
+
+    methods: tuple[str, ...]
+    budgets: tuple[float, ...]
+    seeds: tuple[int, ...]
+    router: str
+    questions_of: Callable[[int], Sequence[Question]]
+
+
+def evaluate(served: ServedModel, tokenizer: ChatTokenizer, plan: EvalPlan) -> Iterator[EvalRow]:
+    """Rows as they are measured. Raises MethodError, ArtifactError."""
+    fixed = [method for method in plan.methods if method != "auto"]
+    runs: list[tuple[str, float | None]] = [("full", 1.0), *itertools.product(fixed, plan.budgets)]
+    if "auto" in plan.methods:
+        runs.append(("auto", None))
+    with tqdm(total=len(runs) * len(plan.seeds), desc="eval", unit="run") as bar:
+        for seed in plan.seeds:
+            questions = plan.questions_of(seed)
+            for method, budget in runs:
+                bar.set_postfix(method=method, budget=budget, seed=seed)
+                routing = routing_of("prior:cosine" if method == "full" else method, plan.router, served, seed)
+                built = assemble(served, routing, SETTINGS)
+                yield from _run(built, tokenizer, questions, method, budget, seed)
+                bar.update()
+
+
+def _run(
+    built: BuiltEngine,
+    tokenizer: ChatTokenizer,
+    questions: Sequence[Question],
+    method: str,
+    budget: float | None,
+    seed: int,
+) -> Iterator[EvalRow]:
+    num_layers = built.info.num_layers
+    depth = [_depth(built, question, budget) for question in questions]
+    right = [False] * len(questions)
+    paths: list[Sequence[tuple[int, ...]]] = [()] * len(questions)
+    asked = [index for index, question in enumerate(questions) if not question.choices]
+    started = time.perf_counter()
+    prompts = [Prompt(questions[index].prompt_tokens, depth[index]) for index in asked]
+    for number, answer in greedy_answers(built.engine, prompts, MAX_ANSWER_TOKENS):
+        index = asked[number]
+        right[index] = questions[index].is_right(answer.text)
+        paths[index] = answer.paths
+    elapsed = time.perf_counter() - started
+    num_tokens = sum(len(path) for path in paths)
+    chosen = _likeliest_choices(built, tokenizer, questions, depth)
+    for index, choice in chosen.items():
+        right[index] = questions[index].is_right(choice)
+    by_task: dict[str, list[int]] = defaultdict(list)
+    for index, question in enumerate(questions):
+        by_task[question.task].append(index)
+    for task, members in by_task.items():
+        ran = [path for index in members for path in paths[index]]
+        yield EvalRow(
+            method=method,
+            budget=budget,
+            task=task,
+            accuracy=mean(right[index] for index in members),
+            mean_depth=mean(map(len, ran)) / num_layers if ran else mean(depth[i] for i in members) / num_layers,
+            n=len(members),
+            seed=seed,
+            distinct_paths=mean(len(set(paths[index])) for index in members),
+            tokens_per_s=num_tokens / elapsed if num_tokens else None,
+            layer_use=tuple(mean(layer in path for path in ran) for layer in range(num_layers)) if ran else (),
+        )
+
+
+def _depth(built: BuiltEngine, question: Question, budget: float | None) -> int:
+    num_layers = built.info.num_layers
+    if budget is not None:
+        return num_run_layers(budget, num_layers)
+    assert built.depth_predictor is not None
+    return built.depth_predictor.choose(question.prompt_tokens, 2, num_layers)
+
+
+def _likeliest_choices(
+    built: BuiltEngine, tokenizer: ChatTokenizer, questions: Sequence[Question], depth: Sequence[int]
+) -> dict[int, str]:
+    """The likeliest choice of every question that has choices, by its index."""
+    offered = [(index, choice) for index, question in enumerate(questions) for choice in question.choices]
+    prompts = [
+        Prompt((*questions[index].prompt_tokens, *tokenizer.encode_text(choice)), depth[index])
+        for index, choice in offered
+    ]
+    num_given = [len(questions[index].prompt_tokens) for index, _ in offered]
+    best: dict[int, tuple[float, str]] = {}
+    for number, likelihood in log_likelihoods(built.engine, prompts, num_given):
+        index, choice = offered[number]
+        best[index] = max(best.get(index, (likelihood, choice)), (likelihood, choice))
+    return {index: choice for index, (_, choice) in best.items()}

@@ -1,0 +1,98 @@
+"""Questions with checkable answers: the built-in tasks, or a file of one's own."""
+
+import json
+import random
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from buddy_routing.tasks import FAMILIES, Task, is_correct, sample_tasks
+from buddy_server.tokenizer import ChatTokenizer
+
+EXPECTED = (
+    'expected {"task": ..., "prompt": ..., "answer": TEXT}, '
+    'or {"task": ..., "prompt": ..., "choices": [TEXT, ...], "answer": INDEX}; "task" may be left out'
+)
+
+
+class QuestionError(ValueError):
+    """A file of questions that cannot be used; the message names the line and what was expected."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """`is_right` judges the generated answer. With `choices`, the likeliest of them counts instead, and `is_right`
+    judges that."""
+
+    task: str
+    prompt_tokens: tuple[int, ...]
+    is_right: Callable[[str], bool]
+    choices: tuple[str, ...] = ()
+
+
+def builtin_questions(limit: int, seed: int, tokenizer: ChatTokenizer) -> list[Question]:
+    """`limit` held-out tasks, spread evenly over the families."""
+    questions = []
+    for index, family in enumerate(FAMILIES):
+        count = limit // len(FAMILIES) + (index < limit % len(FAMILIES))
+        tasks = sample_tasks(seed, count, split="heldout", families=(family,))
+        questions += [Question(family, _rendered(task.prompt, tokenizer), _checker(task)) for task in tasks]
+    return questions
+
+
+def questions_from_file(path: Path, limit: int, seed: int, tokenizer: ChatTokenizer) -> list[Question]:
+    """At most `limit` of a JSONL file's questions, drawn by the seed. Raises QuestionError."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise QuestionError(f"{path} cannot be read: {error}") from error
+    rows = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    if not rows:
+        raise QuestionError(f"{path} holds no questions")
+    drawn = sorted(random.Random(seed).sample(rows, min(limit, len(rows))))
+    return [_question(line, f"{path} line {number}", path.stem, tokenizer) for number, line in drawn]
+
+
+def _question(line: str, where: str, default_task: str, tokenizer: ChatTokenizer) -> Question:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise QuestionError(f"{where}: not JSON ({error.msg}); {EXPECTED}") from error
+    if not isinstance(row, dict) or not isinstance(row.get("prompt"), str):
+        raise QuestionError(f"{where}: has no prompt; {EXPECTED}")
+    task, prompt = str(row.get("task", default_task)), _rendered(row["prompt"], tokenizer)
+    if "choices" not in row:
+        if not isinstance(row.get("answer"), str):
+            raise QuestionError(f"{where}: the answer is not a text; {EXPECTED}")
+        return Question(task, prompt, lambda reply: ends_with_answer(reply, row["answer"]))
+    choices = _choices(row, where)
+    return Question(task, prompt, lambda reply: reply == choices[row["answer"]], choices)
+
+
+def _choices(row: dict[str, Any], where: str) -> tuple[str, ...]:
+    choices, answer = row["choices"], row.get("answer")
+    if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(choice, str) for choice in choices):
+        raise QuestionError(f"{where}: choices is not a list of two or more texts; {EXPECTED}")
+    if not isinstance(answer, int) or not 0 <= answer < len(choices):
+        raise QuestionError(f"{where}: the answer is {answer!r}, allowed is an index of 0 to {len(choices) - 1}")
+    return tuple(choices)
+
+
+def ends_with_answer(reply: str, answer: str) -> bool:
+    """Whether the last words of a reply are the answer; case, spaces and closing punctuation do not count."""
+    said, wanted = _words(reply), _words(answer)
+    return bool(wanted) and said[-len(wanted) :] == wanted
+
+
+def _words(text: str) -> Sequence[str]:
+    return re.sub(r"[.!?,;:\"'`]+(?=\s|$)", "", text.lower()).split()
+
+
+def _rendered(prompt: str, tokenizer: ChatTokenizer) -> tuple[int, ...]:
+    return tokenizer.render([{"role": "user", "content": prompt}])
+
+
+def _checker(task: Task) -> Callable[[str], bool]:
+    return lambda reply: is_correct(task, reply)

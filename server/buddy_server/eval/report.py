@@ -1,0 +1,162 @@
+"""An evaluation as a table and as plots."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+
+from buddy_server.eval.evaluation import EvalRow
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """A method at a budget, the mean over tasks; `spread` is the standard deviation over seeds, None for one seed."""
+
+    method: str
+    budget: float | None
+    accuracy: float
+    spread: float | None
+    retention: float
+    mean_depth: float
+    distinct_paths: float
+    tokens_per_s: float | None
+
+
+def summarise(rows: Sequence[EvalRow]) -> list[Summary]:
+    """In the order in which the runs first appear."""
+    runs: dict[tuple[str, float | None], list[EvalRow]] = defaultdict(list)
+    for row in rows:
+        runs[row.method, row.budget].append(row)
+    full = _accuracy_by_seed(runs["full", 1.0])
+    summaries = []
+    for (method, budget), members in runs.items():
+        by_seed = _accuracy_by_seed(members)
+        speeds = [row.tokens_per_s for row in members if row.tokens_per_s is not None]
+        whole = mean(full.values())
+        summaries.append(
+            Summary(
+                method,
+                budget,
+                accuracy=mean(by_seed.values()),
+                spread=stdev(by_seed.values()) if len(by_seed) > 1 else None,
+                retention=mean(by_seed.values()) / whole if whole else 0.0,
+                mean_depth=mean(row.mean_depth for row in members),
+                distinct_paths=mean(row.distinct_paths for row in members),
+                tokens_per_s=mean(speeds) if speeds else None,
+            )
+        )
+    return summaries
+
+
+def _accuracy_by_seed(rows: Sequence[EvalRow]) -> dict[int, float]:
+    seeds: dict[int, list[float]] = defaultdict(list)
+    for row in rows:
+        seeds[row.seed].append(row.accuracy)
+    return {seed: mean(accuracies) for seed, accuracies in seeds.items()}
+
+
+def markdown_table(rows: Sequence[EvalRow]) -> str:
+    """One line a method and budget: accuracy is the mean over tasks, retention its share of full depth's."""
+    lines = [
+        "| method | budget | accuracy | retention | mean depth | paths an answer | tokens/s |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for s in summarise(rows):
+        budget = "chosen" if s.budget is None else f"{s.budget:g}"
+        accuracy = f"{s.accuracy:.1%}" + (f" ± {s.spread:.1%}" if s.spread is not None else "")
+        speed = f"{s.tokens_per_s:.0f}" if s.tokens_per_s is not None else ""
+        lines.append(
+            f"| {s.method} | {budget} | {accuracy} | {s.retention:.1%} | {s.mean_depth:.3f} | {s.distinct_paths:.1f} "
+            f"| {speed} |"
+        )
+    return "\n".join(lines)
+
+
+def write_report(directory: Path, rows: Sequence[EvalRow]) -> None:
+    """report.md, accuracy_depth.png, accuracy_speed.png, layer_use.png and, where a predictor chose, auto_depth.png.
+
+    Raises ValueError when matplotlib is not installed.
+    """
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise ValueError("plots need matplotlib: pip install 'buddy-serve[eval]'") from error
+    matplotlib.use("Agg")
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "report.md").write_text(markdown_table(rows) + "\n", encoding="utf-8")
+    summaries = summarise(rows)
+    _plot_curves(summaries, "mean_depth", "share of the layers run", directory / "accuracy_depth.png")
+    if any(s.tokens_per_s for s in summaries):
+        _plot_curves(summaries, "tokens_per_s", "tokens a second", directory / "accuracy_speed.png")
+    _plot_layer_use(rows, directory / "layer_use.png")
+    _plot_auto_depth(rows, directory / "auto_depth.png")
+
+
+def _plot_curves(summaries: Sequence[Summary], x_name: str, x_label: str, path: Path) -> None:
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4.5))
+    full = [s for s in summaries if s.method == "full"]
+    for method in dict.fromkeys(s.method for s in summaries if s.method != "full"):
+        points = [s for s in summaries if s.method == method and getattr(s, x_name) is not None]
+        # Every fixed curve ends at full depth, where all methods are the same.
+        points = sorted([*points, *(full if method != "auto" else [])], key=lambda s: getattr(s, x_name))
+        errors = [s.spread or 0.0 for s in points]
+        style = "*" if method == "auto" else "o-"
+        width = 2.4 if method == "router" else 1.2
+        axes.errorbar(
+            [getattr(s, x_name) for s in points],
+            [s.accuracy for s in points],
+            yerr=errors,
+            fmt=style,
+            label=method,
+            capsize=2,
+            linewidth=width,
+        )
+    axes.set(xlabel=x_label, ylabel="accuracy")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def _plot_layer_use(rows: Sequence[EvalRow], path: Path) -> None:
+    """How often the router runs each layer on each task, at its smallest budget."""
+    from matplotlib import pyplot
+
+    routed = [row for row in rows if row.method == "router" and row.layer_use]
+    if not routed:
+        return
+    lowest = min(row.budget for row in routed if row.budget is not None)
+    shown = [row for row in routed if row.budget == lowest]
+    tasks = list(dict.fromkeys(row.task for row in shown))
+    use = [
+        [mean(layer) for layer in zip(*(row.layer_use for row in shown if row.task == task), strict=True)]
+        for task in tasks
+    ]
+    figure, axes = pyplot.subplots(figsize=(7, 0.4 * len(tasks) + 1.2))
+    image = axes.imshow(use, aspect="auto", vmin=0, vmax=1, cmap="viridis")
+    axes.set_yticks(range(len(tasks)), tasks)
+    axes.set(xlabel="layer", title=f"share of tokens that run a layer, budget {lowest:g}")
+    figure.colorbar(image)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def _plot_auto_depth(rows: Sequence[EvalRow], path: Path) -> None:
+    """The depth that the predictor chooses for each task."""
+    from matplotlib import pyplot
+
+    chosen = [row for row in rows if row.method == "auto"]
+    if not chosen:
+        return
+    tasks = list(dict.fromkeys(row.task for row in chosen))
+    figure, axes = pyplot.subplots(figsize=(7, 0.35 * len(tasks) + 1.2))
+    axes.barh(tasks, [mean(row.mean_depth for row in chosen if row.task == task) for task in tasks])
+    axes.set(xlabel="share of the layers that the Budget Predictor chooses", xlim=(0, 1))
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
