@@ -1,6 +1,6 @@
 """Sources of masks. The engine asks for paths and does not know how they were chosen."""
 
-# S segments, L layers, F width of one token's V
+# S segments, K rankings, L layers, F width of one token's V
 
 from typing import Protocol
 
@@ -9,6 +9,9 @@ from torch import Tensor, nn
 
 from buddy_kernels import linear, silu
 from buddy_routing.selection import select_layers
+
+NEVER = 2**31
+"""As `reroute_every`: an answer keeps the path of its prompt's end."""
 
 
 class Router(Protocol):
@@ -83,3 +86,19 @@ class StaticRouter:
 
     def choose(self, features: Tensor, num_run: Tensor) -> Tensor:
         return select_layers(self.prior.to(features.device).expand(len(num_run), -1), num_run)
+
+
+class PromptSetRouter:
+    """One of a few rankings for each prompt, chosen by a linear classifier and kept for the answer."""
+
+    reroute_every = NEVER
+
+    def __init__(self, rankings: Tensor, weight: Tensor, bias: Tensor, router_id: str) -> None:
+        self.rankings = rankings  # [K, L - 2]
+        self.weight = weight  # [K, 2F]
+        self.bias = bias  # [K]
+        self.router_id = router_id
+
+    def choose(self, features: Tensor, num_run: Tensor) -> Tensor:
+        chosen = linear(features, self.weight, self.bias).argmax(-1)
+        return select_layers(self.rankings[chosen], num_run)

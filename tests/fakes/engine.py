@@ -97,9 +97,8 @@ class FakeEngine:
 
     def _prompt(self, request: GenerationRequest) -> PromptEvent:
         tokens = tuple(TokenLogprob(token, f" w{token}", -1.5) for token in request.prompt_tokens[1:])
-        likeliest = tuple(
-            TokenLogprob(other, f"t{other}", -0.5) for other in range(request.sampling.prompt_logprobs or 0)
-        )
+        count = request.sampling.prompt_logprobs or 0
+        likeliest = tuple(TokenLogprob(other, f"t{other}", -0.5) for other in range(count))
         return PromptEvent(tokens, (likeliest,) * len(tokens))
 
     def _token(self, index: int, request: GenerationRequest) -> TokenEvent:

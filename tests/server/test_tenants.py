@@ -55,7 +55,7 @@ def test_example_file_is_valid() -> None:
 
 
 def test_no_file_is_an_open_server_with_one_tenant() -> None:
-    assert load_config(None) == ServerConfig((Tenant("default", Tier("default", 0.0, 1.0, 1.0)),))
+    assert load_config(None) == ServerConfig((Tenant("default", Tier("default", 0.0, 1.0, "auto")),))
     assert load_config(None).is_open
 
 

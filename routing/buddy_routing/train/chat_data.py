@@ -106,7 +106,10 @@ class ChatEncoder:
         tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
         if tokenizer.chat_template is None:
             raise DataError(f"the tokenizer in {directory} has no chat template, so conversations cannot be written")
-        return cls(tokenizer, end_token_ids(directory) or frozenset({tokenizer.eos_token_id}))
+        end_tokens = end_token_ids(directory) or frozenset({tokenizer.eos_token_id} - {None})
+        if not end_tokens:
+            raise DataError(f"neither the config nor the tokenizer in {directory} names a token that ends an answer")
+        return cls(tokenizer, end_tokens)
 
     def examples(self, conversation: Conversation) -> Iterator[Example]:
         """One for each answer of the assistant's: all before it is given, as the server would render it.

@@ -5,27 +5,25 @@ becomes likelier. The paper's weights (5.0 and 0.05) left its policy at the entr
 shows what ours do.
 """
 
-# B rows of examples, T tokens, E examples in a batch, G budgets a group, L layers, V vocabulary
+# B rows of examples, T tokens, E examples in a batch, G budgets a group, L layers
 
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
 from buddy_routing.decoder import RoutedDecoder
-from buddy_routing.features import causal_features
 from buddy_routing.predictor import BudgetPredictor
-from buddy_routing.route_sources import conversation_starts
 from buddy_routing.router import LearnedRouter
+from buddy_routing.train.answer_loss import answer_loss, example_of_token, prompt_features
 from buddy_routing.train.example import Example, ExampleBatch, packed_batches
 from buddy_routing.train.predictor_plan import PredictorPlan
 from buddy_routing.train.routed_paths import routed_paths
 from buddy_routing.train.router_training import new_decision_module
-from buddy_routing.train.training_state import load_training_state, save_training_state
+from buddy_routing.train.training_state import load_training_state, run_name, save_training_state
 
 CHECKPOINT_EVERY = 50
 EPS = 1e-6
@@ -38,16 +36,19 @@ def train_predictor(
     examples: Iterator[Example],
     plan: PredictorPlan,
     checkpoint: Path,
+    data_name: str = "",
 ) -> BudgetPredictor:
-    """Resumes from `checkpoint` when it exists. The same seed gives the same predictor."""
+    """Resumes from `checkpoint` when it exists. The same seed gives the same predictor; `data_name` tells examples from
+    others. Raises OtherTrainingError for a checkpoint of another router, other data or another plan."""
     device = model.inv_freq.device
     torch.manual_seed(plan.seed)
     batches = packed_batches(examples, plan.num_rows, plan.num_tokens, plan.seed)
     first = next(batches).to(device)
-    predictor = BudgetPredictor(first_features(model, first).shape[1], model.spec.num_layers, plan.rank).to(device)
-    predictor.policy = new_decision_module(model, first_features(model, first), "mean_v+newest_v", plan.rank)
+    predictor = BudgetPredictor(prompt_features(model, first).shape[1], model.spec.num_layers, plan.rank).to(device)
+    predictor.policy = new_decision_module(model, prompt_features(model, first), "mean_v+newest_v", plan.rank)
     optimizer = torch.optim.AdamW(predictor.parameters(), lr=plan.learning_rate, weight_decay=0.0)
-    start = load_training_state(checkpoint, predictor, [optimizer]) if checkpoint.exists() else 0
+    run = run_name(router.router_id, data_name, plan)
+    start = load_training_state(checkpoint, predictor, [optimizer], run)
     todo = islice(batches, start, plan.num_steps)
     bar = tqdm(todo, initial=start, total=plan.num_steps, desc="predictor", unit="step", mininterval=5)
     for step, host_batch in enumerate(bar, start + 1):
@@ -55,7 +56,7 @@ def train_predictor(
         for group in optimizer.param_groups:
             group["lr"] = plan.learning_rate * (1 - (step - 1) / plan.num_steps)
         generator = torch.Generator(device).manual_seed(plan.seed * 1_000_003 + step)
-        log_pi = predictor.log_probabilities(first_features(model, batch))  # [E, L - 2]
+        log_pi = predictor.log_probabilities(prompt_features(model, batch))  # [E, L - 2]
         open_levels = predictor.levels >= plan.lowest_budget * model.spec.num_layers
         log_pi = log_pi.masked_fill(~open_levels, -torch.inf).log_softmax(-1)
         actions = torch.multinomial(log_pi.detach().exp(), plan.group, replacement=True, generator=generator)  # [E, G]
@@ -69,11 +70,10 @@ def train_predictor(
         depth = predictor.levels[actions].float().mean().item() / model.spec.num_layers
         bar.set_postfix(entropy=f"{entropy.item():.2f}", depth=f"{depth:.2f}", refresh=False)
         if step % CHECKPOINT_EVERY == 0:
-            save_training_state(checkpoint, predictor, [optimizer], step)
+            save_training_state(checkpoint, predictor, [optimizer], step, run)
     return predictor
 
 
-@torch.no_grad()
 def reward(
     model: RoutedDecoder,
     router: LearnedRouter,
@@ -83,35 +83,11 @@ def reward(
     plan: PredictorPlan,
 ) -> Tensor:
     """[E, G]: -quality_weight x cross-entropy - cost_weight x depth of every example at budgets num_run [E, G]."""
-    starts = conversation_starts(batch.begins)
     example = example_of_token(batch)  # [B, T]
-    answers = example[batch.in_answer]
-    counts = torch.zeros(len(num_run), device=num_run.device).index_add_(0, answers, torch.ones_like(answers).float())
-    losses = []
+    nats = []
     for tried in num_run.T:
         # Padding belongs to no example; what it runs does not matter.
         layers = torch.cat((tried, tried[:1]))[example]
         choose = routed_paths(router, batch.begins, batch.in_answer, layers, route_block)
-        logits = model.lm_head(model.dense(batch.tokens, choose, starts=starts)[batch.counted]).float()
-        nats = F.cross_entropy(logits, batch.tokens[batch.in_answer], reduction="none")
-        losses.append(torch.zeros_like(counts).index_add_(0, answers, nats) / counts.clamp_min(1))
-    cost = num_run / model.spec.num_layers
-    return -plan.quality_weight * torch.stack(losses, 1) - plan.cost_weight * cost
-
-
-def example_of_token(batch: ExampleBatch) -> Tensor:
-    """[B, T] int64: which example, in reading order, each token belongs to; E for padding and for prompts cut off."""
-    begins = batch.begins.flatten().clone()
-    begins.view_as(batch.begins)[:, 0] = True
-    number = begins.cumsum(0) - 1
-    has_answer = torch.zeros(int(begins.sum()), dtype=torch.bool, device=begins.device)
-    has_answer[number[batch.in_answer.flatten()]] = True
-    renumbered = torch.where(has_answer, has_answer.cumsum(0) - 1, has_answer.sum())
-    return renumbered[number].view_as(batch.tokens)
-
-
-@torch.no_grad()
-def first_features(model: RoutedDecoder, batch: ExampleBatch) -> Tensor:
-    """[E, 2F]: features at the last token of every example's prompt, in reading order."""
-    features = causal_features(model.first_layer_v(batch.tokens), conversation_starts(batch.begins))
-    return features[batch.counted & ~batch.in_answer]
+        nats.append(answer_loss(model, batch, choose).nats)
+    return -plan.quality_weight * torch.stack(nats, 1) - plan.cost_weight * num_run / model.spec.num_layers

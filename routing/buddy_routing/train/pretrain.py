@@ -71,7 +71,7 @@ def fit(
     trained: nn.Module = model if routed is None else nn.ModuleDict({"base": model, "router": routed.router})
     trained.to(device).train()
     optimizers = make_optimizers(trained, plan)
-    step = load_training_state(checkpoint, trained, optimizers) if checkpoint.exists() else 0
+    step = load_training_state(checkpoint, trained, optimizers)
     if compile_layers:
         # A layer, not the model: dropped layers then cost nothing and never recompile.
         for layer in model.blocks:

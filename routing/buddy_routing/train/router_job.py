@@ -1,5 +1,6 @@
 """`buddy train router` and `buddy train predictor`: both for anyone's checkpoint, from a file of conversations."""
 
+import hashlib
 import itertools
 import math
 import random
@@ -36,7 +37,15 @@ def make_router(model: str, data: Path, out: Path, plan: RouterPlan, device: tor
     out.mkdir(parents=True, exist_ok=True)
     stream = endless(examples, plan.seed)
     with out_of_memory_explained(plan):
-        router, config = train_router(loaded, stream, plan, steps, out / "training.safetensors", log_directory=out)
+        router, config = train_router(
+            loaded,
+            stream,
+            plan,
+            steps,
+            out / "training.safetensors",
+            log_directory=out,
+            data_name=name_of(data),
+        )
     save_router(out, router, config)
 
 
@@ -54,9 +63,20 @@ def make_predictor(
     stream = endless(examples, plan.seed)
     with out_of_memory_explained(plan):
         predictor = train_predictor(
-            loaded.model, learned, config.route_block, stream, plan, router / "predictor_training.safetensors"
+            loaded.model,
+            learned,
+            config.route_block,
+            stream,
+            plan,
+            router / "predictor_training.safetensors",
+            data_name=name_of(data),
         )
     save_predictor(router, predictor)
+
+
+def name_of(data: Path) -> str:
+    """A digest of a file's content."""
+    return hashlib.sha256(data.read_bytes()).hexdigest()
 
 
 @contextmanager

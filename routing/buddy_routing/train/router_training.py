@@ -29,7 +29,7 @@ from buddy_routing.router_config import FeatureKind, RouterConfig
 from buddy_routing.train.example import Example, ExampleBatch, packed_batches
 from buddy_routing.train.routed_paths import budget_per_conversation, routed_paths
 from buddy_routing.train.router_plan import RouterPlan
-from buddy_routing.train.training_state import load_training_state, save_training_state
+from buddy_routing.train.training_state import load_training_state, run_name, save_training_state
 
 CHECKPOINT_EVERY = 50
 CALIBRATION_TOKENS = 4096
@@ -70,11 +70,13 @@ def train_router(
     checkpoint: Path,
     decision: DecisionModule | None = None,
     log_directory: Path | None = None,
+    data_name: str = "",
 ) -> tuple[LearnedRouter, RouterConfig]:
     """Goes on from `decision` if one is given, and resumes from `checkpoint` when it exists.
 
     The same seed gives the same router. Under `accelerate launch` the processes share the batches. `log_directory`
-    receives TensorBoard's files.
+    receives TensorBoard's files, `data_name` tells examples from others. Raises OtherTrainingError for a checkpoint of
+    another model, other data or another plan.
     """
     accelerator = Accelerator(log_with="tensorboard" if log_directory else None, project_dir=log_directory)
     if log_directory:
@@ -82,7 +84,8 @@ def train_router(
     torch.manual_seed(plan.seed)
     router = _new_router(loaded.model, examples, plan, decision)
     optimizer = torch.optim.AdamW(router.parameters(), lr=plan.learning_rate, weight_decay=0.0)
-    start = load_training_state(checkpoint, router, [optimizer]) if checkpoint.exists() else 0
+    run = run_name(loaded.fingerprint, data_name, plan, num_steps)
+    start = load_training_state(checkpoint, router, [optimizer], run)
     loss_of, prepared = accelerator.prepare(RouterLoss(loaded.model, router, plan), optimizer)
     # Batches already trained on are drawn again, so that a resumed run goes on with those it would have seen.
     batches = packed_batches(examples, plan.num_rows, plan.num_tokens, plan.seed)
@@ -113,7 +116,7 @@ def train_router(
         bar.set_postfix(loss=f"{mean_loss:.4f}", refresh=False)
         accelerator.log({"loss": loss.item(), "learning_rate": optimizer.param_groups[0]["lr"]}, step=step)
         if step % CHECKPOINT_EVERY == 0 and accelerator.is_main_process:
-            save_training_state(checkpoint, router, [optimizer], step)
+            save_training_state(checkpoint, router, [optimizer], step, run)
     accelerator.end_training()
     spec = loaded.model.spec
     config = RouterConfig(

@@ -1,5 +1,6 @@
 """Training state on disk: weights, optimizers and the step, in one safetensors file written atomically."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,8 +11,19 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 
-def save_training_state(path: Path, module: nn.Module, optimizers: Sequence[Optimizer], step: int) -> None:
-    """Write `path`, replacing an earlier one only when the new one is whole."""
+class OtherTrainingError(ValueError):
+    """A training state that another model, other data or other settings made."""
+
+
+def run_name(*settings: object) -> str:
+    """Names a training by all that decides its course, so that only it is resumed."""
+    return hashlib.sha256(repr(settings).encode()).hexdigest()[:16]
+
+
+def save_training_state(
+    path: Path, module: nn.Module, optimizers: Sequence[Optimizer], step: int, run: str = ""
+) -> None:
+    """Write `path`, replacing an earlier one only when the new one is whole. `run` is of `run_name`."""
     tensors: dict[str, Tensor] = {f"model.{name}": p for name, p in module.named_parameters()}
     for number, optimizer in enumerate(optimizers):
         for parameter, state in optimizer.state_dict()["state"].items():
@@ -19,13 +31,23 @@ def save_training_state(path: Path, module: nn.Module, optimizers: Sequence[Opti
                 tensors[f"optimizer.{number}.{parameter}.{key}"] = torch.as_tensor(value)
     partial = path.with_suffix(".partial")
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(contiguous, partial, metadata={"step": str(step)})
+    save_file(contiguous, partial, metadata={"step": str(step), "run": run})
     partial.replace(path)
 
 
-def load_training_state(path: Path, module: nn.Module, optimizers: Sequence[Optimizer]) -> int:
-    """Restore what `save_training_state` wrote and return its step."""
+def load_training_state(path: Path, module: nn.Module, optimizers: Sequence[Optimizer], run: str = "") -> int:
+    """Restore what `save_training_state` wrote and return its step; 0 when there is no file.
+
+    Raises OtherTrainingError when the file is of another run.
+    """
+    if not path.exists():
+        return 0
     with safe_open(path, framework="pt") as file:
+        if run and file.metadata().get("run") != run:
+            raise OtherTrainingError(
+                f"{path} is of a training with another model, other data or other settings: "
+                "choose another place for the results, or delete it to begin anew"
+            )
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
         step = int(file.metadata()["step"])
     load_weights(module, tensors)

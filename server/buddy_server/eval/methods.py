@@ -5,12 +5,11 @@ from dataclasses import replace
 
 import torch
 
-from buddy_routing.router import LearnedRouter, StaticRouter
+from buddy_routing.router import NEVER, LearnedRouter, StaticRouter
 from buddy_routing.router_config import INDICATORS
 from buddy_server.engine.build import Routing, ServedModel, make_routing
 
 METHODS = ("router", "router:once", "auto", "random", *(f"prior:{name}" for name in INDICATORS))
-NEVER = 2**31
 
 
 class MethodError(ValueError):

@@ -14,7 +14,7 @@ class Tier:
     name: str
     min_budget: float = 0.0
     max_budget: float = 1.0
-    default_budget: float | Auto = 1.0
+    default_budget: float | Auto = "auto"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,61 @@
+"""How well each example of a packed batch is answered under given paths."""
+
+# B rows of examples, T tokens, E examples with an answer in reading order, L layers
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from buddy_routing.decoder import PathChooser, RoutedDecoder
+from buddy_routing.features import causal_features
+from buddy_routing.route_sources import conversation_starts
+from buddy_routing.train.example import ExampleBatch
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerLoss:
+    """`nats` is the mean cross-entropy of an answer's tokens, `is_right` whether the likeliest token is the answer's at
+    every one of them: then greedy decoding under the same path says just that answer."""
+
+    nats: Tensor  # [E]
+    is_right: Tensor  # [E] bool
+
+
+@torch.no_grad()
+def answer_loss(model: RoutedDecoder, batch: ExampleBatch, choose: PathChooser) -> AnswerLoss:
+    """Of every example, its paths chosen by `choose` (RoutedDecoder.dense)."""
+    starts = conversation_starts(batch.begins)
+    logits = model.lm_head(model.dense(batch.tokens, choose, starts=starts)[batch.counted]).float()
+    wanted = batch.tokens[batch.in_answer]
+    example = example_of_token(batch)[batch.in_answer]
+    zeros = torch.zeros(int(example.max()) + 1, device=wanted.device)
+    nats = zeros.index_add(0, example, F.cross_entropy(logits, wanted, reduction="none"))
+    wrong = zeros.index_add(0, example, (logits.argmax(-1) != wanted).float())
+    return AnswerLoss(nats / zeros.index_add(0, example, torch.ones_like(example).float()), wrong == 0)
+
+
+def example_of_token(batch: ExampleBatch) -> Tensor:
+    """[B, T] int64: which example each token belongs to; E for padding and for prompts whose answer was cut off."""
+    begins = batch.begins.clone()
+    begins[:, 0] = True
+    number = begins.flatten().cumsum(0) - 1
+    has_answer = torch.zeros(int(begins.sum()), dtype=torch.bool, device=begins.device)
+    has_answer[number[batch.in_answer.flatten()]] = True
+    renumbered = torch.where(has_answer, has_answer.cumsum(0) - 1, has_answer.sum())
+    return renumbered[number].view_as(batch.tokens)
+
+
+@torch.no_grad()
+def prompt_features(model: RoutedDecoder, batch: ExampleBatch) -> Tensor:
+    """[E, 2F]: features at the last token of every example's prompt."""
+    features = causal_features(model.first_layer_v(batch.tokens), conversation_starts(batch.begins))
+    return features[batch.counted & ~batch.in_answer]
+
+
+def fixed_paths(batch: ExampleBatch, masks: Tensor) -> PathChooser:
+    """One path an example, for prompt and answer: masks [E, L] of 0 and 1."""
+    # Padding belongs to no example; what it runs does not matter.
+    of_token = torch.cat((masks, masks[:1]))[example_of_token(batch)].float()
+    return lambda _: of_token

@@ -1,0 +1,57 @@
+"""How good paths could be: the best one for each prompt, found by beam search on its true answer. A bound, no method.
+
+It sees what a router cannot, the answer; and it gives a prompt one path where a router may change it at every token.
+"""
+
+# E examples, W beam width, L layers
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from buddy_routing.decoder import RoutedDecoder
+from buddy_routing.train.answer_loss import answer_loss, fixed_paths
+from buddy_routing.train.example import ExampleBatch
+
+BEAM_WIDTH = 2
+
+
+def search_paths(model: RoutedDecoder, batch: ExampleBatch, budgets: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
+    """For each of `budgets` (layers to run), deepest first: which examples [E] are answered just as their reference.
+
+    A layer is taken away at a time, from every path in the beam; the `BEAM_WIDTH` least bad paths of an example go on.
+    """
+    num_layers = model.spec.num_layers
+    full = torch.ones(num_layers, dtype=torch.int8, device=batch.tokens.device)
+    num_examples = len(answer_loss(model, batch, fixed_paths(batch, full[None].expand(batch.tokens.numel(), -1))).nats)
+    beam = full.expand(num_examples, 1, num_layers)  # [E, W, L]
+    depths = range(num_layers - 1, min(budgets) - 1, -1)
+    for num_run in tqdm(depths, desc="search bound", unit="layer"):
+        beam = _one_less(model, batch, beam)
+        if num_run in budgets:
+            yield num_run, answer_loss(model, batch, fixed_paths(batch, beam[:, 0])).is_right
+
+
+def _one_less(model: RoutedDecoder, batch: ExampleBatch, beam: Tensor) -> Tensor:
+    """The best paths with one layer less than those of beam [E, W, L]: [E, BEAM_WIDTH, L], best first."""
+    tried, losses = [], []
+    for parents in beam.unbind(1):
+        num_left = int(parents[0, 1:-1].sum())
+        for number in range(num_left):
+            child = parents.clone()
+            # The number-th layer that the path still runs, ends aside.
+            rank = child[:, 1:-1].cumsum(1) - 1
+            child[:, 1:-1] *= 1 - ((rank == number) & (child[:, 1:-1] > 0)).to(torch.int8)
+            tried.append(child)
+            losses.append(answer_loss(model, batch, fixed_paths(batch, child)).nats)
+    children, nats = torch.stack(tried, 1), torch.stack(losses, 1)  # [E, C, L], [E, C]
+    best = []
+    for _ in range(BEAM_WIDTH):
+        index = nats.argmin(1)
+        chosen = children[torch.arange(len(children)), index]
+        best.append(chosen)
+        # Two parents have children in common: the same path is not to fill the beam.
+        nats = nats.masked_fill((children == chosen[:, None]).all(-1), torch.inf)
+    return torch.stack(best, 1)

@@ -1,0 +1,122 @@
+"""`buddy train router` and `buddy train predictor` as users run them: data in, artifact out, and it serves."""
+
+import json
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+from safetensors.torch import load_file
+
+from buddy_process import BUDDY, serving
+from tiny_engine import save_character_tokenizer
+from tiny_models import save_random_model
+
+TEMPLATE = (
+    "{% for m in messages %}{{ m.role[0] }}:{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}a:{% endif %}"
+)
+NUM_EXAMPLES = 200
+TIMEOUT_S = 150
+
+
+def save_chat_model(name: str, directory: Path) -> Path:
+    """A tiny random model that a line break ends."""
+    save_random_model(name, directory)
+    save_character_tokenizer(directory)
+    for file, changes in (
+        ("config.json", {"eos_token_id": 1}),
+        ("generation_config.json", {"eos_token_id": 1}),
+        ("tokenizer_config.json", {"chat_template": TEMPLATE, "eos_token": "\n"}),
+    ):
+        path = directory / file
+        path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    return directory
+
+
+def save_conversations(path: Path) -> Path:
+    rng = random.Random(0)
+    lines = []
+    for _ in range(NUM_EXAMPLES):
+        a, b = rng.randint(1, 9), rng.randint(1, 9)
+        question = {"role": "user", "content": f"What is {a} + {b}?"}
+        lines.append(json.dumps({"messages": [question, {"role": "assistant", "content": f"{a + b}."}]}))
+    path.write_text("\n".join(lines))
+    return path
+
+
+def train(*arguments: str | Path) -> list[str]:
+    return [BUDDY, "train", *map(str, arguments), "--device", "cpu", "--dtype", "float32", "--num-rows", "2"]
+
+
+def run(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", ["llama", "qwen2"])
+def test_router_and_predictor_of_a_users_model_resume_after_a_kill_and_serve(name: str, tmp_path: Path) -> None:
+    model = save_chat_model(name, tmp_path / "model")
+    data = save_conversations(tmp_path / "data.jsonl")
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    sizes = ("--num-tokens", "128", "--route-block", "16", "--epochs", "3")
+    run(train("router", "--model", model, "--data", data, "--out", whole, *sizes))
+    killed = train("router", "--model", model, "--data", data, "--out", cut, *sizes)
+    kill_after_a_checkpoint(killed, cut / "training.safetensors")
+    assert not (cut / "router.safetensors").exists()
+    run(killed)
+    resumed, uninterrupted = (load_file(directory / "router.safetensors") for directory in (cut, whole))
+    assert all((resumed[name] == tensor).all() for name, tensor in uninterrupted.items())
+    other = subprocess.run(
+        train("router", "--model", model, "--data", data, "--out", cut, *sizes, "--rank", "8"),
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+    assert "is of a training with another model, other data or other settings" in other.stderr
+    assert list(whole.glob("**/events.out.tfevents.*"))
+    run(
+        train(
+            "predictor", "--model", model, "--router", whole, "--data", data, "--num-tokens", "128", "--num-steps", "8"
+        )
+    )
+    with serving("--model", str(model), "--router", str(whole), "--dtype", "float32") as url:
+        body = {"model": "model", "messages": [{"role": "user", "content": "What is 1 + 2?"}], "max_tokens": 4}
+        half = httpx.post(f"{url}/v1/chat/completions", json={**body, "budget": 0.5}).json()["buddy"]
+        assert (half["layers_per_token"], half["layers"]) == (3.0, 6)
+        assert httpx.post(f"{url}/v1/chat/completions", json=body).json()["buddy"]["decided_by"] == "predictor"
+
+
+def kill_after_a_checkpoint(command: list[str], checkpoint: Path) -> None:
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + TIMEOUT_S
+    while not checkpoint.exists():
+        assert process.poll() is None, "it ended before its first checkpoint"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("{not json", "line 2: not JSON"),
+        ('{"text": "hi"}', "line 2: found keys ['text']; expected"),
+        ('{"messages": [{"role": "robot", "content": "hi"}]}', "line 2: message 1 has role 'robot'; allowed: system"),
+        ('{"messages": [{"role": "user", "content": "hi"}]}', "line 2: no message is the assistant's"),
+        ('{"messages": [{"role": "user"}]}', "line 2: message 1 has no text"),
+    ],
+)
+def test_a_bad_line_is_named(line: str, told: str, tmp_path: Path) -> None:
+    from buddy_routing.train.chat_data import DataError, read_conversations
+
+    good = save_conversations(tmp_path / "data.jsonl").read_text().splitlines()[0]
+    (tmp_path / "data.jsonl").write_text(f"{good}\n{line}\n")
+    with pytest.raises(DataError) as caught:
+        read_conversations(tmp_path / "data.jsonl")
+    assert told in str(caught.value)
