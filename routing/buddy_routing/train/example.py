@@ -53,6 +53,22 @@ def packed_batches(examples: Iterator[Example], num_rows: int, num_tokens: int, 
             del rows[:num_rows]
 
 
+def packed_in_order(examples: Sequence[Example], num_rows: int, num_tokens: int) -> Iterator[ExampleBatch]:
+    """All examples once, in their order. Raises ValueError for one that does not fit a row."""
+    rows: list[list[Example]] = []
+    room = 0
+    for example in examples:
+        if len(example.ids) > num_tokens:
+            raise ValueError(f"an example has {len(example.ids)} tokens, allowed are {num_tokens}")
+        if len(example.ids) > room:
+            rows.append([])
+            room = num_tokens
+        rows[-1].append(example)
+        room -= len(example.ids)
+    for start in range(0, len(rows), num_rows):
+        yield _batch(rows[start : start + num_rows], num_tokens)
+
+
 def _take(examples: Iterator[Example], num_tokens: int) -> list[Example]:
     taken: list[Example] = []
     total = 0

@@ -139,7 +139,7 @@ def random_depth(num_layers: int, depth_drop: float, rng: random.Random) -> list
 def paths_of(routed: RoutedShare, num_layers: int, tokens: Tensor, counted: Tensor, rng: random.Random) -> PathChooser:
     """The router's paths for rows of documents: tokens and counted (in an answer or a plain text) [B, T]."""
     begins = tokens == routed.start_token
-    num_run = budget_per_conversation(begins, routed.lowest_run, num_layers, rng.getrandbits(63))
+    num_run = budget_per_conversation(begins, routed.lowest_run, num_layers - 1, rng.getrandbits(63))
     return routed_paths(routed.router, begins, counted, num_run, routed.route_block)
 
 

@@ -30,9 +30,9 @@ def routed_paths(
     return choose
 
 
-def budget_per_conversation(begins: Tensor, lowest: int, num_layers: int, seed: int) -> Tensor:
-    """[B, T] int64: layers to run, uniform between `lowest` and all but one, the same for a conversation's tokens."""
+def budget_per_conversation(begins: Tensor, lowest: int, highest: int, seed: int) -> Tensor:
+    """[B, T] int64: layers to run, uniform from `lowest` to `highest`, the same for a conversation's tokens."""
     conversation = begins.cumsum(1)  # [B, T]
     generator = torch.Generator().manual_seed(seed)
     shape = (len(begins), int(conversation.max()) + 1)
-    return torch.randint(lowest, num_layers, shape, generator=generator).to(begins.device).gather(1, conversation)
+    return torch.randint(lowest, highest + 1, shape, generator=generator).to(begins.device).gather(1, conversation)

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from buddy_routing.adapter import ADAPTER_DIR, merge_adapter, save_adapter
 from buddy_routing.artifact import load_router, save_predictor, save_router
 from buddy_routing.checkpoint import load_model, resolve_model
 from buddy_routing.train.chat_data import ChatEncoder, DataError, read_conversations
@@ -47,6 +48,8 @@ def make_router(model: str, data: Path, out: Path, plan: RouterPlan, device: tor
             data_name=name_of(data),
         )
     save_router(out, router, config)
+    if plan.lora_rank:
+        save_adapter(out / ADAPTER_DIR, loaded.model, plan.lora_rank, model)
 
 
 def make_predictor(
@@ -60,6 +63,8 @@ def make_predictor(
     examples = read_examples(data, directory, plan.num_tokens)
     loaded = load_model(directory, dtype, device)
     learned, config = load_router(router, loaded.fingerprint, device)
+    if (router / ADAPTER_DIR).exists():
+        merge_adapter(loaded.model, router / ADAPTER_DIR)
     stream = endless(examples, plan.seed)
     with out_of_memory_explained(plan):
         predictor = train_predictor(

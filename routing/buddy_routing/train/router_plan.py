@@ -27,6 +27,7 @@ class RouterPlan:
     rank: int = 32
     route_block: int = 128
     lowest_budget: float = 0.4
+    lora_rank: int = 0
     seed: int = 0
 
 
@@ -43,6 +44,7 @@ OPTIONS = {
     "rank": "width of the Decision Module",
     "route_block": "prompt tokens that share a path",
     "lowest_budget": "smallest share of the layers to train for; an example's is drawn between it and all but one",
+    "lora_rank": "rank of LoRA that trains the model along (the paper's is 8, with cross_entropy); 0 is none",
     "seed": "of everything random",
 }
 _CHOICES = {"objective": Objective, "masks": MaskKind, "features": FeatureKind, "prior": Indicator}
@@ -71,6 +73,10 @@ def plan_from(parsed: Namespace) -> RouterPlan:
     for name in ("epochs", "num_rows", "num_tokens", "learning_rate", "rank", "route_block"):
         if getattr(plan, name) <= 0:
             raise ValueError(f"--{name.replace('_', '-')} is {getattr(plan, name)}, allowed is more than 0")
+    if plan.lora_rank < 0:
+        raise ValueError(f"--lora-rank is {plan.lora_rank}, allowed is 0 or more")
+    if plan.lora_rank and plan.objective == "distill":
+        raise ValueError("--lora-rank needs --objective cross_entropy: a model that changes is no teacher for itself")
     if not 0 < plan.lowest_budget <= 1:
         raise ValueError(f"--lowest-budget is {plan.lowest_budget}, allowed is more than 0, up to 1")
     return plan

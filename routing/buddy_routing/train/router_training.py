@@ -18,6 +18,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from buddy_routing.adapter import add_adapter
 from buddy_routing.budget import ALWAYS_RUN
 from buddy_routing.checkpoint import LoadedModel
 from buddy_routing.decoder import RoutedDecoder
@@ -36,11 +37,15 @@ CALIBRATION_TOKENS = 4096
 
 
 class RouterLoss(nn.Module):
-    """The training loss as a module, so that accelerate can wrap it. Only the router has gradients."""
+    """The training loss as a module, so that accelerate can wrap it. The router has gradients, and `adapter`, the
+    model's LoRA parameters if it has any."""
 
-    def __init__(self, model: RoutedDecoder, router: LearnedRouter, plan: RouterPlan) -> None:
+    def __init__(
+        self, model: RoutedDecoder, router: LearnedRouter, adapter: list[nn.Parameter], plan: RouterPlan
+    ) -> None:
         super().__init__()
         self.router = router
+        self.adapter = nn.ParameterList(adapter)
         # In a tuple, so that the frozen model is no submodule: it is neither saved nor synchronised.
         self._model = (model,)
         self._plan = plan
@@ -83,10 +88,12 @@ def train_router(
         accelerator.init_trackers("router")
     torch.manual_seed(plan.seed)
     router = _new_router(loaded.model, examples, plan, decision)
-    optimizer = torch.optim.AdamW(router.parameters(), lr=plan.learning_rate, weight_decay=0.0)
+    adapter = add_adapter(loaded.model, plan.lora_rank) if plan.lora_rank else []
+    loss_module = RouterLoss(loaded.model, router, adapter, plan)
+    optimizer = torch.optim.AdamW(loss_module.parameters(), lr=plan.learning_rate, weight_decay=0.0)
     run = run_name(loaded.fingerprint, data_name, plan, num_steps)
-    start = load_training_state(checkpoint, router, [optimizer], run)
-    loss_of, prepared = accelerator.prepare(RouterLoss(loaded.model, router, plan), optimizer)
+    start = load_training_state(checkpoint, loss_module, [optimizer], run)
+    loss_of, prepared = accelerator.prepare(loss_module, optimizer)
     # Batches already trained on are drawn again, so that a resumed run goes on with those it would have seen.
     batches = packed_batches(examples, plan.num_rows, plan.num_tokens, plan.seed)
     share = islice(batches, accelerator.process_index, None, accelerator.num_processes)
@@ -100,6 +107,10 @@ def train_router(
         mininterval=5,
         disable=not accelerator.is_main_process,
     )
+    num_layers = loaded.model.spec.num_layers
+    lowest = max(ALWAYS_RUN + 1, int(plan.lowest_budget * num_layers))
+    # A frozen model has nothing to learn at full depth.
+    highest = num_layers if plan.lora_rank else num_layers - 1
     mean_loss: float | None = None
     step = start
     for step, host_batch in enumerate(bar, start + 1):
@@ -107,7 +118,7 @@ def train_router(
         for group in optimizer.param_groups:
             group["lr"] = plan.learning_rate * (1 - (step - 1) / num_steps)
         seed = random.Random(f"{plan.seed}:{step}:{accelerator.process_index}").getrandbits(63)
-        num_run = budget_per_conversation(batch.begins, _lowest_run(loaded.model, plan), _num_layers(loaded), seed)
+        num_run = budget_per_conversation(batch.begins, lowest, highest, seed)
         loss = loss_of(batch, num_run)
         accelerator.backward(loss)
         prepared.step()
@@ -116,7 +127,7 @@ def train_router(
         bar.set_postfix(loss=f"{mean_loss:.4f}", refresh=False)
         accelerator.log({"loss": loss.item(), "learning_rate": optimizer.param_groups[0]["lr"]}, step=step)
         if step % CHECKPOINT_EVERY == 0 and accelerator.is_main_process:
-            save_training_state(checkpoint, router, [optimizer], step, run)
+            save_training_state(checkpoint, loss_module, [optimizer], step, run)
     accelerator.end_training()
     spec = loaded.model.spec
     config = RouterConfig(
@@ -130,14 +141,6 @@ def train_router(
         features=plan.features,
     )
     return router, config
-
-
-def _num_layers(loaded: LoadedModel) -> int:
-    return loaded.model.spec.num_layers
-
-
-def _lowest_run(model: RoutedDecoder, plan: RouterPlan) -> int:
-    return max(ALWAYS_RUN + 1, int(plan.lowest_budget * model.spec.num_layers))
 
 
 def _new_router(

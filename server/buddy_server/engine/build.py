@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer
 
+from buddy_routing.adapter import ADAPTER_DIR, merge_adapter
 from buddy_routing.artifact import load_predictor, load_router
 from buddy_routing.checkpoint import LoadedModel, end_token_ids, load_model, resolve_model
 from buddy_routing.embedded import MODEL_ID, embedded_model, embedded_router
@@ -78,19 +79,27 @@ def build_engine(
 
     Raises EngineBuildError, CheckpointError, UnsupportedModelError, ArtifactError: ValueErrors all.
     """
-    served = load_served_model(model, device, dtype)
     if router is None:
-        router = str(embedded_router()) if model is None else "prior:cosine"
+        router = default_router(model)
         if model is not None:
             log.warning("no router given, a static prior measured now chooses the layers", extra={"router": router})
+    served = load_served_model(model, router, device, dtype)
     return assemble(served, make_routing(router, served), settings)
 
 
-def load_served_model(model: str | None, device: str = "auto", dtype: str = "auto") -> ServedModel:
-    """`model` as in build_engine, and what that raises."""
+def default_router(model: str | None) -> str:
+    """The embedded model's own; for others the static prior that is the best of those that cost nothing to measure."""
+    return str(embedded_router()) if model is None else "prior:cosine"
+
+
+def load_served_model(model: str | None, router: str, device: str = "auto", dtype: str = "auto") -> ServedModel:
+    """`model` as in build_engine, and what that raises. An adapter in the artifact `router` is merged into it."""
     where, kind = resolve_device(device), resolve_dtype(dtype)
     directory = embedded_model() if model is None else resolve_model(model)
     loaded = load_model(directory, kind, where)
+    adapter = Path(router).expanduser() / ADAPTER_DIR
+    if not router.startswith("prior:") and adapter.exists():
+        merge_adapter(loaded.model, adapter)
     return ServedModel(MODEL_ID if model is None else _model_id(model, directory), loaded, load_tokenizer(directory))
 
 

@@ -6,6 +6,8 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
+CALIBRATION_QUESTIONS = 200
+
 
 def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--model", metavar="PATH_OR_ID", help="model directory or hub id (default: the embedded model)")
@@ -15,9 +17,13 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--methods",
         type=lambda text: tuple(text.split(",")),
         default="router,prior:cosine,prior:ppl,prior:taylor,prior:greedy,random",
-        help="what to compare at each budget, besides full depth (default: %(default)s); also: router:once, auto",
+        help="what to compare at each budget, besides full depth (default: %(default)s); "
+        "also: router:once, auto, prompt-sets, bound",
     )
     parser.add_argument("--tasks", type=Path, metavar="FILE", help="JSONL of questions (default: held-out tasks)")
+    parser.add_argument(
+        "--calibration", type=Path, metavar="FILE", help="JSONL of other questions, for methods that learn from some"
+    )
     parser.add_argument("--limit", type=int, default=300, help="questions a seed (default: %(default)s)")
     parser.add_argument("--seed", type=_seeds, default="0", help="one, or several: 0,1,2 (default: %(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write one JSON object a line here")
@@ -40,8 +46,7 @@ def _seeds(text: str) -> tuple[int, ...]:
 def run(parsed: Namespace) -> None:
     """Raises ValueErrors of the model, the router, the methods and the questions; OSError of the files."""
     from buddy_routing.budget import num_run_layers
-    from buddy_routing.embedded import embedded_router
-    from buddy_server.engine.build import load_served_model
+    from buddy_server.engine.build import default_router, load_served_model
     from buddy_server.eval.evaluation import EvalPlan, EvalRow, evaluate
     from buddy_server.eval.methods import check_methods
     from buddy_server.eval.questions import builtin_questions, questions_from_file
@@ -51,16 +56,20 @@ def run(parsed: Namespace) -> None:
     check_methods(parsed.methods)
     if parsed.limit < 1:
         raise ValueError(f"--limit is {parsed.limit}, allowed is 1 or more")
-    served = load_served_model(parsed.model, parsed.device, parsed.dtype)
+    router = parsed.router or default_router(parsed.model)
+    served = load_served_model(parsed.model, router, parsed.device, parsed.dtype)
     for budget in parsed.budgets:
         num_run_layers(budget, served.loaded.model.spec.num_layers)
     tokenizer = ChatTokenizer.from_directory(served.loaded.directory)
-    router = parsed.router or (str(embedded_router()) if parsed.model is None else "prior:cosine")
     if parsed.tasks is None:
         questions_of = partial(builtin_questions, parsed.limit, tokenizer=tokenizer)
+        calibration = builtin_questions(CALIBRATION_QUESTIONS, 0, tokenizer, split="train")
     else:
         questions_of = partial(questions_from_file, parsed.tasks, parsed.limit, tokenizer=tokenizer)
-    plan = EvalPlan(parsed.methods, parsed.budgets, parsed.seed, router, questions_of)
+        calibration = []
+    if parsed.calibration:
+        calibration = questions_from_file(parsed.calibration, CALIBRATION_QUESTIONS, 0, tokenizer)
+    plan = EvalPlan(parsed.methods, parsed.budgets, parsed.seed, router, questions_of, calibration)
     rows: list[EvalRow] = []
     for row in evaluate(served, tokenizer, plan):
         rows.append(row)

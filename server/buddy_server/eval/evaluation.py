@@ -10,15 +10,19 @@ from statistics import mean
 from tqdm import tqdm
 
 from buddy_routing.budget import num_run_layers
+from buddy_routing.checkpoint import end_token_ids
+from buddy_routing.train.example import ExampleBatch, packed_in_order
 from buddy_server.engine.build import BuiltEngine, ServedModel, assemble
 from buddy_server.engine.settings import EngineSettings
 from buddy_server.eval.answering import Prompt, greedy_answers, log_likelihoods
-from buddy_server.eval.methods import routing_of
-from buddy_server.eval.questions import Question
+from buddy_server.eval.methods import MethodSource
+from buddy_server.eval.questions import Question, as_example
+from buddy_server.eval.search_bound import search_paths
 from buddy_server.tokenizer import ChatTokenizer
 
 MAX_ANSWER_TOKENS = 96
 SETTINGS = EngineSettings(max_sequences=64, max_step_tokens=1024)
+BATCH_ROWS, BATCH_TOKENS = 16, 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,18 +45,21 @@ class EvalRow:
 
 @dataclass(frozen=True, slots=True)
 class EvalPlan:
-    """`questions_of` draws the questions of a seed. Full depth is measured once a seed, under the name "full"."""
+    """`questions_of` draws the questions of a seed, `calibration` is for baselines that learn. Full depth is measured
+    once a seed, under the name "full"."""
 
     methods: tuple[str, ...]
     budgets: tuple[float, ...]
     seeds: tuple[int, ...]
     router: str
     questions_of: Callable[[int], Sequence[Question]]
+    calibration: Sequence[Question] = ()
 
 
 def evaluate(served: ServedModel, tokenizer: ChatTokenizer, plan: EvalPlan) -> Iterator[EvalRow]:
     """Rows as they are measured. Raises MethodError, ArtifactError."""
-    fixed = [method for method in plan.methods if method != "auto"]
+    source = MethodSource(served, plan.router, _batches(plan.calibration, served, tokenizer))
+    fixed = [method for method in plan.methods if method not in ("auto", "bound")]
     runs: list[tuple[str, float | None]] = [("full", 1.0), *itertools.product(fixed, plan.budgets)]
     if "auto" in plan.methods:
         runs.append(("auto", None))
@@ -61,10 +68,35 @@ def evaluate(served: ServedModel, tokenizer: ChatTokenizer, plan: EvalPlan) -> I
             questions = plan.questions_of(seed)
             for method, budget in runs:
                 bar.set_postfix(method=method, budget=budget, seed=seed)
-                routing = routing_of("prior:cosine" if method == "full" else method, plan.router, served, seed)
-                built = assemble(served, routing, SETTINGS)
+                built = assemble(served, source.routing("prior:cosine" if method == "full" else method, seed), SETTINGS)
                 yield from _run(built, tokenizer, questions, method, budget, seed)
                 bar.update()
+            if "bound" in plan.methods:
+                yield from _bound(served, tokenizer, questions, plan.budgets, seed)
+
+
+def _batches(questions: Sequence[Question], served: ServedModel, tokenizer: ChatTokenizer) -> list[ExampleBatch]:
+    """The questions with their references, in order, packed."""
+    end_token = min(end_token_ids(served.loaded.directory), default=0)
+    examples = [as_example(question, tokenizer, end_token) for question in questions]
+    return [batch.to(served.device) for batch in packed_in_order(examples, BATCH_ROWS, BATCH_TOKENS)]
+
+
+def _bound(
+    served: ServedModel, tokenizer: ChatTokenizer, questions: Sequence[Question], budgets: Sequence[float], seed: int
+) -> Iterator[EvalRow]:
+    """The search bound's rows: a question counts as answered when the best path says just its reference."""
+    num_layers = served.loaded.model.spec.num_layers
+    num_run = {num_run_layers(budget, num_layers): budget for budget in budgets if budget < 1}
+    right: dict[int, list[bool]] = defaultdict(list)
+    for batch in _batches(questions, served, tokenizer):
+        for depth, is_right in search_paths(served.loaded.model, batch, tuple(num_run)):
+            right[depth] += is_right.tolist()
+    tasks = [question.task for question in questions]
+    for depth, budget in num_run.items():
+        for task in dict.fromkeys(tasks):
+            of_task = [one for one, name in zip(right[depth], tasks, strict=True) if name == task]
+            yield EvalRow("bound", budget, task, mean(of_task), depth / num_layers, len(of_task), seed, 1.0, None, ())
 
 
 def _run(

@@ -1,15 +1,17 @@
 """The ways of choosing layers that an evaluation compares: every one a source of masks that the engine can serve."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 
 from buddy_routing.router import NEVER, LearnedRouter, StaticRouter
 from buddy_routing.router_config import INDICATORS
+from buddy_routing.train.example import ExampleBatch
+from buddy_routing.train.prompt_sets import train_prompt_sets
 from buddy_server.engine.build import Routing, ServedModel, make_routing
 
-METHODS = ("router", "router:once", "auto", "random", *(f"prior:{name}" for name in INDICATORS))
+METHODS = ("router", "router:once", "auto", "prompt-sets", "random", *(f"prior:{name}" for name in INDICATORS), "bound")
 
 
 class MethodError(ValueError):
@@ -23,27 +25,42 @@ def check_methods(methods: Sequence[str]) -> None:
             raise MethodError(f"method {method!r} is unknown; allowed: {', '.join(METHODS)}")
 
 
-def routing_of(method: str, router: str, served: ServedModel, seed: int) -> Routing:
-    """The masks of a method that `check_methods` knows. Raises MethodError, ArtifactError.
+@dataclass(frozen=True, slots=True)
+class MethodSource:
+    """What methods are made from: the artifact `router` names, and examples to calibrate baselines on."""
 
-    "router" is the artifact `router`; "router:once" keeps the path of the prompt's end; "auto" is the artifact with its
-    Budget Predictor; "random" a ranking drawn by the seed; "prior:" and an indicator a static ranking.
-    """
-    match method:
-        case "router" | "auto":
-            routing = make_routing(router, served)
-            if method == "auto" and routing.predictor is None:
-                raise MethodError(f"method 'auto' needs a Budget Predictor, and {router} has none")
-            return routing
-        case "router:once":
-            routing = make_routing(router, served)
-            if not isinstance(routing.router, LearnedRouter):
-                raise MethodError(f"method 'router:once' needs a learned router, not {router}")
-            routing.router.reroute_every = NEVER
-            return replace(routing, predictor=None)
-        case "random":
-            generator = torch.Generator().manual_seed(seed)
-            ranking = torch.rand(served.loaded.model.spec.num_layers - 2, generator=generator)
-            return Routing(StaticRouter(ranking, f"random:{seed}"))
-        case _:
-            return make_routing(method, served)
+    served: ServedModel
+    router: str
+    calibration: Sequence[ExampleBatch]
+
+    def routing(self, method: str, seed: int) -> Routing:
+        """The masks of a method that `check_methods` knows, "bound" excepted. Raises MethodError, ArtifactError.
+
+        "router" is the artifact; "router:once" keeps the path of the prompt's end; "auto" is the artifact with its
+        Budget Predictor; "prompt-sets" chooses one of a few rankings for each prompt; "random" is a ranking drawn by
+        the seed; "prior:" and an indicator a measured one.
+        """
+        match method:
+            case "router":
+                return make_routing(self.router, self.served)
+            case "auto":
+                routing = make_routing(self.router, self.served)
+                if routing.predictor is None:
+                    raise MethodError(f"method 'auto' needs a Budget Predictor, and {self.router} has none")
+                return routing
+            case "router:once":
+                routing = make_routing(self.router, self.served)
+                if not isinstance(routing.router, LearnedRouter):
+                    raise MethodError(f"method 'router:once' needs a learned router, not {self.router}")
+                routing.router.reroute_every = NEVER
+                return replace(routing, predictor=None)
+            case "prompt-sets":
+                if not self.calibration:
+                    raise MethodError("method 'prompt-sets' needs questions to learn from: give --calibration FILE")
+                return Routing(train_prompt_sets(self.served.loaded.model, self.calibration, seed))
+            case "random":
+                generator = torch.Generator().manual_seed(seed)
+                ranking = torch.rand(self.served.loaded.model.spec.num_layers - 2, generator=generator)
+                return Routing(StaticRouter(ranking, f"random:{seed}"))
+            case _:
+                return make_routing(method, self.served)

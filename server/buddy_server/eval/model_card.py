@@ -27,7 +27,7 @@ EVAL_SEED = 0
 
 def write_model_card(plan: DemoPlan) -> None:
     """Measure `plan.out` and write MODEL_CARD.md and results.jsonl into it."""
-    served = load_served_model(str(plan.out / "model"))
+    served = load_served_model(str(plan.out / "model"), str(plan.out / "router"))
     tokenizer = ChatTokenizer.from_directory(served.loaded.directory)
     rows = list(
         evaluate(

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from buddy_routing.tasks import FAMILIES, Task, is_correct, sample_tasks
+from buddy_routing.tasks import FAMILIES, Split, Task, is_correct, sample_tasks
+from buddy_routing.train.example import Example
 from buddy_server.tokenizer import ChatTokenizer
 
 EXPECTED = (
@@ -23,22 +24,23 @@ class QuestionError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """`is_right` judges the generated answer. With `choices`, the likeliest of them counts instead, and `is_right`
-    judges that."""
+    """`is_right` judges the generated answer, `reference` is a right one. With `choices`, the likeliest of them counts
+    instead, and `is_right` judges that."""
 
     task: str
     prompt_tokens: tuple[int, ...]
+    reference: str
     is_right: Callable[[str], bool]
     choices: tuple[str, ...] = ()
 
 
-def builtin_questions(limit: int, seed: int, tokenizer: ChatTokenizer) -> list[Question]:
-    """`limit` held-out tasks, spread evenly over the families."""
+def builtin_questions(limit: int, seed: int, tokenizer: ChatTokenizer, split: Split = "heldout") -> list[Question]:
+    """`limit` tasks of a split, spread evenly over the families."""
     questions = []
     for index, family in enumerate(FAMILIES):
         count = limit // len(FAMILIES) + (index < limit % len(FAMILIES))
-        tasks = sample_tasks(seed, count, split="heldout", families=(family,))
-        questions += [Question(family, _rendered(task.prompt, tokenizer), _checker(task)) for task in tasks]
+        tasks = sample_tasks(seed, count, split=split, families=(family,))
+        questions += [Question(family, _rendered(task.prompt, tokenizer), task.reply, _checker(task)) for task in tasks]
     return questions
 
 
@@ -66,9 +68,10 @@ def _question(line: str, where: str, default_task: str, tokenizer: ChatTokenizer
     if "choices" not in row:
         if not isinstance(row.get("answer"), str):
             raise QuestionError(f"{where}: the answer is not a text; {EXPECTED}")
-        return Question(task, prompt, lambda reply: ends_with_answer(reply, row["answer"]))
+        return Question(task, prompt, row["answer"], lambda reply: ends_with_answer(reply, row["answer"]))
     choices = _choices(row, where)
-    return Question(task, prompt, lambda reply: reply == choices[row["answer"]], choices)
+    right = choices[row["answer"]]
+    return Question(task, prompt, right, lambda reply: reply == right, choices)
 
 
 def _choices(row: dict[str, Any], where: str) -> tuple[str, ...]:
@@ -96,3 +99,9 @@ def _rendered(prompt: str, tokenizer: ChatTokenizer) -> tuple[int, ...]:
 
 def _checker(task: Task) -> Callable[[str], bool]:
     return lambda reply: is_correct(task, reply)
+
+
+def as_example(question: Question, tokenizer: ChatTokenizer, end_token: int) -> Example:
+    """The question with its reference, to calibrate on or to search with."""
+    answer = (*tokenizer.encode_text(question.reference), end_token)
+    return Example((*question.prompt_tokens, *answer), len(question.prompt_tokens))

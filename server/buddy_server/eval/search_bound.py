@@ -25,7 +25,7 @@ def search_paths(model: RoutedDecoder, batch: ExampleBatch, budgets: Sequence[in
     """
     num_layers = model.spec.num_layers
     full = torch.ones(num_layers, dtype=torch.int8, device=batch.tokens.device)
-    num_examples = len(answer_loss(model, batch, fixed_paths(batch, full[None].expand(batch.tokens.numel(), -1))).nats)
+    num_examples = int((batch.counted & ~batch.in_answer).sum())
     beam = full.expand(num_examples, 1, num_layers)  # [E, W, L]
     depths = range(num_layers - 1, min(budgets) - 1, -1)
     for num_run in tqdm(depths, desc="search bound", unit="layer"):
