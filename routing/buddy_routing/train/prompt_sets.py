@@ -20,11 +20,11 @@ from buddy_routing.selection import select_layers
 from buddy_routing.train.answer_loss import answer_loss, example_of_token, fixed_paths, prompt_features
 from buddy_routing.train.example import ExampleBatch
 
-NUM_SETS = 6
+NUM_SETS = 4
 NUM_ROUNDS = 20
 NUM_STEPS = 300
 BUDGETS = (0.75, 0.5)
-CALIBRATION_TOKENS = 1024
+CALIBRATION_TOKENS = 512
 
 
 def train_prompt_sets(model: RoutedDecoder, batches: Sequence[ExampleBatch], seed: int) -> PromptSetRouter:

@@ -1,6 +1,5 @@
 """Runs every method at every budget over the same questions, on the real engine."""
 
-import itertools
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -59,18 +58,20 @@ class EvalPlan:
 def evaluate(served: ServedModel, tokenizer: ChatTokenizer, plan: EvalPlan) -> Iterator[EvalRow]:
     """Rows as they are measured. Raises MethodError, ArtifactError."""
     source = MethodSource(served, plan.router, _batches(plan.calibration, served, tokenizer))
-    fixed = [method for method in plan.methods if method not in ("auto", "bound")]
-    runs: list[tuple[str, float | None]] = [("full", 1.0), *itertools.product(fixed, plan.budgets)]
-    if "auto" in plan.methods:
-        runs.append(("auto", None))
-    with tqdm(total=len(runs) * len(plan.seeds), desc="eval", unit="run") as bar:
+    runs: dict[str, tuple[float | None, ...]] = {"full": (1.0,)}
+    for method in plan.methods:
+        if method != "bound":
+            runs[method] = (None,) if method == "auto" else plan.budgets
+    with tqdm(total=sum(map(len, runs.values())) * len(plan.seeds), desc="eval", unit="run") as bar:
         for seed in plan.seeds:
             questions = plan.questions_of(seed)
-            for method, budget in runs:
-                bar.set_postfix(method=method, budget=budget, seed=seed)
-                built = assemble(served, source.routing("prior:cosine" if method == "full" else method, seed), SETTINGS)
-                yield from _run(built, tokenizer, questions, method, budget, seed)
-                bar.update()
+            for method, budgets in runs.items():
+                routing = source.routing("prior:cosine" if method == "full" else method, seed)
+                for budget in budgets:
+                    bar.set_postfix(method=method, budget=budget, seed=seed)
+                    built = assemble(served, routing, SETTINGS)
+                    yield from _run(built, tokenizer, questions, method, budget, seed)
+                    bar.update()
             if "bound" in plan.methods:
                 yield from _bound(served, tokenizer, questions, plan.budgets, seed)
 
