@@ -8,11 +8,12 @@ of a problem and a phrasing.
 from buddy_routing.tasks.checking import is_correct
 from buddy_routing.tasks.sampler import FAMILIES, generate, sample_tasks
 from buddy_routing.tasks.stories import StoryTask, mentions_required, story_requests
-from buddy_routing.tasks.task import LEVELS, Split, Task, split_of
+from buddy_routing.tasks.task import LEVELS, SPLITS, Split, Task, split_of
 
 __all__ = [
     "FAMILIES",
     "LEVELS",
+    "SPLITS",
     "Split",
     "StoryTask",
     "Task",

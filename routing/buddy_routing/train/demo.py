@@ -1,7 +1,7 @@
 """`buddy train demo`: makes the embedded chat model and its router from the texts, end to end.
 
 Stages, each resumed or skipped when its result is there: tokenizer, tokens, pretrain, tune (base and router together),
-export, router (alone, on the exported base).
+export, router and predictor (alone, on the exported base).
 Runs with torch, transformers, tokenizers, safetensors and numpy alone, so on a GPU machine without the web stack:
 `python -m buddy_routing.train.demo --data DIR --work DIR --out DIR`.
 """
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig
 
-from buddy_routing.artifact import save_router
+from buddy_routing.artifact import save_predictor, save_router
 from buddy_routing.checkpoint import load_model, save_model
 from buddy_routing.decoder import RoutedDecoder
 from buddy_routing.features import causal_features
@@ -25,6 +25,8 @@ from buddy_routing.prior import measure_prior
 from buddy_routing.router import DecisionModule, LearnedRouter
 from buddy_routing.train.corpus import PRETRAIN, TUNE, Corpus, Mixture, PackedTokens, pack
 from buddy_routing.train.demo_plan import DemoPlan, add_arguments, plan_from
+from buddy_routing.train.predictor_plan import PredictorPlan
+from buddy_routing.train.predictor_training import train_predictor
 from buddy_routing.train.pretrain import FitPlan, RoutedShare, fit, initialise
 from buddy_routing.train.router_plan import RouterPlan
 from buddy_routing.train.router_training import new_decision_module, train_router
@@ -134,14 +136,19 @@ def export_base(plan: DemoPlan, model: RoutedDecoder) -> Path:
 
 
 def make_router(plan: DemoPlan, directory: Path, decision: DecisionModule, device: torch.device) -> None:
-    """Train the Decision Module on the published model, whose rounding is the one it will be served with."""
+    """Train router, then predictor, on the published model, whose rounding is the one they will be served with."""
     loaded = load_model(directory, torch.float32, device)
-    documents = Corpus(plan.data, "train").router_mix(plan.seed)
-    examples = map(TrainingTokenizer(directory).encode_example, documents)
+    corpus, tokenizer = Corpus(plan.data, "train"), TrainingTokenizer(directory)
     router_plan = RouterPlan(seed=plan.seed, rank=ROUTER_RANK)
+    examples = map(tokenizer.encode_example, corpus.router_mix(plan.seed))
     checkpoint = plan.work / f"router-{loaded.fingerprint}.safetensors"
     router, config = train_router(loaded, examples, router_plan, plan.router_steps, checkpoint, decision)
     save_router(plan.out / "router", router, config)
+    predictor_plan = PredictorPlan(num_steps=plan.predictor_steps, seed=plan.seed)
+    examples = map(tokenizer.encode_example, corpus.router_mix(plan.seed + 1))
+    checkpoint = plan.work / f"predictor-{loaded.fingerprint}.safetensors"
+    predictor = train_predictor(loaded.model, router, config.route_block, examples, predictor_plan, checkpoint)
+    save_predictor(plan.out / "router", predictor)
 
 
 def make_demo(plan: DemoPlan) -> None:

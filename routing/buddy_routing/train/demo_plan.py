@@ -26,6 +26,7 @@ class DemoPlan:
     pretrain_tokens: int = 12_000_000
     tune_tokens: int = 2_500_000
     router_steps: int = 300
+    predictor_steps: int = 200
     batch_tokens: int = 6144
     learning_rate: float = 3e-3
     depth_drop: float = 0.4
@@ -46,7 +47,7 @@ def plan_from(parsed: Namespace) -> DemoPlan:
     missing = [name for name in TEXTS if not (plan.data / name).exists()]
     if missing:
         raise ValueError(f"--data {plan.data} does not hold the texts; missing: {', '.join(missing)}")
-    for name in ("pretrain_tokens", "tune_tokens", "router_steps", "batch_tokens", "learning_rate"):
+    for name in ("pretrain_tokens", "tune_tokens", "router_steps", "predictor_steps", "batch_tokens", "learning_rate"):
         if getattr(plan, name) <= 0:
             raise ValueError(f"--{name.replace('_', '-')} is {getattr(plan, name)}, allowed is more than 0")
     return plan

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from buddy_routing.train.document import Document
@@ -88,6 +88,10 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, max_context: int, dir
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
     tokenizer.train_from_iterator(texts, trainer)
+    # A plain text begins as it did in training; the chat template writes its own beginning.
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{START} $A", special_tokens=[(START, tokenizer.token_to_id(START))]
+    )
     published = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token=START,

@@ -24,6 +24,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--calibration", type=Path, metavar="FILE", help="JSONL of other questions, for methods that learn from some"
     )
+    parser.add_argument("--text", type=Path, metavar="FILE", help="a text to measure bits per byte on, too")
     parser.add_argument("--limit", type=int, default=300, help="questions a seed (default: %(default)s)")
     parser.add_argument("--seed", type=_seeds, default="0", help="one, or several: 0,1,2 (default: %(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write one JSON object a line here")
@@ -69,7 +70,8 @@ def run(parsed: Namespace) -> None:
         calibration = []
     if parsed.calibration:
         calibration = questions_from_file(parsed.calibration, CALIBRATION_QUESTIONS, 0, tokenizer)
-    plan = EvalPlan(parsed.methods, parsed.budgets, parsed.seed, router, questions_of, calibration)
+    texts = [parsed.text.read_text(encoding="utf-8")] if parsed.text else []
+    plan = EvalPlan(parsed.methods, parsed.budgets, parsed.seed, router, questions_of, calibration, texts)
     rows: list[EvalRow] = []
     for row in evaluate(served, tokenizer, plan):
         rows.append(row)

@@ -11,10 +11,11 @@ from tqdm import tqdm
 from buddy_routing.budget import num_run_layers
 from buddy_routing.checkpoint import end_token_ids
 from buddy_routing.train.example import ExampleBatch, packed_in_order
-from buddy_server.engine.build import BuiltEngine, ServedModel, assemble
+from buddy_server.engine.build import BuiltEngine, Routing, ServedModel, assemble
 from buddy_server.engine.settings import EngineSettings
 from buddy_server.eval.answering import Prompt, greedy_answers, log_likelihoods
 from buddy_server.eval.methods import MethodSource
+from buddy_server.eval.quality import bits_per_byte
 from buddy_server.eval.questions import Question, as_example
 from buddy_server.eval.search_bound import search_paths
 from buddy_server.tokenizer import ChatTokenizer
@@ -28,24 +29,25 @@ BATCH_ROWS, BATCH_TOKENS = 16, 512
 class EvalRow:
     """One method at one budget on one task. `budget` is None where the predictor chose; `mean_depth` is the measured
     share of the layers, `distinct_paths` the mean over answers; `tokens_per_s` is of the whole run that the row is part
-    of, prompts included, and None where nothing was generated."""
+    of, prompts included. None is what a row does not measure: the task "text" has `bits_per_byte` and no accuracy."""
 
     method: str
     budget: float | None
     task: str
-    accuracy: float
+    accuracy: float | None
     mean_depth: float
     n: int
     seed: int
-    distinct_paths: float
-    tokens_per_s: float | None
-    layer_use: tuple[float, ...]
+    distinct_paths: float | None = None
+    tokens_per_s: float | None = None
+    layer_use: tuple[float, ...] | None = None
+    bits_per_byte: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class EvalPlan:
-    """`questions_of` draws the questions of a seed, `calibration` is for baselines that learn. Full depth is measured
-    once a seed, under the name "full"."""
+    """`questions_of` draws the questions of a seed, `calibration` is for baselines that learn, `texts` for bits per
+    byte. Full depth is measured once a seed, under the name "full"."""
 
     methods: tuple[str, ...]
     budgets: tuple[float, ...]
@@ -53,6 +55,7 @@ class EvalPlan:
     router: str
     questions_of: Callable[[int], Sequence[Question]]
     calibration: Sequence[Question] = ()
+    texts: Sequence[str] = ()
 
 
 def evaluate(served: ServedModel, tokenizer: ChatTokenizer, plan: EvalPlan) -> Iterator[EvalRow]:
@@ -71,9 +74,26 @@ def evaluate(served: ServedModel, tokenizer: ChatTokenizer, plan: EvalPlan) -> I
                     bar.set_postfix(method=method, budget=budget, seed=seed)
                     built = assemble(served, routing, SETTINGS)
                     yield from _run(built, tokenizer, questions, method, budget, seed)
+                    if plan.texts and budget is not None:
+                        yield _text_row(built, tokenizer, plan.texts, routing, method, budget, seed)
                     bar.update()
             if "bound" in plan.methods:
                 yield from _bound(served, tokenizer, questions, plan.budgets, seed)
+
+
+def _text_row(
+    built: BuiltEngine,
+    tokenizer: ChatTokenizer,
+    texts: Sequence[str],
+    routing: Routing,
+    method: str,
+    budget: float,
+    seed: int,
+) -> EvalRow:
+    num_layers = built.info.num_layers
+    num_run = num_run_layers(budget, num_layers)
+    bits = bits_per_byte(built.engine.runner.model, tokenizer, texts, routing.router, num_run)
+    return EvalRow(method, budget, "text", None, num_run / num_layers, len(texts), seed, bits_per_byte=bits)
 
 
 def _batches(questions: Sequence[Question], served: ServedModel, tokenizer: ChatTokenizer) -> list[ExampleBatch]:
@@ -97,7 +117,7 @@ def _bound(
     for depth, budget in num_run.items():
         for task in dict.fromkeys(tasks):
             of_task = [one for one, name in zip(right[depth], tasks, strict=True) if name == task]
-            yield EvalRow("bound", budget, task, mean(of_task), depth / num_layers, len(of_task), seed, 1.0, None, ())
+            yield EvalRow("bound", budget, task, mean(of_task), depth / num_layers, len(of_task), seed)
 
 
 def _run(
@@ -137,9 +157,9 @@ def _run(
             mean_depth=mean(map(len, ran)) / num_layers if ran else mean(depth[i] for i in members) / num_layers,
             n=len(members),
             seed=seed,
-            distinct_paths=mean(len(set(paths[index])) for index in members),
+            distinct_paths=mean(len(set(paths[index])) for index in members) if ran else None,
             tokens_per_s=num_tokens / elapsed if num_tokens else None,
-            layer_use=tuple(mean(layer in path for path in ran) for layer in range(num_layers)) if ran else (),
+            layer_use=tuple(mean(layer in path for path in ran) for layer in range(num_layers)) if ran else None,
         )
 
 

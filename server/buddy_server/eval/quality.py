@@ -8,9 +8,12 @@ from statistics import mean
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 from tqdm import tqdm
 
 from buddy_routing.decoder import RoutedDecoder
+from buddy_routing.features import causal_features
+from buddy_routing.router import Router
 from buddy_routing.tasks import mentions_required, story_requests
 from buddy_server.engine.engine import Engine
 from buddy_server.eval.answering import Prompt, greedy_answers
@@ -32,17 +35,25 @@ def story_obedience(
 
 
 @torch.inference_mode()
-def bits_per_byte(model: RoutedDecoder, tokenizer: ChatTokenizer, texts: Sequence[str]) -> float:
-    """Bits a byte that the model needs for `texts` at full depth, in windows of `CONTEXT_TOKENS`.
+def bits_per_byte(
+    model: RoutedDecoder, tokenizer: ChatTokenizer, texts: Sequence[str], router: Router, num_run_layers: int
+) -> float:
+    """Bits a byte that the model needs for `texts`, in windows of `CONTEXT_TOKENS`, routed at every token.
 
     Every window starts cold, with the tokenizer's start token, so the figure errs on the high side.
     """
     total_bits, total_bytes = 0.0, 0
-    for text in tqdm(texts, desc="bits per byte", unit="text", mininterval=2):
+
+    def choose(v: Tensor) -> Tensor:
+        features = causal_features(v)[0]  # [T, 2F]
+        return router.choose(features, torch.full((len(features),), num_run_layers, device=v.device))[None]
+
+    for text in texts:
         tokens = tokenizer.encode_text(text)
         total_bytes += len(text.encode("utf-8"))
         for start in range(0, len(tokens), CONTEXT_TOKENS - 1):
-            window = torch.tensor([[tokenizer.start_token_id, *tokens[start : start + CONTEXT_TOKENS - 1]]])  # [1, T]
-            logits = model.lm_head(model.dense(window[:, :-1])).float()
+            ids = [tokenizer.start_token_id, *tokens[start : start + CONTEXT_TOKENS - 1]]
+            window = torch.tensor([ids], device=model.inv_freq.device)  # [1, T]
+            logits = model.lm_head(model.dense(window[:, :-1], choose)).float()
             total_bits += F.cross_entropy(logits[0], window[0, 1:], reduction="sum").item() / math.log(2)
     return total_bits / total_bytes

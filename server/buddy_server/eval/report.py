@@ -1,7 +1,7 @@
 """An evaluation as a table and as plots."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
@@ -19,8 +19,9 @@ class Summary:
     spread: float | None
     retention: float
     mean_depth: float
-    distinct_paths: float
+    distinct_paths: float | None
     tokens_per_s: float | None
+    bits_per_byte: float | None
 
 
 def summarise(rows: Sequence[EvalRow]) -> list[Summary]:
@@ -32,7 +33,6 @@ def summarise(rows: Sequence[EvalRow]) -> list[Summary]:
     summaries = []
     for (method, budget), members in runs.items():
         by_seed = _accuracy_by_seed(members)
-        speeds = [row.tokens_per_s for row in members if row.tokens_per_s is not None]
         whole = mean(full.values())
         summaries.append(
             Summary(
@@ -42,34 +42,40 @@ def summarise(rows: Sequence[EvalRow]) -> list[Summary]:
                 spread=stdev(by_seed.values()) if len(by_seed) > 1 else None,
                 retention=mean(by_seed.values()) / whole if whole else 0.0,
                 mean_depth=mean(row.mean_depth for row in members),
-                distinct_paths=mean(row.distinct_paths for row in members),
-                tokens_per_s=mean(speeds) if speeds else None,
+                distinct_paths=_mean_known(row.distinct_paths for row in members),
+                tokens_per_s=_mean_known(row.tokens_per_s for row in members),
+                bits_per_byte=_mean_known(row.bits_per_byte for row in members),
             )
         )
     return summaries
 
 
+def _mean_known(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return mean(known) if known else None
+
+
 def _accuracy_by_seed(rows: Sequence[EvalRow]) -> dict[int, float]:
     seeds: dict[int, list[float]] = defaultdict(list)
     for row in rows:
-        seeds[row.seed].append(row.accuracy)
+        if row.accuracy is not None:
+            seeds[row.seed].append(row.accuracy)
     return {seed: mean(accuracies) for seed, accuracies in seeds.items()}
 
 
 def markdown_table(rows: Sequence[EvalRow]) -> str:
     """One line a method and budget: accuracy is the mean over tasks, retention its share of full depth's."""
     lines = [
-        "| method | budget | accuracy | retention | mean depth | paths an answer | tokens/s |",
-        "|---|---:|---:|---:|---:|---:|---:|",
+        "| method | budget | accuracy | retention | mean depth | paths an answer | tokens/s | bits/byte |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for s in summarise(rows):
         budget = "chosen" if s.budget is None else f"{s.budget:g}"
         accuracy = f"{s.accuracy:.1%}" + (f" ± {s.spread:.1%}" if s.spread is not None else "")
-        speed = f"{s.tokens_per_s:.0f}" if s.tokens_per_s is not None else ""
-        lines.append(
-            f"| {s.method} | {budget} | {accuracy} | {s.retention:.1%} | {s.mean_depth:.3f} | {s.distinct_paths:.1f} "
-            f"| {speed} |"
-        )
+        cells = [s.method, budget, accuracy, f"{s.retention:.1%}", f"{s.mean_depth:.3f}"]
+        for value, digits in ((s.distinct_paths, 1), (s.tokens_per_s, 0), (s.bits_per_byte, 3)):
+            cells.append("" if value is None else f"{value:.{digits}f}")
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -132,10 +138,10 @@ def _plot_layer_use(rows: Sequence[EvalRow], path: Path) -> None:
     lowest = min(row.budget for row in routed if row.budget is not None)
     shown = [row for row in routed if row.budget == lowest]
     tasks = list(dict.fromkeys(row.task for row in shown))
-    use = [
-        [mean(layer) for layer in zip(*(row.layer_use for row in shown if row.task == task), strict=True)]
-        for task in tasks
-    ]
+    use = []
+    for task in tasks:
+        by_layer = zip(*(row.layer_use for row in shown if row.task == task and row.layer_use), strict=True)
+        use.append([mean(layer) for layer in by_layer])
     figure, axes = pyplot.subplots(figsize=(7, 0.4 * len(tasks) + 1.2))
     image = axes.imshow(use, aspect="auto", vmin=0, vmax=1, cmap="viridis")
     axes.set_yticks(range(len(tasks)), tasks)
