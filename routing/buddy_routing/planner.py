@@ -2,6 +2,8 @@
 
 # N rows, S segments, Hkv key/value heads, Dh head dim, L layers
 
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,16 @@ from buddy_routing.features import RunningFeatures
 from buddy_routing.model_spec import ModelSpec
 from buddy_routing.router import Router
 from buddy_routing.segments import SegmentBatch
+
+
+class Planner(Protocol):
+    """What the runner asks for a step's paths."""
+
+    router: Router
+
+    def start(self, lane: int) -> None: ...
+
+    def choose(self, batch: SegmentBatch, v: Tensor) -> Tensor: ...
 
 
 class PathPlanner:

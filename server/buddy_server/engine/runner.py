@@ -10,7 +10,7 @@ from torch import Tensor
 
 from buddy_routing.decoder import RoutedDecoder
 from buddy_routing.kv_cache import KVCache
-from buddy_routing.planner import PathPlanner
+from buddy_routing.planner import Planner
 from buddy_routing.segments import SegmentBatch
 from buddy_server.engine.sampler import Sampler, top_logprobs
 from buddy_server.engine.sequence import SampledToken, Sequence, Work
@@ -31,10 +31,10 @@ class StepResult:
 class ModelRunner:
     """Owns the model, the cache and the router's memory. Samplers belong to the sequences that made them."""
 
-    def __init__(self, model: RoutedDecoder, cache: KVCache, planner: PathPlanner) -> None:
+    def __init__(self, model: RoutedDecoder, cache: KVCache, planner: Planner) -> None:
         self.model = model
         self.cache = cache
-        self._planner = planner
+        self.planner = planner
         self._device = cache.k.device
         self._router_s = 0.0
 
@@ -43,11 +43,11 @@ class ModelRunner:
         batch = self._batch(works)
         for work in works:
             if work.start == 0:
-                self._planner.start(work.sequence.lane)
+                self.planner.start(work.sequence.lane)
 
         def choose(v: Tensor) -> Tensor:
             started = time.perf_counter()
-            masks = self._planner.choose(batch, v)
+            masks = self.planner.choose(batch, v)
             self._router_s = time.perf_counter() - started
             return masks
 
@@ -75,7 +75,7 @@ class ModelRunner:
             slots += [table[p // block_size] * block_size + p % block_size for p in span]
         widest = max(len(work.sequence.block_table) for work in works)
         tables = [[*w.sequence.block_table, *[0] * (widest - len(w.sequence.block_table))] for w in works]
-        every = self._planner.router.reroute_every
+        every = self.planner.router.reroute_every
         num_outputs = (work.start - work.sequence.num_prompt for work in works)
         return SegmentBatch(
             tokens=torch.tensor(tokens, device=self._device),

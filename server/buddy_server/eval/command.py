@@ -18,7 +18,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         type=lambda text: tuple(text.split(",")),
         default="router,prior:cosine,prior:ppl,prior:taylor,prior:greedy,random",
         help="what to compare at each budget, besides full depth (default: %(default)s); "
-        "also: router:once, auto, prompt-sets, bound",
+        "also: router:once, router:zero-kv, auto, prompt-sets, bound",
     )
     parser.add_argument("--tasks", type=Path, metavar="FILE", help="JSONL of questions (default: held-out tasks)")
     parser.add_argument(

@@ -3,6 +3,7 @@
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from statistics import mean
 
@@ -18,6 +19,7 @@ from buddy_server.eval.methods import MethodSource
 from buddy_server.eval.quality import bits_per_byte
 from buddy_server.eval.questions import Question, as_example
 from buddy_server.eval.search_bound import search_paths
+from buddy_server.eval.zero_filling import zero_filled
 from buddy_server.tokenizer import ChatTokenizer
 
 MAX_ANSWER_TOKENS = 96
@@ -73,7 +75,8 @@ def evaluate(served: ServedModel, tokenizer: ChatTokenizer, plan: EvalPlan) -> I
                 for budget in budgets:
                     bar.set_postfix(method=method, budget=budget, seed=seed)
                     built = assemble(served, routing, SETTINGS)
-                    yield from _run(built, tokenizer, questions, method, budget, seed)
+                    with zero_filled(built) if method == "router:zero-kv" else nullcontext():
+                        yield from _run(built, tokenizer, questions, method, budget, seed)
                     if plan.texts and budget is not None:
                         yield _text_row(built, tokenizer, plan.texts, routing, method, budget, seed)
                     bar.update()

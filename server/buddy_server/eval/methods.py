@@ -11,7 +11,16 @@ from buddy_routing.train.example import ExampleBatch
 from buddy_routing.train.prompt_sets import train_prompt_sets
 from buddy_server.engine.build import Routing, ServedModel, make_routing
 
-METHODS = ("router", "router:once", "auto", "prompt-sets", "random", *(f"prior:{name}" for name in INDICATORS), "bound")
+METHODS = (
+    "router",
+    "router:once",
+    "router:zero-kv",
+    "auto",
+    "prompt-sets",
+    "random",
+    *(f"prior:{name}" for name in INDICATORS),
+    "bound",
+)
 
 
 class MethodError(ValueError):
@@ -36,12 +45,12 @@ class MethodSource:
     def routing(self, method: str, seed: int) -> Routing:
         """The masks of a method that `check_methods` knows, "bound" excepted. Raises MethodError, ArtifactError.
 
-        "router" is the artifact; "router:once" keeps the path of the prompt's end; "auto" is the artifact with its
-        Budget Predictor; "prompt-sets" chooses one of a few rankings for each prompt; "random" is a ranking drawn by
-        the seed; "prior:" and an indicator a measured one.
+        "router" is the artifact, also for "router:zero-kv" (zero_filling.py); "router:once" keeps the path of the
+        prompt's end; "auto" is the artifact with its Budget Predictor; "prompt-sets" chooses one of a few rankings for
+        each prompt; "random" is a ranking drawn by the seed; "prior:" and an indicator a measured one.
         """
         match method:
-            case "router":
+            case "router" | "router:zero-kv":
                 return make_routing(self.router, self.served)
             case "auto":
                 routing = make_routing(self.router, self.served)

@@ -73,7 +73,7 @@ def write_model_card(plan: DemoPlan) -> None:
 
 def _table(rows: Sequence[EvalRow]) -> str:
     """One row a family, one column a run."""
-    accuracy = {(row.method, row.budget, row.task): row.accuracy for row in rows}
+    accuracy = {(row.method, row.budget, row.task): row.accuracy for row in rows if row.accuracy is not None}
     names = ["full depth" if method == "full" else f"{budget:g}, {method}" for method, budget in RUNS]
     lines = ["| family | " + " | ".join(names) + " |", "|---|" + "---:|" * len(RUNS)]
     for family in FAMILIES:

@@ -1,0 +1,57 @@
+"""An ablation: skipped layers leave zeros in the KV cache, as the paper's implementation does, not projected K/V."""
+
+# N rows of a step, L layers
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from buddy_routing.planner import Planner
+from buddy_routing.segments import SegmentBatch
+from buddy_server.engine.build import BuiltEngine
+
+
+class NotingPlanner:
+    """Passes paths on and keeps those of the step's rows."""
+
+    def __init__(self, planner: Planner) -> None:
+        self._planner = planner
+        self.router = planner.router
+        self.row_masks = torch.empty(0, 0)  # [N, L]
+
+    def start(self, lane: int) -> None:
+        self._planner.start(lane)
+
+    def choose(self, batch: SegmentBatch, v: Tensor) -> Tensor:
+        masks = self._planner.choose(batch, v)
+        self.row_masks = masks[batch.segment_of_row.cpu()]
+        return masks
+
+
+@contextmanager
+def zero_filled(built: BuiltEngine) -> Iterator[None]:
+    """Within, the engine writes zeros where a row skips a layer."""
+    runner = built.engine.runner
+    planner = runner.planner
+    noting = NotingPlanner(planner)
+    # The first layer always runs, and its V is what the paths are chosen from.
+    handles = [
+        projection.register_forward_hook(_emptied(noting, index))
+        for index, layer in enumerate(runner.model.blocks)
+        for projection in (layer.self_attn.k_proj, layer.self_attn.v_proj)
+        if index > 0
+    ]
+    runner.planner = noting
+    try:
+        yield
+    finally:
+        runner.planner = planner
+        for handle in handles:
+            handle.remove()
+
+
+def _emptied(noting: NotingPlanner, index: int) -> Callable[[nn.Module, object, Tensor], Tensor]:
+    # Rotation and normalisation leave zeros as they are.
+    return lambda _module, _inputs, output: output * (noting.row_masks[:, index : index + 1] > 0).to(output)
