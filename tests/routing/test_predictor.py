@@ -1,0 +1,84 @@
+"""The Budget Predictor: what it may choose, and that its training follows the reward."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import cycle
+from pathlib import Path
+
+import pytest
+import torch
+
+from buddy_routing.artifact import load_predictor, save_predictor
+from buddy_routing.checkpoint import load_model
+from buddy_routing.decoder import RoutedDecoder
+from buddy_routing.predictor import BudgetPredictor
+from buddy_routing.router import DecisionModule, LearnedRouter
+from buddy_routing.router_config import ArtifactError, RouterConfig
+from buddy_routing.train.answer_loss import prompt_features
+from buddy_routing.train.example import Example, packed_in_order
+from buddy_routing.train.predictor_plan import PredictorPlan
+from buddy_routing.train.predictor_training import train_predictor
+from tiny_models import SHAPE, save_random_model
+
+NUM_LAYERS: int = SHAPE["num_hidden_layers"]
+EXAMPLES = [Example(tuple(range(n, n + 14)), 7) for n in range(1, 60)]
+PLAN = PredictorPlan(num_steps=40, num_rows=2, num_tokens=64, rank=4, lowest_budget=0.1)
+
+
+def predictor(num_features: int = 10) -> BudgetPredictor:
+    torch.manual_seed(0)
+    return BudgetPredictor(num_features, NUM_LAYERS, 4)
+
+
+@pytest.mark.parametrize(("lowest", "highest"), [(2, 6), (3, 3), (4, 5), (6, 6)])
+def test_choice_stays_within_the_bounds(lowest: int, highest: int) -> None:
+    chosen = predictor().choose(torch.randn(50, 10), lowest, highest)
+    assert chosen.min() >= lowest
+    assert chosen.max() <= highest
+
+
+def test_two_layers_are_taken_when_nothing_else_is_allowed() -> None:
+    assert predictor().choose(torch.randn(3, 10), 2, 2).tolist() == [2, 2, 2]
+
+
+def test_thrift_makes_it_cheaper_until_it_is_as_cheap_as_can_be() -> None:
+    features = torch.randn(200, 10)
+    depths = [predictor().choose(features, 2, NUM_LAYERS, thrift).float().mean() for thrift in (0, 0.2, 1, 100)]
+    assert depths == sorted(depths, reverse=True)
+    assert depths[-1] == 3
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> RoutedDecoder:
+    save_random_model("llama", tmp_path)
+    return load_model(tmp_path, torch.float32, torch.device("cpu")).model
+
+
+def trained(model: RoutedDecoder, plan: PredictorPlan, directory: Path, examples: Iterator[Example]) -> BudgetPredictor:
+    torch.manual_seed(0)
+    decision = DecisionModule(2 * model.spec.kv_dim, NUM_LAYERS, 4)
+    router = LearnedRouter(decision, torch.zeros(NUM_LAYERS - 2), 0.0, "test")
+    return train_predictor(model, router, 16, examples, plan, directory / "state.safetensors")
+
+
+@pytest.mark.parametrize(("cost_weight", "depth"), [(5.0, 3), (-5.0, NUM_LAYERS)])
+def test_training_goes_where_the_reward_is(
+    model: RoutedDecoder, cost_weight: float, depth: int, tmp_path: Path
+) -> None:
+    plan = replace(PLAN, quality_weight=0.0, cost_weight=cost_weight, learning_rate=0.05)
+    learnt = trained(model, plan, tmp_path, cycle(EXAMPLES))
+    (batch,) = packed_in_order(EXAMPLES, 30, 64)
+    assert set(learnt.choose(prompt_features(model, batch), 2, NUM_LAYERS).tolist()) == {depth}
+
+
+def test_it_is_saved_beside_its_router_and_loaded_again(model: RoutedDecoder, tmp_path: Path) -> None:
+    config = RouterConfig("abc", NUM_LAYERS, model.spec.kv_dim, 4, "ppl", 0.1)
+    assert load_predictor(tmp_path, config, torch.device("cpu")) is None
+    saved = predictor(2 * model.spec.kv_dim)
+    save_predictor(tmp_path, saved)
+    loaded = load_predictor(tmp_path, config, torch.device("cpu"))
+    features = torch.randn(5, 2 * model.spec.kv_dim)
+    assert loaded is not None
+    assert torch.equal(loaded.log_probabilities(features), saved.log_probabilities(features))
+    with pytest.raises(ArtifactError, match="features"):
+        load_predictor(tmp_path, replace(config, kv_dim=5), torch.device("cpu"))
