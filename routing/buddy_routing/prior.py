@@ -44,26 +44,27 @@ def normalise(importance: Tensor, log_scale: bool) -> Tensor:
     return ((1 + rank).double() / (len(order) + 1)).float()
 
 
-def measure_prior(model: RoutedDecoder, tokens: Tensor, indicator: Indicator) -> Tensor:
+def measure_prior(model: RoutedDecoder, tokens: Tensor, indicator: Indicator, counted: Tensor | None = None) -> Tensor:
     """The normalised prior [L - 2] of `model` on tokens [B, T].
 
+    `counted` [B, T] bool marks the tokens whose successors the model was trained to predict; without it all are.
     "cosine" is ShortGPT's block influence, "ppl" Shortened Llama's perplexity drop, "taylor" its first-order estimate
     of it, "greedy" SLEB's order of removal. Raises ValueError for an unknown indicator.
     """
     match indicator:
         case "cosine":
-            return normalise(cosine_importance(model, tokens), log_scale=False)
+            return normalise(cosine_importance(model, tokens, counted), log_scale=False)
         case "ppl":
-            return normalise(perplexity_drop(model, tokens), log_scale=True)
+            return normalise(perplexity_drop(model, tokens, counted), log_scale=True)
         case "taylor":
-            return normalise(taylor_importance(model, tokens), log_scale=True)
+            return normalise(taylor_importance(model, tokens, counted), log_scale=True)
         case "greedy":
-            return normalise(removal_order(model, tokens), log_scale=False)
+            return normalise(removal_order(model, tokens, counted), log_scale=False)
     raise ValueError(f"prior {indicator!r} is unknown; allowed: {', '.join(INDICATORS)}")
 
 
 @torch.inference_mode()
-def cosine_importance(model: RoutedDecoder, tokens: Tensor) -> Tensor:
+def cosine_importance(model: RoutedDecoder, tokens: Tensor, counted: Tensor | None = None) -> Tensor:
     """1 - cos(input, output) of every middle layer, the mean over tokens (ShortGPT's block influence): [L - 2]."""
     positions = torch.arange(tokens.shape[1], device=tokens.device).repeat(tokens.shape[0])
     cos, sin = rotary_cos_sin(positions, model.inv_freq, model.attention_factor)
@@ -71,38 +72,39 @@ def cosine_importance(model: RoutedDecoder, tokens: Tensor) -> Tensor:
     importance = []
     for layer in model.blocks:
         ran, _ = layer.dense(h, cos, sin, visible_keys(tokens.shape[1], layer.self_attn.window, None, tokens.device))
-        importance.append(1 - F.cosine_similarity(h.float(), ran.float(), dim=-1).mean().item())
+        similarity = F.cosine_similarity(h.float(), ran.float(), dim=-1)  # [B, T]
+        importance.append(1 - (similarity if counted is None else similarity[counted]).mean().item())
         h = ran
     return torch.tensor(importance[1:-1])
 
 
 @torch.inference_mode()
-def perplexity_drop(model: RoutedDecoder, tokens: Tensor) -> Tensor:
+def perplexity_drop(model: RoutedDecoder, tokens: Tensor, counted: Tensor | None = None) -> Tensor:
     """max(0, perplexity without the layer - perplexity with all) of every middle layer: [L - 2]."""
     num_layers = model.spec.num_layers
-    full = _perplexity(model, tokens, [True] * num_layers)
+    full = _perplexity(model, tokens, counted, [True] * num_layers)
     drops = []
     for removed in range(1, num_layers - 1):
-        without = _perplexity(model, tokens, _without([True] * num_layers, removed))
+        without = _perplexity(model, tokens, counted, _without([True] * num_layers, removed))
         drops.append(max(0.0, without - full))
     return torch.tensor(drops)
 
 
 @torch.inference_mode()
-def removal_order(model: RoutedDecoder, tokens: Tensor) -> Tensor:
+def removal_order(model: RoutedDecoder, tokens: Tensor, counted: Tensor | None = None) -> Tensor:
     """When greedy removal takes each middle layer, the one least missed first (SLEB, arXiv 2402.09025): [L - 2]."""
     layers_on = [True] * model.spec.num_layers
     order = torch.zeros(len(layers_on) - 2)
     for turn in range(len(order)):
         left = [layer for layer in range(1, len(layers_on) - 1) if layers_on[layer]]
-        without = {layer: _perplexity(model, tokens, _without(layers_on, layer)) for layer in left}
+        without = {layer: _perplexity(model, tokens, counted, _without(layers_on, layer)) for layer in left}
         removed = min(left, key=lambda layer: without[layer])
         layers_on[removed] = False
         order[removed - 1] = turn
     return order
 
 
-def taylor_importance(model: RoutedDecoder, tokens: Tensor) -> Tensor:
+def taylor_importance(model: RoutedDecoder, tokens: Tensor, counted: Tensor | None = None) -> Tensor:
     """Sum of |gradient x weight| over every middle layer's matrices (Shortened Llama, arXiv 2402.02834): [L - 2]."""
     importance = torch.zeros(model.spec.num_layers)
     was_trained = [parameter.requires_grad for parameter in model.parameters()]
@@ -112,8 +114,7 @@ def taylor_importance(model: RoutedDecoder, tokens: Tensor) -> Tensor:
         for index, matrix in matrices
     ]
     try:
-        logits = model.lm_head(model.dense(tokens[:, :-1]))
-        F.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten()).backward()
+        _next_token_nats(model, tokens, counted).backward()
     finally:
         for handle in handles:
             handle.remove()
@@ -137,6 +138,17 @@ def _without(layers_on: list[bool], removed: int) -> list[bool]:
     return [on and layer != removed for layer, on in enumerate(layers_on)]
 
 
-def _perplexity(model: RoutedDecoder, tokens: Tensor, layers_on: list[bool]) -> float:
-    logits = model.lm_head(model.dense(tokens[:, :-1], layers_on=layers_on))
-    return math.exp(F.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten()).item())
+def _perplexity(model: RoutedDecoder, tokens: Tensor, counted: Tensor | None, layers_on: list[bool]) -> float:
+    return math.exp(_next_token_nats(model, tokens, counted, layers_on).item())
+
+
+def _next_token_nats(
+    model: RoutedDecoder, tokens: Tensor, counted: Tensor | None, layers_on: list[bool] | None = None
+) -> Tensor:
+    """Mean cross-entropy of the counted tokens' successors."""
+    hidden, following = model.dense(tokens[:, :-1], layers_on=layers_on), tokens[:, 1:]
+    if counted is None:
+        hidden, following = hidden.flatten(0, 1), following.flatten()
+    else:
+        hidden, following = hidden[counted[:, :-1]], following[counted[:, :-1]]
+    return F.cross_entropy(model.lm_head(hidden).float(), following)

@@ -13,19 +13,18 @@ def conversation_starts(begins: Tensor) -> Tensor:
     return torch.where(begins, index, 0).cummax(1).values
 
 
-def route_sources(begins: Tensor, in_answer: Tensor, route_block: int) -> Tensor:
+def route_sources(starts: Tensor, in_answer: Tensor, route_block: int) -> Tensor:
     """[B, T] int64: the token whose features choose each token's path.
 
     A prompt token takes the last token of its block, `route_block` long and counted from the start of the conversation,
-    or of the prompt; an answer token takes itself. `begins` and `in_answer` are [B, T] bool. This is the rule that the
-    engine's segments follow.
+    or of the prompt; an answer token takes itself. `starts` [B, T] is of `conversation_starts`, `in_answer`
+    [B, T] bool. This is the rule that the engine's segments follow.
     """
-    num_tokens = begins.shape[1]
-    index = torch.arange(num_tokens, device=begins.device)
-    starts = conversation_starts(begins)
+    num_tokens = starts.shape[1]
+    index = torch.arange(num_tokens, device=starts.device)
     block_end = starts + ((index - starts) // route_block + 1) * route_block - 1
     # A prompt ends before the next answer or conversation.
-    boundary = torch.where(in_answer | begins, index, num_tokens)
-    behind = boundary.flip(1).cummin(1).values.flip(1)[:, 1:]  # of token t: the first boundary after t
-    behind = torch.nn.functional.pad(behind, (0, 1), value=num_tokens)
-    return torch.where(in_answer, index, torch.minimum(block_end, behind - 1))
+    boundary = torch.where(in_answer | (starts == index), index, num_tokens)
+    next_boundary = boundary.flip(1).cummin(1).values.flip(1)[:, 1:]  # of token t: the first one after t
+    next_boundary = torch.nn.functional.pad(next_boundary, (0, 1), value=num_tokens)
+    return torch.where(in_answer, index, torch.minimum(block_end, next_boundary - 1))

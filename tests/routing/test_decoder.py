@@ -9,9 +9,10 @@ from torch import Tensor
 from buddy_routing.checkpoint import load_model
 from buddy_routing.decoder import RoutedDecoder
 from buddy_routing.features import causal_features
-from buddy_routing.route_sources import route_sources
+from buddy_routing.route_sources import conversation_starts
 from buddy_routing.router import DecisionModule, LearnedRouter, StaticRouter
 from buddy_routing.selection import select_layers, straight_through
+from buddy_routing.train.routed_paths import routed_paths
 from sparse_decode import SparseDecode, grouped, segment_bounds
 from tiny_models import CONFIGS, SHAPE, save_random_model
 from tolerances import TOLERANCE
@@ -62,28 +63,29 @@ def test_full_depth_logits_and_greedy_tokens_equal_transformers(name: str, tmp_p
 
 @pytest.mark.parametrize("budget_layers", [3, 4])
 @pytest.mark.parametrize("step_sizes", [[1], [3], [2, 1, 5]])
-@pytest.mark.parametrize("num_sequences", [1, 3])
+@pytest.mark.parametrize(("num_sequences", "end_to_end"), [(1, False), (3, False), (3, True)])
 def test_masked_dense_training_forward_equals_sparse_decode(
-    budget_layers: int, step_sizes: list[int], num_sequences: int, tmp_path: Path
+    budget_layers: int, step_sizes: list[int], num_sequences: int, end_to_end: bool, tmp_path: Path
 ) -> None:
     model = load_tiny("llama", tmp_path)
     router = learned_router(model)
     num_prompt, num_tokens, route_block = 37, 60, 16
     tokens = torch.randint(0, SHAPE["vocab_size"], (num_sequences, num_tokens))
-    in_answer = (torch.arange(num_tokens) >= num_prompt).expand(num_sequences, -1)
-    sources = route_sources(torch.zeros_like(in_answer), in_answer, route_block)
-
+    begins = (torch.arange(num_tokens) == 0).expand_as(tokens)
+    in_answer = (torch.arange(num_tokens) >= num_prompt).expand_as(tokens)
+    rows, begins, in_answer = (x.reshape(1 if end_to_end else num_sequences, -1) for x in (tokens, begins, in_answer))
+    choose = routed_paths(router, begins, in_answer, torch.full(rows.shape, budget_layers), route_block)
     masks = torch.empty(0)
 
-    def choose(v: Tensor) -> Tensor:
+    def noted(v: Tensor) -> Tensor:
         nonlocal masks
-        scores = router.scores(causal_features(v))
-        scores = scores.gather(1, sources[..., None].expand(-1, -1, scores.shape[-1]))
-        masks = select_layers(scores, torch.full(sources.shape, budget_layers))
+        masks = choose(v).round()
         return masks
 
     with torch.inference_mode():
-        dense = model.lm_head(model.dense(tokens, choose))  # [B, T, V]
+        starts = conversation_starts(begins) if end_to_end else None
+        dense = model.lm_head(model.dense(rows, noted, starts=starts)).view(num_sequences, num_tokens, -1)
+    masks = masks.view(num_sequences, num_tokens, -1)
 
     sparse = SparseDecode(model, router, tokens, [budget_layers] * num_sequences)
     seen_paths = set()

@@ -22,7 +22,7 @@ from tiny_models import SHAPE, save_random_model
 
 NUM_LAYERS: int = SHAPE["num_hidden_layers"]
 EXAMPLES = [Example(tuple(range(n, n + 14)), 7) for n in range(1, 60)]
-PLAN = PredictorPlan(num_steps=40, num_rows=2, num_tokens=64, rank=4, lowest_budget=0.1)
+PLAN = PredictorPlan(num_steps=40, num_rows=2, num_tokens=64, rank=4)
 
 
 def predictor(num_features: int = 10) -> BudgetPredictor:

@@ -21,6 +21,7 @@ from buddy_routing.tasks import (
     split_of,
     story_requests,
 )
+from buddy_routing.tasks.arithmetic import worked_out
 
 NUM_TASKS_PER_SPLIT = 10_000
 
@@ -119,18 +120,48 @@ def test_one_problem_is_asked_in_many_ways() -> None:
 
 
 def test_arithmetic_answers_agree_with_python(all_tasks: list[Task]) -> None:
-    compute = {
-        "add": lambda a, b: a + b,
-        "sub": lambda a, b: a - b,
-        "mul": lambda a, b: a * b,
-        "div": lambda a, b: a / b,
-        "double": lambda a, _: 2 * a,
-        "half": lambda a, _: a / 2,
-    }
     for task in all_tasks:
         if task.family == "arithmetic":
-            operation, a, b = task.key.split(":")[:3]
-            assert int(task.answer) == compute[operation](int(a), int(b) if b.isdigit() else 0)
+            operation, *numbers = task.key.split(":")
+            a = int(numbers[0])
+            match operation:
+                case "double":
+                    expected = 2 * a
+                case "half":
+                    expected = a // 2
+                case _:
+                    compute = {"add": int.__add__, "sub": int.__sub__, "mul": int.__mul__, "div": int.__floordiv__}
+                    expected = compute[operation](a, int(numbers[1]))
+            assert int(task.answer) == expected
+
+
+@pytest.mark.parametrize(
+    ("a", "op", "b", "said"),
+    [
+        (9, "+", 8, "9 + 8 = 17"),
+        (34, "+", 25, "34 + 25: 4 + 5 = 9, 3 + 2 = 5. The answer is 59"),
+        (7, "+", 95, "7 + 95: 5 + 7 = 12, 9 + 1 = 10. The answer is 102"),
+        (100, "-", 7, "100 - 7: 10 - 7 = 3, 10 - 1 = 9, 1 - 1 = 0. The answer is 93"),
+        (61, "-", 1, "61 - 1: 1 - 1 = 0. The answer is 60"),
+        (12, "x", 12, "12 x 12 = 144"),
+        (24, "x", 3, "24 x 3: 20 x 3 = 60, 4 x 3 = 12. The answer is 72"),
+        (30, "x", 3, "30 x 3 = 90"),
+        (196, "/", 4, "196 / 4: 160 / 4 = 40, 36 / 4 = 9. The answer is 49"),
+        (5, "+", 0, "5 + 0 = 5"),
+    ],
+)
+def test_beyond_the_tables_a_working_leads_to_the_answer(a: int, op: str, b: int, said: str) -> None:
+    assert worked_out(a, op, b) == said
+
+
+def test_tables_share_no_prompt_between_the_splits() -> None:
+    rng = random.Random(0)
+    prompts: dict[Split, set[str]] = {"train": set(), "heldout": set()}
+    for split in prompts:
+        for _ in range(6000):
+            prompt = generate("arithmetic", 1, rng, split).prompt
+            prompts[split].add(prompt.lower().rstrip(".?! "))
+    assert not prompts["train"] & prompts["heldout"]
 
 
 @pytest.mark.parametrize("family", ["arithmetic", "conversion", "dates", "word_problems"])

@@ -1,7 +1,7 @@
 """The training loops at a tiny size: they learn, and an interrupted run ends where an uninterrupted one does."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import cycle, islice
 from pathlib import Path
@@ -21,10 +21,11 @@ from buddy_routing.train import example, pretrain, router_training
 from buddy_routing.train.corpus import PackedTokens
 from buddy_routing.train.demo import router_from_prior
 from buddy_routing.train.document import Document
-from buddy_routing.train.pretrain import FitPlan, RoutedShare, fit, initialise, random_depth
+from buddy_routing.train.pretrain import FitPlan, fit, initialise, random_depth
 from buddy_routing.train.router_plan import RouterPlan
 from buddy_routing.train.router_training import train_router
 from buddy_routing.train.tokenizer import TrainingTokenizer, train_tokenizer
+from buddy_routing.train.training_state import OtherTrainingError
 from tiny_models import CONFIGS, SHAPE, save_random_model
 
 CPU = torch.device("cpu")
@@ -37,6 +38,7 @@ PLAN = FitPlan(
     warmup_steps=2,
     depth_drop=0.5,
 )
+TUNE_PLAN = replace(PLAN, depth_drop=0.0, routed_share=0.7, lowest_budget=0.5, route_block=8)
 DOCUMENTS = [Document(f"The answer is {n % 7}.", f"What is {n}?") for n in range(40)]
 
 
@@ -47,15 +49,16 @@ class Interrupted(Exception):
 class InterruptedTokens(PackedTokens):
     """Stops the run at step 5, as Ctrl-C would."""
 
-    def batch(self, step: int, batch_size: int, num_tokens: int) -> tuple[np.ndarray, np.ndarray]:
+    def batch(self, step: int, batch_size: int, num_tokens: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         if step == 5:
             raise Interrupted
         return super().batch(step, batch_size, num_tokens)
 
 
 def counting_tokens() -> PackedTokens:
-    tokens = (np.arange(4000) % 30).astype(np.uint16)
-    return PackedTokens(tokens, np.ones(4000, dtype=bool))
+    """Documents of 30: each counts on from 0, its first ten tokens a prompt."""
+    place = np.arange(4000) % 30
+    return PackedTokens(place.astype(np.uint16), place == 0, place >= 10)
 
 
 def new_model() -> RoutedDecoder:
@@ -66,16 +69,17 @@ def new_model() -> RoutedDecoder:
     return model
 
 
-def trained(checkpoint: Path, data: PackedTokens, plan: FitPlan = PLAN, with_router: bool = False) -> torch.nn.Module:
-    """The model, or with a router both."""
+def trained(checkpoint: Path, data: PackedTokens, plan: FitPlan = PLAN) -> RoutedDecoder:
     model = new_model()
-    if not with_router:
-        fit(model, data, plan, checkpoint, CPU, seed=3, compile_layers=False)
-        return model
-    torch.manual_seed(0)
-    router = router_from_prior(model, torch.arange(24)[None])
-    routed = RoutedShare(router, 0.7, lowest_run=3, start_token=0, route_block=8)
-    fit(model, data, plan, checkpoint, CPU, 3, compile_layers=False, routed=routed)
+    fit(model, data, plan, checkpoint, CPU, seed=3, compile_layers=False)
+    return model
+
+
+def tuned(checkpoint: Path, data: PackedTokens, plan: FitPlan = TUNE_PLAN) -> torch.nn.ModuleList:
+    """Model and router, trained together."""
+    model = new_model()
+    router = router_from_prior(model, counting_tokens(), 0, CPU)
+    fit(model, data, plan, checkpoint, CPU, 3, compile_layers=False, router=router)
     return torch.nn.ModuleList([model, router])
 
 
@@ -83,35 +87,40 @@ def parameters(model: torch.nn.Module) -> Tensor:
     return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
-@pytest.mark.parametrize("with_router", [False, True])
-def test_an_interrupted_pretraining_ends_where_an_uninterrupted_one_does(
-    with_router: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("stage", [trained, tuned])
+def test_an_interrupted_training_ends_where_an_uninterrupted_one_does(
+    stage: Callable[[Path, PackedTokens], torch.nn.Module], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pretrain, "CHECKPOINT_EVERY", 2)
-    whole = trained(tmp_path / "whole.safetensors", counting_tokens(), with_router=with_router)
     data = counting_tokens()
+    whole = stage(tmp_path / "whole.safetensors", data)
     with pytest.raises(Interrupted):
-        trained(tmp_path / "cut.safetensors", InterruptedTokens(data.tokens, data.counted), with_router=with_router)
-    resumed = trained(tmp_path / "cut.safetensors", data, with_router=with_router)
+        stage(tmp_path / "cut.safetensors", InterruptedTokens(data.tokens, data.begins, data.counted))
+    resumed = stage(tmp_path / "cut.safetensors", data)
     torch.testing.assert_close(parameters(resumed), parameters(whole), rtol=0, atol=0)
 
 
-def test_tuning_with_a_router_trains_it_too(tmp_path: Path) -> None:
-    plan = replace(PLAN, num_steps=1)
-    before = trained(tmp_path / "before.safetensors", counting_tokens(), replace(plan, num_steps=0), with_router=True)
-    after = trained(tmp_path / "after.safetensors", counting_tokens(), replace(plan, num_steps=4), with_router=True)
+def test_tuning_trains_the_router_too(tmp_path: Path) -> None:
+    data = counting_tokens()
+    before = dict(tuned(tmp_path / "before.safetensors", data, replace(TUNE_PLAN, num_steps=0)).named_parameters())
+    after = dict(tuned(tmp_path / "after.safetensors", data, replace(TUNE_PLAN, num_steps=4)).named_parameters())
     for name in ("1.decision.down.weight", "1.decision.up.weight"):
-        assert not torch.equal(dict(before.named_parameters())[name], dict(after.named_parameters())[name])
+        assert not torch.equal(before[name], after[name])
+
+
+def test_a_training_state_without_the_router_is_refused(tmp_path: Path) -> None:
+    trained(tmp_path / "state.safetensors", counting_tokens())
+    with pytest.raises(OtherTrainingError, match="embed_tokens"):
+        tuned(tmp_path / "state.safetensors", counting_tokens())
 
 
 def test_pretraining_learns_to_count(tmp_path: Path) -> None:
     data = counting_tokens()
     model = trained(tmp_path / "state.safetensors", data, replace(PLAN, num_steps=60))
     tokens = torch.arange(24)[None]
-    assert isinstance(model, RoutedDecoder)
     with torch.inference_mode():
         predicted = model.lm_head(model.dense(tokens)).argmax(-1)
-    assert (predicted[0, 4:-1] == tokens[0, 5:]).float().mean() > 0.9
+    assert (predicted[0, 10:-1] == tokens[0, 11:]).float().mean() > 0.9
 
 
 def test_random_depth_keeps_the_ends_and_half_of_the_layers() -> None:

@@ -1,8 +1,8 @@
 """Simple tasks whose answers can be checked exactly, to train and to evaluate a very small chat model.
 
-A problem is split by its key, whatever its phrasing, so that nothing evaluated was trained on. Facts, chat, the plain
-order of weekdays and months and the tables of arithmetic and of units are known by heart: there the split is over pairs
-of a problem and a phrasing.
+A problem is split by its key, whatever its phrasing, so that no problem evaluated was asked in training. What is known
+by heart (facts, chat, the order of days and months, the tables of arithmetic and of units) is split by pairs of a
+problem and a phrasing. A held-out sum may occur as a step in the working of another problem, a story's above all.
 """
 
 from buddy_routing.tasks.checking import is_correct

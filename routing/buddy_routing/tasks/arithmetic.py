@@ -1,9 +1,11 @@
 """Sums, differences, products and exact quotients.
 
-Sums and differences within 20, times tables to twelve, doubles and halves to 50 are tables, known by heart and so split
-by phrasing; what lies beyond is worked out from them in columns and split by its numbers.
+Sums and differences within 20, products to 12 x 12, their quotients, doubles and halves to 50 are tables, known by
+heart and so split by phrasing. Sums and differences beyond them are worked out in columns, products and quotients in
+tens and ones, and split by their numbers.
 """
 
+import operator
 import random
 from functools import partial
 from itertools import zip_longest
@@ -55,7 +57,7 @@ _ASK_EXPRESSION = Phrasings(
         "Give me the answer to {e}.",
     ),
 )
-_ASK_SYMBOLIC = Phrasings(questions=("{e}", "{e} = ?", "{e} =", "{e}?", "Solve: {e}", "{e} equals what?"))
+_ASK_SYMBOLIC = Phrasings(questions=("{e}", "{e} =", "Solve: {e}", "{e} equals what?"))
 _ASK_VERB = {
     "+": Phrasings(
         questions=(
@@ -75,7 +77,7 @@ _ASK_VERB = {
     ),
     "x": Phrasings(
         questions=("If I multiply {a} by {b}, what do I get?", "How many are {a} groups of {b}?"),
-        commands=("Multiply {a} by {b}.", "Multiply {a} and {b}.", "Find the product of {a} and {b}."),
+        commands=("Multiply {a} by {b}.", "Multiply {a} and {b}."),
     ),
     "/": Phrasings(
         questions=("If I divide {a} by {b}, what do I get?", "How many times does {b} go into {a}?"),
@@ -83,14 +85,13 @@ _ASK_VERB = {
     ),
 }
 _NAMES = {"+": "add", "-": "sub", "x": "mul", "/": "div"}
+_COMPUTE = {"+": operator.add, "-": operator.sub, "x": operator.mul, "/": operator.floordiv}
+_TABLE_SUM = 20
+_TABLE_FACTOR = 12
+_TABLE_DOUBLE = 50
 
 
-TABLE_SUM = 20
-TABLE_FACTOR = 12
-
-
-def _problem(rng: random.Random, a: int, op: str, b: int, answer: int, working: str = "") -> Problem:
-    """A question for `a op b`; without a working of its own it is answered by `worked_out`."""
+def _problem(rng: random.Random, a: int, op: str, b: int) -> Problem:
     draw = rng.random()
     if draw < 0.35:
         expression = rng.choice(_SYMBOLIC[op]).format(a=a, b=b)
@@ -104,30 +105,43 @@ def _problem(rng: random.Random, a: int, op: str, b: int, answer: int, working: 
         prompt, template = ask_with_template(rng, _ASK_EXPRESSION, e=expression)
     else:
         prompt, template = ask_with_template(rng, _ASK_VERB[op], a=a, b=b)
-    reply = f"{a} {op} {b}: {working}. The answer is {answer}" if working else worked_out(a, op, b)
     key = f"{_key(op, a, b)}:{template}" if _in_table(a, op, b) else _key(op, a, b)
-    return Problem(prompt, f"{reply}.", str(answer), key)
+    return Problem(prompt, f"{worked_out(a, op, b)}.", str(_COMPUTE[op](a, b)), key)
 
 
 def _in_table(a: int, op: str, b: int) -> bool:
     match op:
         case "+":
-            return a + b <= TABLE_SUM
+            return a + b <= _TABLE_SUM
         case "-":
-            return a <= TABLE_SUM
+            return a <= _TABLE_SUM
         case "x":
-            return max(a, b) <= TABLE_FACTOR
+            return max(a, b) <= _TABLE_FACTOR
         case _:
-            return max(b, a // b) <= TABLE_FACTOR
+            return max(b, a // b) <= _TABLE_FACTOR
 
 
 def worked_out(a: int, op: str, b: int) -> str:
-    """`a op b` with its answer and no full stop: at once from a table, or in columns (sums and differences)."""
-    answer = {"+": a + b, "-": a - b, "x": a * b, "/": a // b}[op]
-    if _in_table(a, op, b) or op in "x/":
-        return f"{a} {op} {b} = {answer}"
-    columns = _addition_columns(a, b) if op == "+" else _subtraction_columns(a, b)
-    return f"{a} {op} {b}: {columns}. The answer is {answer}"
+    """`a op b` with its answer and no full stop: at once from a table, or with the working before it."""
+    answer, working = _COMPUTE[op](a, b), _working(a, op, b)
+    return f"{a} {op} {b}: {working}. The answer is {answer}" if working else f"{a} {op} {b} = {answer}"
+
+
+def _working(a: int, op: str, b: int) -> str:
+    """Columns or tens and ones; nothing for what a table holds."""
+    if _in_table(a, op, b):
+        return ""
+    match op:
+        case "+":
+            return _addition_columns(a, b)
+        case "-":
+            return _subtraction_columns(a, b)
+        case "x":
+            tens, ones = a // 10 * 10, a % 10
+            return f"{tens} x {b} = {tens * b}, {ones} x {b} = {ones * b}" if ones else ""
+        case _:
+            tens, ones = a // b // 10 * 10, a // b % 10
+            return f"{tens * b} / {b} = {tens}, {ones * b} / {b} = {ones}" if ones else ""
 
 
 def _key(op: str, a: int, b: int) -> str:
@@ -138,25 +152,25 @@ def _key(op: str, a: int, b: int) -> str:
 
 
 def _add_small(rng: random.Random) -> Problem:
-    total = rng.randint(2, 20)
+    total = rng.randint(2, _TABLE_SUM)
     a = rng.randint(1, total - 1)
-    return _problem(rng, a, "+", total - a, total)
+    return _problem(rng, a, "+", total - a)
 
 
 def _subtract_small(rng: random.Random) -> Problem:
-    a = rng.randint(2, 20)
+    a = rng.randint(2, _TABLE_SUM)
     b = rng.randint(1, a)
-    return _problem(rng, a, "-", b, a - b)
+    return _problem(rng, a, "-", b)
 
 
 def _add_columns(rng: random.Random, low: int, high: int) -> Problem:
     a, b = rng.randint(low, high), rng.randint(low, high)
-    return _problem(rng, a, "+", b, a + b)
+    return _problem(rng, a, "+", b)
 
 
 def _subtract_columns(rng: random.Random, low: int, high: int) -> Problem:
     b, a = sorted((rng.randint(low, high), rng.randint(low, high)))
-    return _problem(rng, a, "-", b, a - b)
+    return _problem(rng, a, "-", b)
 
 
 def _addition_columns(a: int, b: int) -> str:
@@ -189,15 +203,15 @@ def _subtraction_columns(a: int, b: int) -> str:
 def _add_to_two_digits(rng: random.Random) -> Problem:
     a, b = rng.randint(10, 99), rng.randint(1, 9)
     if rng.random() < 0.5:
-        return _problem(rng, a, "-", b, a - b)
-    return _problem(rng, a, "+", b, a + b)
+        return _problem(rng, a, "-", b)
+    return _problem(rng, a, "+", b)
 
 
 def _times_table(rng: random.Random, highest: int) -> Problem:
-    a, b = rng.randint(1, highest), rng.randint(1, min(highest + 5, TABLE_FACTOR))
+    a, b = rng.randint(1, highest), rng.randint(1, min(highest + 5, _TABLE_FACTOR))
     if rng.random() < 0.5:
         a, b = b, a
-    return _problem(rng, a, "x", b, a * b)
+    return _problem(rng, a, "x", b)
 
 
 _ASK_DOUBLE = Phrasings(
@@ -229,34 +243,29 @@ _ASK_HALF = Phrasings(
 
 
 def _double(rng: random.Random) -> Problem:
-    n = rng.randint(2, 50)
+    n = rng.randint(2, _TABLE_DOUBLE)
     prompt, template = ask_with_template(rng, _ASK_DOUBLE, n=n)
     return Problem(prompt, f"2 x {n} = {2 * n}.", str(2 * n), f"double:{n}:{template}")
 
 
 def _halve(rng: random.Random) -> Problem:
-    n = 2 * rng.randint(1, 50)
+    n = 2 * rng.randint(1, _TABLE_DOUBLE)
     prompt, template = ask_with_template(rng, _ASK_HALF, n=n)
     return Problem(prompt, f"{n} / 2 = {n // 2}.", str(n // 2), f"half:{n}:{template}")
 
 
 def _multiply_two_digits(rng: random.Random) -> Problem:
-    a, b = rng.randint(13, 99), rng.randint(2, 9)
-    tens, ones = a // 10 * 10, a % 10
-    working = f"{tens} x {b} = {tens * b}, {ones} x {b} = {ones * b}" if ones else ""
-    return _problem(rng, a, "x", b, a * b, working)
+    return _problem(rng, rng.randint(_TABLE_FACTOR + 1, 99), "x", rng.randint(2, 9))
 
 
 def _divide_table(rng: random.Random) -> Problem:
-    b, answer = rng.randint(2, TABLE_FACTOR), rng.randint(1, TABLE_FACTOR)
-    return _problem(rng, b * answer, "/", b, answer)
+    b, answer = rng.randint(2, _TABLE_FACTOR), rng.randint(1, _TABLE_FACTOR)
+    return _problem(rng, b * answer, "/", b)
 
 
 def _divide_two_digits(rng: random.Random) -> Problem:
-    b, answer = rng.randint(2, 9), rng.randint(13, 49)
-    tens, ones = answer // 10 * 10, answer % 10
-    working = f"{tens * b} / {b} = {tens}, {ones * b} / {b} = {ones}" if ones else ""
-    return _problem(rng, b * answer, "/", b, answer, working)
+    b, answer = rng.randint(2, 9), rng.randint(_TABLE_FACTOR + 1, 49)
+    return _problem(rng, b * answer, "/", b)
 
 
 BUILDERS: Builders = {
@@ -265,7 +274,7 @@ BUILDERS: Builders = {
         _add_to_two_digits,
         partial(_add_columns, low=10, high=99),
         partial(_subtract_columns, low=10, high=99),
-        partial(_times_table, highest=12),
+        partial(_times_table, highest=_TABLE_FACTOR),
         _double,
         _halve,
     ),

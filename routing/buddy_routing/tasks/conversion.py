@@ -118,7 +118,7 @@ def _key(units: _Units, count: int) -> str:
 
 
 def _split_key(units: _Units, count: int, template: str) -> str:
-    """Metric units are worked out; the tables of 7, 12, 24 and 60 are known by heart and split by phrasing."""
+    """Factors of ten are worked out; the tables of 7, 12, 24 and 60 are known by heart and split by phrasing."""
     return _key(units, count) if units.factor in (10, 100, 1000) else f"{_key(units, count)}:{template}"
 
 

@@ -199,7 +199,7 @@ BUILDERS: Builders = {
         _plural,
     ),
     2: (
-        partial(_spell, shortest=3, longest=8),
+        partial(_spell, shortest=5, longest=8),
         partial(_upper, shortest=5, longest=8),
         partial(_letter, ordinals=("first", "second", "last"), longest=8),
         partial(_repeat, most=5),

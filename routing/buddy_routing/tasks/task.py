@@ -19,7 +19,7 @@ class Task:
     """One request with its reference reply.
 
     `level` runs from 1 (easy) to 3 (hard). `answer` is what `is_correct` looks for at the end of a reply.
-    `key` names the underlying problem whatever its phrasing, for example "add:12:7".
+    `key` names the underlying problem, for example "add:34:25"; what is known by heart has its phrasing behind.
     """
 
     family: str

@@ -1,4 +1,4 @@
-"""One- and two-step stories about everyday amounts, answered with the sum and a closing sentence."""
+"""One- and two-step stories about everyday amounts, answered with the working and a closing sentence."""
 
 import random
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
 """The texts the embedded model learns from, as documents and then as packed token arrays.
 
 Sources and licences: DATA.md beside the texts. Every source is split by position: the last twentieth of its documents
-is held out and never trained on; tasks are split by their problem instead (buddy_routing.tasks).
+is held out and never trained on; tasks have a split of their own (buddy_routing.tasks).
 """
 
 import json
@@ -164,26 +164,28 @@ TUNE: Mixture = {"tasks": 66, "told_stories": 24, "instructions": 5, "word_probl
 
 @dataclass(frozen=True, slots=True)
 class PackedTokens:
-    """Documents end to end. `counted` marks the tokens whose prediction is trained."""
+    """Documents end to end. `begins` marks their first tokens; `counted` those of answers and plain texts, whose
+    prediction is trained and which are routed one by one, as the server routes what it generates."""
 
     tokens: np.ndarray  # [num_tokens] uint16
+    begins: np.ndarray  # [num_tokens] bool
     counted: np.ndarray  # [num_tokens] bool
 
     def save(self, path: Path) -> None:
         partial = path.with_suffix(".partial.npz")
-        np.savez(partial, tokens=self.tokens, counted=self.counted)
+        np.savez(partial, tokens=self.tokens, begins=self.begins, counted=self.counted)
         partial.replace(path)
 
     @classmethod
     def load(cls, path: Path) -> "PackedTokens":
         with np.load(path) as arrays:
-            return cls(arrays["tokens"], arrays["counted"])
+            return cls(arrays["tokens"], arrays["begins"], arrays["counted"])
 
-    def batch(self, step: int, batch_size: int, num_tokens: int) -> tuple[np.ndarray, np.ndarray]:
-        """Batch number `step`: tokens and counted, [batch_size, num_tokens + 1]; wraps around at the end."""
+    def batch(self, step: int, batch_size: int, num_tokens: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Batch number `step`: tokens, begins and counted, [batch_size, num_tokens + 1]; wraps around at the end."""
         rows = (step * batch_size + np.arange(batch_size))[:, None] * num_tokens
         index = (rows + np.arange(num_tokens + 1)) % len(self.tokens)
-        return self.tokens[index].astype(np.int64), self.counted[index]
+        return self.tokens[index].astype(np.int64), self.begins[index], self.counted[index]
 
 
 def pack(corpus: Corpus, mixture: Mixture, tokenizer: TrainingTokenizer, num_tokens: int, seed: int) -> PackedTokens:
@@ -200,6 +202,7 @@ def pack(corpus: Corpus, mixture: Mixture, tokenizer: TrainingTokenizer, num_tok
     streams = {name: makers[name](random.Random(rng.getrandbits(63))) for name in mixture}
     written = dict.fromkeys(streams, 1.0)
     tokens: list[np.ndarray] = []
+    begins: list[np.ndarray] = []
     counted: list[np.ndarray] = []
     total = 0
     with tqdm(total=num_tokens, desc="tokens", unit="tok", unit_scale=True) as bar:
@@ -209,8 +212,9 @@ def pack(corpus: Corpus, mixture: Mixture, tokenizer: TrainingTokenizer, num_tok
             for _ in range(4):
                 ids, is_answer = tokenizer.encode_document(next(streams[name]))
                 tokens.append(np.array(ids, dtype=np.uint16))
+                begins.append(np.arange(len(ids)) == 0)
                 counted.append(np.array(is_answer))
                 written[name] += len(ids)
                 total += len(ids)
                 bar.update(len(ids))
-    return PackedTokens(np.concatenate(tokens), np.concatenate(counted))
+    return PackedTokens(np.concatenate(tokens), np.concatenate(begins), np.concatenate(counted))

@@ -13,7 +13,6 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from torch import Tensor
 from transformers import LlamaConfig
 
 from buddy_routing.artifact import save_predictor, save_router
@@ -22,21 +21,23 @@ from buddy_routing.decoder import RoutedDecoder
 from buddy_routing.features import causal_features
 from buddy_routing.model_spec import ModelSpec
 from buddy_routing.prior import measure_prior
+from buddy_routing.route_sources import conversation_starts
 from buddy_routing.router import DecisionModule, LearnedRouter
 from buddy_routing.train.corpus import PRETRAIN, TUNE, Corpus, Mixture, PackedTokens, pack
 from buddy_routing.train.demo_plan import DemoPlan, add_arguments, plan_from
 from buddy_routing.train.predictor_plan import PredictorPlan
 from buddy_routing.train.predictor_training import train_predictor
-from buddy_routing.train.pretrain import FitPlan, RoutedShare, fit, initialise
+from buddy_routing.train.pretrain import FitPlan, fit, initialise
 from buddy_routing.train.router_plan import RouterPlan
 from buddy_routing.train.router_training import new_decision_module, train_router
 from buddy_routing.train.tokenizer import TrainingTokenizer, train_tokenizer
+from buddy_routing.train.training_state import run_name
 
 VOCAB_SIZE = 3072
 MAX_CONTEXT = 1024
 PRETRAIN_CONTEXT = 256
-LOWEST_BUDGET = 0.4
 ROUTER_RANK = 32
+CALIBRATION_ROWS = 16
 
 
 def demo_config() -> LlamaConfig:
@@ -74,7 +75,7 @@ def packed_tokens(
     plan: DemoPlan, corpus: Corpus, tokenizer: TrainingTokenizer, stage: str, mixture: Mixture, num_tokens: int
 ) -> PackedTokens:
     """The token file of a stage, drawn once. A longer pretraining needs a longer file, whose beginning is the same."""
-    path = plan.work / f"{stage}-{num_tokens}.npz"
+    path = plan.work / f"{stage}-{num_tokens}-{run_name(mixture, plan.seed)}.npz"
     if not path.exists():
         pack(corpus, mixture, tokenizer, num_tokens, plan.seed).save(path)
     return PackedTokens.load(path)
@@ -105,24 +106,25 @@ def make_base(plan: DemoPlan, device: torch.device) -> tuple[RoutedDecoder, Deci
         learning_rate=plan.learning_rate,
         final_lr_scale=0.0,
         warmup_steps=20,
-        depth_drop=0.0,
+        routed_share=plan.routed_share,
     )
     data = packed_tokens(plan, corpus, tokenizer, "tune", TUNE, plan.tune_tokens)
     # Named by where it branched off: tuning after more pretraining is another run.
-    checkpoint = plan.work / f"tune-{pretrain.num_steps}-{tune.num_steps}.safetensors"
-    router = router_from_prior(model, torch.from_numpy(data.batch(0, 16, PRETRAIN_CONTEXT)[0]).to(device))
-    lowest_run = int(LOWEST_BUDGET * model.spec.num_layers)
-    routed = RoutedShare(router, plan.routed_share, lowest_run, start_token=tokenizer.start_token)
-    fit(model, data, tune, checkpoint, device, plan.seed + 1, compile_layers, routed)
+    checkpoint = plan.work / f"tune-{pretrain.num_steps}-{tune.num_steps}-{plan.routed_share:g}.safetensors"
+    router = router_from_prior(model, data, plan.seed, device)
+    fit(model, data, tune, checkpoint, device, plan.seed + 1, compile_layers, router)
     return model, router.decision
 
 
-def router_from_prior(model: RoutedDecoder, tokens: Tensor) -> LearnedRouter:
-    """An untrained router that ranks the layers by the perplexity they save on tokens [B, T], whatever the input."""
-    features = causal_features(model.first_layer_v(tokens)).flatten(0, 1)
-    decision = new_decision_module(model, features, "mean_v+newest_v", ROUTER_RANK)
+def router_from_prior(model: RoutedDecoder, data: PackedTokens, seed: int, device: torch.device) -> LearnedRouter:
+    """An untrained router that ranks the layers by the perplexity they save on some of `data`, whatever the input."""
+    rows = data.batch(0, CALIBRATION_ROWS, PRETRAIN_CONTEXT)
+    tokens, begins, counted = (torch.from_numpy(array).to(device) for array in rows)
+    features = causal_features(model.first_layer_v(tokens), conversation_starts(begins)).flatten(0, 1)
+    decision = new_decision_module(model, features, "mean_v+newest_v", ROUTER_RANK, seed)
     with torch.no_grad():
-        decision.up.bias.copy_(measure_prior(model, tokens, "ppl"))
+        # Whether a token's successor counts is what its own place in a document does not say.
+        decision.up.bias.copy_(measure_prior(model, tokens, "ppl", counted.roll(-1, 1)))
     return LearnedRouter(decision, torch.zeros(model.spec.num_layers - 2), 0.0, "training")
 
 

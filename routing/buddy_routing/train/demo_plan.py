@@ -17,7 +17,8 @@ TEXTS = (TINY_STORIES, KIDS_STORIES, BOOKS, INSTRUCTIONS, WORD_PROBLEMS, WIKITEX
 class DemoPlan:
     """`data` holds the texts (DATA.md beside them), `work` what can be resumed, `out` receives model/ and router/.
 
-    Token counts are of training tokens seen, repeats included.
+    Token counts are of training tokens seen, repeats included. `depth_drop` is for pretraining, `routed_share` for
+    tuning (pretrain.FitPlan).
     """
 
     data: Path = Path("data")
@@ -50,4 +51,7 @@ def plan_from(parsed: Namespace) -> DemoPlan:
     for name in ("pretrain_tokens", "tune_tokens", "router_steps", "predictor_steps", "batch_tokens", "learning_rate"):
         if getattr(plan, name) <= 0:
             raise ValueError(f"--{name.replace('_', '-')} is {getattr(plan, name)}, allowed is more than 0")
+    for name in ("depth_drop", "routed_share"):
+        if not 0 <= getattr(plan, name) <= 1:
+            raise ValueError(f"--{name.replace('_', '-')} is {getattr(plan, name)}, allowed is 0 to 1")
     return plan

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from buddy_routing.budget import num_run_layers, smallest_budget
 from buddy_routing.decoder import RoutedDecoder
 from buddy_routing.predictor import BudgetPredictor
 from buddy_routing.router import LearnedRouter
@@ -44,8 +45,9 @@ def train_predictor(
     torch.manual_seed(plan.seed)
     batches = packed_batches(examples, plan.num_rows, plan.num_tokens, plan.seed)
     first = next(batches).to(device)
-    predictor = BudgetPredictor(prompt_features(model, first).shape[1], model.spec.num_layers, plan.rank).to(device)
-    predictor.policy = new_decision_module(model, prompt_features(model, first), "mean_v+newest_v", plan.rank)
+    features = prompt_features(model, first)
+    predictor = BudgetPredictor(features.shape[1], model.spec.num_layers, plan.rank).to(device)
+    predictor.policy = new_decision_module(model, features, "mean_v+newest_v", plan.rank, plan.seed)
     optimizer = torch.optim.AdamW(predictor.parameters(), lr=plan.learning_rate, weight_decay=0.0)
     run = run_name(router.router_id, data_name, plan)
     start = load_training_state(checkpoint, predictor, [optimizer], run)
@@ -57,7 +59,9 @@ def train_predictor(
             group["lr"] = plan.learning_rate * (1 - (step - 1) / plan.num_steps)
         generator = torch.Generator(device).manual_seed(plan.seed * 1_000_003 + step)
         log_pi = predictor.log_probabilities(prompt_features(model, batch))  # [E, L - 2]
-        open_levels = predictor.levels >= plan.lowest_budget * model.spec.num_layers
+        open_levels = predictor.levels >= num_run_layers(
+            max(plan.lowest_budget, smallest_budget(model.spec.num_layers)), model.spec.num_layers
+        )
         log_pi = log_pi.masked_fill(~open_levels, -torch.inf).log_softmax(-1)
         actions = torch.multinomial(log_pi.detach().exp(), plan.group, replacement=True, generator=generator)  # [E, G]
         rewards = reward(model, router, route_block, batch, predictor.levels[actions], plan)

@@ -1,8 +1,8 @@
-"""Next-token training of the embedded model, with layers dropped at random so that they can be skipped later.
+"""Next-token training of the embedded model, so that its layers can be skipped later.
 
 One loop serves both stages: pretraining holds the learning rate after a warm-up, tuning lets it fall to zero
-(warmup-stable-decay), so a longer pretraining goes on from the same checkpoint. Tuning trains a router along, so that
-the layers learn to be skipped where it skips them.
+(warmup-stable-decay), so a longer pretraining goes on from the same checkpoint. Pretraining drops layers at random;
+tuning trains a router along, so that the layers learn to be skipped where it skips them.
 """
 
 # B rows of documents end to end, T tokens, D model dim, V vocabulary, L layers
@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from buddy_routing.decoder import PathChooser, RoutedDecoder
+from buddy_routing.budget import num_run_layers, smallest_budget
+from buddy_routing.decoder import RoutedDecoder
 from buddy_routing.router import LearnedRouter
 from buddy_routing.train.corpus import PackedTokens
 from buddy_routing.train.routed_paths import budget_per_conversation, routed_paths
@@ -31,7 +32,8 @@ CLIP_NORM = 1.0
 class FitPlan:
     """One stage. `final_lr_scale` 1 holds the rate after the warm-up, 0 lets it fall linearly to nothing.
 
-    With probability `depth_drop` a batch runs with a random subset of layers, half of them at least.
+    With probability `routed_share` a batch runs the paths that the router chooses, every document at a budget of its
+    own of at least `lowest_budget`; with probability `depth_drop` another runs a random half or more of the layers.
     """
 
     num_steps: int
@@ -40,20 +42,11 @@ class FitPlan:
     learning_rate: float
     final_lr_scale: float
     warmup_steps: int
-    depth_drop: float
-    weight_decay: float = 0.05
-
-
-@dataclass(frozen=True, slots=True)
-class RoutedShare:
-    """A `share` of the batches runs the paths that `router` chooses, every document at a budget of its own of at least
-    `lowest_run` layers; the gradient trains the router too. Documents begin with `start_token`."""
-
-    router: LearnedRouter
-    share: float
-    lowest_run: int
-    start_token: int
+    depth_drop: float = 0.0
+    routed_share: float = 0.0
+    lowest_budget: float = 0.4
     route_block: int = 128
+    weight_decay: float = 0.05
 
 
 def fit(
@@ -64,11 +57,13 @@ def fit(
     device: torch.device,
     seed: int,
     compile_layers: bool,
-    routed: RoutedShare | None = None,
+    router: LearnedRouter | None = None,
 ) -> None:
-    """Train `model` in place, resuming from `checkpoint` when it exists; Ctrl-C loses at most
-    `CHECKPOINT_EVERY` steps."""
-    trained: nn.Module = model if routed is None else nn.ModuleDict({"base": model, "router": routed.router})
+    """Train `model` in place, and `router` with it if there is one, resuming from `checkpoint`, which holds both.
+
+    Ctrl-C loses at most `CHECKPOINT_EVERY` steps.
+    """
+    trained: nn.Module = model if router is None else nn.ModuleDict({"base": model, "router": router})
     trained.to(device).train()
     optimizers = make_optimizers(trained, plan)
     step = load_training_state(checkpoint, trained, optimizers)
@@ -91,14 +86,10 @@ def fit(
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = plan.learning_rate * lr_scale(plan, step)
-        tokens, counted = (torch.from_numpy(x).to(device) for x in data.batch(step, plan.batch_size, plan.num_tokens))
+        rows = data.batch(step, plan.batch_size, plan.num_tokens)
+        tokens, begins, counted = (torch.from_numpy(array).to(device) for array in rows)
         with training_precision(device):
-            if routed is not None and rng.random() < routed.share:
-                choose = paths_of(routed, model.spec.num_layers, tokens[:, :-1], counted[:, :-1], rng)
-                hidden = model.dense(tokens[:, :-1], choose)
-            else:
-                layers_on = random_depth(model.spec.num_layers, plan.depth_drop, rng)
-                hidden = model.dense(tokens[:, :-1], layers_on=layers_on)
+            hidden = run_batch(model, router, plan, tokens[:, :-1], begins[:, :-1], counted[:, :-1], rng)
             loss = next_token_loss(model, hidden, tokens, counted)
         loss.backward()
         nn.utils.clip_grad_norm_(trained.parameters(), CLIP_NORM)
@@ -114,6 +105,24 @@ def fit(
     bar.close()
     for layer in model.blocks:
         layer.__dict__.pop("dense", None)
+
+
+def run_batch(
+    model: RoutedDecoder,
+    router: LearnedRouter | None,
+    plan: FitPlan,
+    tokens: Tensor,
+    begins: Tensor,
+    counted: Tensor,
+    rng: random.Random,
+) -> Tensor:
+    """Hidden states [B, T, D] of rows [B, T]: by the router's paths, with some layers dropped, or of all layers."""
+    num_layers = model.spec.num_layers
+    if router is None or rng.random() >= plan.routed_share:
+        return model.dense(tokens, layers_on=random_depth(num_layers, plan.depth_drop, rng))
+    lowest = num_run_layers(max(plan.lowest_budget, smallest_budget(num_layers)), num_layers)
+    num_run = budget_per_conversation(begins, lowest, num_layers - 1, rng.getrandbits(63))
+    return model.dense(tokens, routed_paths(router, begins, counted, num_run, plan.route_block))
 
 
 def training_precision(device: torch.device) -> torch.autocast:
@@ -134,13 +143,6 @@ def random_depth(num_layers: int, depth_drop: float, rng: random.Random) -> list
         return None
     kept = set(rng.sample(range(1, num_layers - 1), rng.randint(num_layers // 2, num_layers - 1) - 2))
     return [layer in kept or layer in (0, num_layers - 1) for layer in range(num_layers)]
-
-
-def paths_of(routed: RoutedShare, num_layers: int, tokens: Tensor, counted: Tensor, rng: random.Random) -> PathChooser:
-    """The router's paths for rows of documents: tokens and counted (in an answer or a plain text) [B, T]."""
-    begins = tokens == routed.start_token
-    num_run = budget_per_conversation(begins, routed.lowest_run, num_layers - 1, rng.getrandbits(63))
-    return routed_paths(routed.router, begins, counted, num_run, routed.route_block)
 
 
 def next_token_loss(model: RoutedDecoder, hidden: Tensor, tokens: Tensor, counted: Tensor) -> Tensor:

@@ -20,10 +20,12 @@ def routed_paths(
     The features are taken as given: the gradient reaches the router's weights and the layers that run.
     """
     starts = conversation_starts(begins)
-    sources = route_sources(begins, in_answer, route_block)
+    sources = route_sources(starts, in_answer, route_block)
 
     def choose(v: Tensor) -> Tensor:
-        scores = router.scores(causal_features(v.detach(), starts))  # [B, T, L - 2]
+        # The server scores in fp32; training's mixed precision would make ties of its own.
+        with torch.autocast(v.device.type, enabled=False):
+            scores = router.scores(causal_features(v.detach(), starts))  # [B, T, L - 2]
         scores = scores.gather(1, sources[..., None].expand(-1, -1, scores.shape[-1]))
         return straight_through(scores, select_layers(scores, num_run))
 

@@ -1,4 +1,4 @@
-"""Trains a Decision Module on a frozen model: at every budget, answer like the model at full depth.
+"""Trains a Decision Module on a finished model: at every budget, answer like the model at full depth.
 
 By default the masks are the server's: prompts in route blocks, answers token by token, from causal features (design
 section 2); and the teacher is the frozen model itself at full depth, so that budget 1.0 stays the model. The paper
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from buddy_routing.adapter import add_adapter
-from buddy_routing.budget import ALWAYS_RUN
+from buddy_routing.budget import num_run_layers, smallest_budget
 from buddy_routing.checkpoint import LoadedModel
 from buddy_routing.decoder import RoutedDecoder
 from buddy_routing.features import causal_features, feature_dim
@@ -86,8 +86,8 @@ def train_router(
     accelerator = Accelerator(log_with="tensorboard" if log_directory else None, project_dir=log_directory)
     if log_directory:
         accelerator.init_trackers("router")
-    torch.manual_seed(plan.seed)
     router = _new_router(loaded.model, examples, plan, decision)
+    torch.manual_seed(plan.seed)
     adapter = add_adapter(loaded.model, plan.lora_rank) if plan.lora_rank else []
     loss_module = RouterLoss(loaded.model, router, adapter, plan)
     optimizer = torch.optim.AdamW(loss_module.parameters(), lr=plan.learning_rate, weight_decay=0.0)
@@ -108,7 +108,7 @@ def train_router(
         disable=not accelerator.is_main_process,
     )
     num_layers = loaded.model.spec.num_layers
-    lowest = max(ALWAYS_RUN + 1, int(plan.lowest_budget * num_layers))
+    lowest = num_run_layers(max(plan.lowest_budget, smallest_budget(num_layers)), num_layers)
     # A frozen model has nothing to learn at full depth.
     highest = num_layers if plan.lora_rank else num_layers - 1
     mean_loss: float | None = None
@@ -150,22 +150,20 @@ def _new_router(
     device = model.inv_freq.device
     num_rows = max(1, CALIBRATION_TOKENS // plan.num_tokens)
     calibration = next(packed_batches(examples, num_rows, plan.num_tokens, plan.seed)).to(device)
-    prior = measure_prior(model, calibration.tokens, plan.prior).to(device)
+    prior = measure_prior(model, calibration.tokens, plan.prior, calibration.counted).to(device)
     if decision is None:
-        features = first_layer_features(model, calibration)[calibration.counted]
-        decision = new_decision_module(model, features, plan.features, plan.rank)
+        starts = conversation_starts(calibration.begins)
+        features = causal_features(model.first_layer_v(calibration.tokens), starts)[calibration.counted]
+        decision = new_decision_module(model, features, plan.features, plan.rank, plan.seed)
     return LearnedRouter(decision, prior, plan.prior_weight, "training").to(device)
 
 
-def first_layer_features(model: RoutedDecoder, batch: ExampleBatch) -> Tensor:
-    """Features [B, T, 2F] of every token."""
-    starts = conversation_starts(batch.begins)
-    return causal_features(model.first_layer_v(batch.tokens), starts)
-
-
-def new_decision_module(model: RoutedDecoder, features: Tensor, kind: FeatureKind, rank: int) -> DecisionModule:
+def new_decision_module(
+    model: RoutedDecoder, features: Tensor, kind: FeatureKind, rank: int, seed: int
+) -> DecisionModule:
     """One that scores all layers alike, with mean and spread of features [N, 2F] folded into its first layer."""
     spec = model.spec
+    torch.manual_seed(seed)
     decision = DecisionModule(feature_dim(spec.kv_dim, kind), spec.num_layers, rank).to(features.device)
     features = features[:, : decision.down.in_features]
     mean, std = features.mean(0), features.std(0).clamp_min(1e-6)

@@ -37,11 +37,6 @@ class TrainingTokenizer:
     def vocab_size(self) -> int:
         return int(self._tokenizer.get_vocab_size())
 
-    @property
-    def start_token(self) -> int:
-        """The token every document begins with."""
-        return self._ids[START]
-
     def encode(self, text: str) -> list[int]:
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
 

@@ -65,4 +65,6 @@ def load_weights(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Copy the `model.` entries of a training state into `module`."""
     with torch.no_grad():
         for name, parameter in module.named_parameters():
+            if f"model.{name}" not in tensors:
+                raise OtherTrainingError(f"a training state without {name}, which the training here has: delete it")
             parameter.copy_(tensors[f"model.{name}"])

@@ -63,6 +63,7 @@ def write_model_card(plan: DemoPlan) -> None:
         "pretrain_tokens_plain": str(plan.pretrain_tokens),
         "tune_tokens_plain": str(plan.tune_tokens),
         "router_steps": str(plan.router_steps),
+        "predictor_steps": str(plan.predictor_steps),
         "depth_drop": str(plan.depth_drop),
         "routed_share": str(plan.routed_share),
         "seed": str(plan.seed),
