@@ -51,6 +51,8 @@ def train_predictor(
     optimizer = torch.optim.AdamW(predictor.parameters(), lr=plan.learning_rate, weight_decay=0.0)
     run = run_name(router.router_id, data_name, plan)
     start = load_training_state(checkpoint, predictor, [optimizer], run)
+    num_layers = model.spec.num_layers
+    lowest = num_run_layers(max(plan.lowest_budget, smallest_budget(num_layers)), num_layers)
     todo = islice(batches, start, plan.num_steps)
     bar = tqdm(todo, initial=start, total=plan.num_steps, desc="predictor", unit="step", mininterval=5)
     for step, host_batch in enumerate(bar, start + 1):
@@ -59,9 +61,7 @@ def train_predictor(
             group["lr"] = plan.learning_rate * (1 - (step - 1) / plan.num_steps)
         generator = torch.Generator(device).manual_seed(plan.seed * 1_000_003 + step)
         log_pi = predictor.log_probabilities(prompt_features(model, batch))  # [E, L - 2]
-        open_levels = predictor.levels >= num_run_layers(
-            max(plan.lowest_budget, smallest_budget(model.spec.num_layers)), model.spec.num_layers
-        )
+        open_levels = predictor.levels >= lowest
         log_pi = log_pi.masked_fill(~open_levels, -torch.inf).log_softmax(-1)
         actions = torch.multinomial(log_pi.detach().exp(), plan.group, replacement=True, generator=generator)  # [E, G]
         rewards = reward(model, router, route_block, batch, predictor.levels[actions], plan)
