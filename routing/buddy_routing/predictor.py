@@ -10,16 +10,21 @@ from buddy_routing.router import DecisionModule
 
 
 class BudgetPredictor(nn.Module):
-    """A categorical policy over how many of the middle layers to run: 1 .. L - 2, so 3 .. L layers in all."""
+    """A categorical policy over how many of the middle layers to run: 1 .. L - 2, so 3 .. L layers in all. It was
+    trained on `lowest` layers and more."""
 
-    def __init__(self, num_features: int, num_layers: int, rank: int = 32) -> None:
+    lowest: Tensor
+
+    def __init__(self, num_features: int, num_layers: int, rank: int = 32, lowest: int = ALWAYS_RUN + 1) -> None:
         super().__init__()
+        self.register_buffer("lowest", torch.tensor(lowest))
         self.policy = DecisionModule(num_features, num_layers, rank)
         self.num_layers = num_layers
 
     def log_probabilities(self, features: Tensor) -> Tensor:
-        """Features [S, 2F] at the prompts' last tokens -> log pi [S, L - 2]."""
-        return self.policy(features).log_softmax(-1)
+        """Features [S, 2F] at the prompts' last tokens -> log pi [S, L - 2], -inf for what it was not trained on."""
+        scores: Tensor = self.policy(features)
+        return scores.masked_fill(self.levels < self.lowest, -torch.inf).log_softmax(-1)
 
     @property
     def levels(self) -> Tensor:
@@ -31,10 +36,10 @@ class BudgetPredictor(nn.Module):
         """Layers to run [S] int64: the likeliest level of those from `lowest` to `highest`.
 
         `thrift` trades quality for compute: it is what the log probability of full depth loses, and of less depth
-        in proportion. Levels below 3 are not the policy's; if no other is allowed, `highest` is taken.
+        in proportion. Where none of its levels is allowed, `highest` is taken.
         """
         levels = self.levels
-        allowed = (levels >= lowest) & (levels <= highest)
+        allowed = (levels >= max(lowest, int(self.lowest))) & (levels <= highest)
         if not allowed.any():
             return torch.full((len(features),), highest, device=levels.device)
         scores = self.log_probabilities(features) - thrift * levels / self.num_layers

@@ -28,6 +28,8 @@ from buddy_routing.train.training_state import load_training_state, run_name, sa
 
 CHECKPOINT_EVERY = 50
 EPS = 1e-6
+LOWEST_LOG_PI = -1e4
+"""For -inf, whose product with a probability of 0 is no number."""
 
 
 def train_predictor(
@@ -45,14 +47,13 @@ def train_predictor(
     torch.manual_seed(plan.seed)
     batches = packed_batches(examples, plan.num_rows, plan.num_tokens, plan.seed)
     first = next(batches).to(device)
-    features = prompt_features(model, first)
-    predictor = BudgetPredictor(features.shape[1], model.spec.num_layers, plan.rank).to(device)
+    features, num_layers = prompt_features(model, first), model.spec.num_layers
+    lowest = num_run_layers(max(plan.lowest_budget, smallest_budget(num_layers)), num_layers)
+    predictor = BudgetPredictor(features.shape[1], num_layers, plan.rank, lowest).to(device)
     predictor.policy = new_decision_module(model, features, "mean_v+newest_v", plan.rank, plan.seed)
     optimizer = torch.optim.AdamW(predictor.parameters(), lr=plan.learning_rate, weight_decay=0.0)
     run = run_name(router.router_id, data_name, plan)
     start = load_training_state(checkpoint, predictor, [optimizer], run)
-    num_layers = model.spec.num_layers
-    lowest = num_run_layers(max(plan.lowest_budget, smallest_budget(num_layers)), num_layers)
     todo = islice(batches, start, plan.num_steps)
     bar = tqdm(todo, initial=start, total=plan.num_steps, desc="predictor", unit="step", mininterval=5)
     for step, host_batch in enumerate(bar, start + 1):
@@ -61,17 +62,15 @@ def train_predictor(
             group["lr"] = plan.learning_rate * (1 - (step - 1) / plan.num_steps)
         generator = torch.Generator(device).manual_seed(plan.seed * 1_000_003 + step)
         log_pi = predictor.log_probabilities(prompt_features(model, batch))  # [E, L - 2]
-        open_levels = predictor.levels >= lowest
-        log_pi = log_pi.masked_fill(~open_levels, -torch.inf).log_softmax(-1)
         actions = torch.multinomial(log_pi.detach().exp(), plan.group, replacement=True, generator=generator)  # [E, G]
         rewards = reward(model, router, route_block, batch, predictor.levels[actions], plan)
         advantage = (rewards - rewards.mean(1, keepdim=True)) / (rewards.std(1, keepdim=True) + EPS)
-        entropy = -(log_pi.exp() * log_pi.masked_fill(~open_levels, 0.0)).sum(-1).mean()
+        entropy = -(log_pi.exp() * log_pi.clamp_min(LOWEST_LOG_PI)).sum(-1).mean()
         loss = -(advantage * log_pi.gather(1, actions)).mean() - plan.entropy_weight * entropy
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        depth = predictor.levels[actions].float().mean().item() / model.spec.num_layers
+        depth = predictor.levels[actions].float().mean().item() / num_layers
         bar.set_postfix(entropy=f"{entropy.item():.2f}", depth=f"{depth:.2f}", refresh=False)
         if step % CHECKPOINT_EVERY == 0:
             save_training_state(checkpoint, predictor, [optimizer], step, run)
