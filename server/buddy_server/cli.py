@@ -7,6 +7,8 @@ from pathlib import Path
 
 from buddy_server.version import server_version
 
+OPTIONAL_PACKAGES = ("accelerate", "matplotlib", "peft", "tensorboard")
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point. Mistakes of the user end with one line on stderr: status 2 for the command line's own, else 1."""
@@ -15,6 +17,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parsed.run(parsed)
     except KeyboardInterrupt:
         sys.exit(130)
+    except ModuleNotFoundError as error:
+        if error.name not in OPTIONAL_PACKAGES:
+            raise
+        sys.exit(f"buddy: this needs the package {error.name}: pip install 'buddy-serve[train,eval]'")
 
 
 def make_parser() -> argparse.ArgumentParser:

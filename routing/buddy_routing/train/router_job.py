@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from tqdm import tqdm
 
 from buddy_routing.adapter import ADAPTER_DIR, merge_adapter, save_adapter
@@ -31,6 +32,8 @@ def make_router(model: str, data: Path, out: Path, plan: RouterPlan, device: tor
 
     Raises DataError, CheckpointError, UnsupportedModelError (ValueErrors all), TrainingError.
     """
+    # Before the model: it tells each process its own GPU.
+    process = PartialState(cpu=device.type == "cpu")
     directory = resolve_model(model)
     examples = read_examples(data, directory, plan.num_tokens)
     loaded = load_model(directory, dtype, device)
@@ -47,9 +50,10 @@ def make_router(model: str, data: Path, out: Path, plan: RouterPlan, device: tor
             log_directory=out,
             data_name=name_of(data),
         )
-    save_router(out, router, config)
-    if plan.lora_rank:
-        save_adapter(out / ADAPTER_DIR, loaded.model, plan.lora_rank, model)
+    if process.is_main_process:
+        save_router(out, router, config)
+        if plan.lora_rank:
+            save_adapter(out / ADAPTER_DIR, loaded.model, plan.lora_rank, model)
 
 
 def make_predictor(
@@ -112,9 +116,9 @@ def read_examples(data: Path, directory: Path, num_tokens: int) -> list[Example]
 
 
 def num_steps(examples: Sequence[Example], plan: RouterPlan) -> int:
-    """Batches that hold the examples `plan.epochs` times."""
+    """Batches that hold the examples `plan.epochs` times, shared by the processes."""
     total = sum(min(len(example.ids), plan.num_tokens) for example in examples)
-    return math.ceil(plan.epochs * total / (plan.num_rows * plan.num_tokens))
+    return math.ceil(plan.epochs * total / (plan.num_rows * plan.num_tokens * PartialState().num_processes))
 
 
 def endless(examples: Sequence[Example], seed: int) -> Iterator[Example]:

@@ -83,7 +83,9 @@ def train_router(
     receives TensorBoard's files, `data_name` tells examples from others. Raises OtherTrainingError for a checkpoint of
     another model, other data or another plan.
     """
-    accelerator = Accelerator(log_with="tensorboard" if log_directory else None, project_dir=log_directory)
+    device = loaded.model.inv_freq.device
+    tracker = "tensorboard" if log_directory else None
+    accelerator = Accelerator(cpu=device.type == "cpu", log_with=tracker, project_dir=log_directory)
     if log_directory:
         accelerator.init_trackers("router")
     router = _new_router(loaded.model, examples, plan, decision)
@@ -114,7 +116,7 @@ def train_router(
     mean_loss: float | None = None
     step = start
     for step, host_batch in enumerate(bar, start + 1):
-        batch = host_batch.to(accelerator.device)
+        batch = host_batch.to(device)
         for group in optimizer.param_groups:
             group["lr"] = plan.learning_rate * (1 - (step - 1) / num_steps)
         seed = random.Random(f"{plan.seed}:{step}:{accelerator.process_index}").getrandbits(63)

@@ -80,14 +80,9 @@ def markdown_table(rows: Sequence[EvalRow]) -> str:
 
 
 def write_report(directory: Path, rows: Sequence[EvalRow]) -> None:
-    """report.md, accuracy_depth.png, accuracy_speed.png, layer_use.png and, where a predictor chose, auto_depth.png.
+    """report.md, accuracy_depth.png, accuracy_speed.png, layer_use.png; where a predictor chose, auto_depth.png."""
+    import matplotlib
 
-    Raises ValueError when matplotlib is not installed.
-    """
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise ValueError("plots need matplotlib: pip install 'buddy-serve[eval]'") from error
     matplotlib.use("Agg")
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "report.md").write_text(markdown_table(rows) + "\n", encoding="utf-8")
