@@ -17,7 +17,7 @@ def run_eval(*arguments: str) -> "subprocess.CompletedProcess[str]":
 def test_methods_budgets_and_seeds_become_rows_a_table_and_plots(tmp_path: Path) -> None:
     out, report = tmp_path / "rows.jsonl", tmp_path / "report"
     done = run_eval(
-        *("--budgets", "0.75,0.5", "--methods", "router,router:once,prior:taylor,random,bound"),
+        *("--budgets", "0.875,0.75", "--methods", "router,router:once,prior:taylor,random,bound"),
         *("--limit", "10", "--seed", "0,1", "--json", str(out), "--report", str(report)),
     )
     assert done.returncode == 0, done.stderr
@@ -27,12 +27,12 @@ def test_methods_budgets_and_seeds_become_rows_a_table_and_plots(tmp_path: Path)
         assert row["mean_depth"] == pytest.approx(row["budget"])
     runs = {(row["method"], row["budget"], row["seed"]) for row in rows}
     methods = ("router", "router:once", "prior:taylor", "random", "bound")
-    expected = {(method, budget, seed) for method in methods for budget in (0.75, 0.5) for seed in (0, 1)}
+    expected = {(method, budget, seed) for method in methods for budget in (0.875, 0.75) for seed in (0, 1)}
     assert runs == expected | {("full", 1.0, 0), ("full", 1.0, 1)}
     assert len(rows) == len(runs) * 10
     once = [row["distinct_paths"] for row in rows if row["method"] == "router:once"]
     assert set(once) == {1.0}
-    assert "| router | 0.5 |" in done.stdout
+    assert "| router | 0.75 |" in done.stdout
     for name in ("report.md", "accuracy_depth.png", "accuracy_speed.png", "layer_use.png"):
         assert (report / name).stat().st_size > 100
 

@@ -62,7 +62,7 @@ def test_router_and_predictor_of_a_users_model_resume_after_a_kill_and_serve(nam
     model = save_chat_model(name, tmp_path / "model")
     data = save_conversations(tmp_path / "data.jsonl")
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    sizes = ("--num-tokens", "128", "--route-block", "16", "--epochs", "3")
+    sizes = ("--num-tokens", "128", "--route-block", "16", "--epochs", "12")
     run(train("router", "--model", model, "--data", data, "--out", whole, *sizes))
     killed = train("router", "--model", model, "--data", data, "--out", cut, *sizes)
     kill_after_a_checkpoint(killed, cut / "training.safetensors")
