@@ -19,8 +19,7 @@ from buddy_routing.model_spec import UnsupportedModelError
 from buddy_routing.router_config import ArtifactError
 from buddy_server.api.app import create_app
 from buddy_server.config import ServerConfig, load_config
-from buddy_server.engine.build import EngineBuildError, build_engine
-from buddy_server.engine.messages import EngineInfo
+from buddy_server.engine.build import BuiltEngine, EngineBuildError, build_engine
 from buddy_server.engine.service import EngineService
 from buddy_server.errors import ConfigError
 from buddy_server.logs import configure_logs
@@ -87,7 +86,7 @@ def make_server(options: ServeOptions) -> Server:
     metrics = Metrics(built.info, config.tenants)
     engine = EngineService(built.engine, built.info, metrics.observe_step, built.depth_predictor)
     app = make_app(config, engine, ChatTokenizer.from_directory(built.directory), metrics)
-    _log_start(built.info, config, options)
+    _log_start(built, config, options)
     settings = uvicorn.Config(
         app,
         log_config=None,
@@ -136,7 +135,8 @@ def make_app(config: ServerConfig, engine: EngineService, tokenizer: ChatTokeniz
     return app
 
 
-def _log_start(info: EngineInfo, config: ServerConfig, options: ServeOptions) -> None:
+def _log_start(built: BuiltEngine, config: ServerConfig, options: ServeOptions) -> None:
+    info = built.info
     log.info(
         "model ready",
         extra={
@@ -148,7 +148,7 @@ def _log_start(info: EngineInfo, config: ServerConfig, options: ServeOptions) ->
             "dtype": info.dtype,
             "kv_tokens": info.kv_capacity_tokens,
             "tenants": len(config.tenants),
-            "predictor": "none (auto is the tier's largest budget)",
+            "predictor": "yes" if built.depth_predictor else "none (auto is the tier's largest budget)",
             "address": f"http://{options.host}:{options.port}",
         },
     )
