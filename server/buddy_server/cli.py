@@ -44,7 +44,7 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--router",
         metavar="DIR",
-        help="router artifact, prior:cosine or prior:ppl (default: the embedded model's own; else prior:cosine)",
+        help="artifact, or prior:cosine (ppl, taylor, greedy); default: the embedded model's own, else prior:cosine",
     )
     parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file of tenants, tiers and engine sizes")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")

@@ -61,7 +61,12 @@ def test_echo_with_logprobs_tells_those_of_the_prompt_too(site: Site) -> None:
 
 
 def test_no_token_and_echo_scores_the_prompt_alone(site: Site) -> None:
-    choice = complete(site, prompt="you are", echo=True, logprobs=0, max_tokens=0).choices[0]
+    answer = complete(site, prompt="you are", echo=True, logprobs=0, max_tokens=0, extra_body={"budget": 0.5})
+    choice = answer.choices[0]
+    assert answer.usage is not None
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (2, 0)
+    assert answer.model_extra is not None
+    assert answer.model_extra["buddy"]["layer_tokens"] == 1.0
     assert choice.text == "you are"
     assert choice.logprobs is not None
     assert len(choice.logprobs.tokens or []) == len(site.engine.requests[0].prompt_tokens)

@@ -38,7 +38,7 @@ OPTIONS = {
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("--model", required=True, metavar="PATH_OR_ID", help="model directory or hub id")
+    parser.add_argument("--model", metavar="PATH_OR_ID", help="model directory or hub id (default: the embedded model)")
     parser.add_argument("--router", required=True, type=Path, metavar="DIR", help="its router; the predictor joins it")
     parser.add_argument("--data", required=True, type=Path, metavar="FILE", help="chat JSONL or Alpaca JSON")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))

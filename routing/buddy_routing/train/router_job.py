@@ -15,6 +15,7 @@ from tqdm import tqdm
 from buddy_routing.adapter import ADAPTER_DIR, merge_adapter, save_adapter
 from buddy_routing.artifact import load_router, save_predictor, save_router
 from buddy_routing.checkpoint import load_model, resolve_model
+from buddy_routing.embedded import embedded_model
 from buddy_routing.train.chat_data import ChatEncoder, DataError, read_conversations
 from buddy_routing.train.example import Example
 from buddy_routing.train.predictor_plan import PredictorPlan
@@ -27,14 +28,16 @@ class TrainingError(RuntimeError):
     """Training that could not go on; the message says what to change."""
 
 
-def make_router(model: str, data: Path, out: Path, plan: RouterPlan, device: torch.device, dtype: torch.dtype) -> None:
+def make_router(
+    model: str | None, data: Path, out: Path, plan: RouterPlan, device: torch.device, dtype: torch.dtype
+) -> None:
     """Train and save an artifact in `out`, with `training.safetensors` to resume from and TensorBoard's log beside it.
 
     Raises DataError, CheckpointError, UnsupportedModelError (ValueErrors all), TrainingError.
     """
     # Before the model: it tells each process its own GPU.
     process = PartialState(cpu=device.type == "cpu")
-    directory = resolve_model(model)
+    directory = embedded_model() if model is None else resolve_model(model)
     examples = read_examples(data, directory, plan.num_tokens)
     loaded = load_model(directory, dtype, device)
     steps = num_steps(examples, plan)
@@ -53,17 +56,17 @@ def make_router(model: str, data: Path, out: Path, plan: RouterPlan, device: tor
     if process.is_main_process:
         save_router(out, router, config)
         if plan.lora_rank:
-            save_adapter(out / ADAPTER_DIR, loaded.model, plan.lora_rank, model)
+            save_adapter(out / ADAPTER_DIR, loaded.model, plan.lora_rank, str(directory))
 
 
 def make_predictor(
-    model: str, router: Path, data: Path, plan: PredictorPlan, device: torch.device, dtype: torch.dtype
+    model: str | None, router: Path, data: Path, plan: PredictorPlan, device: torch.device, dtype: torch.dtype
 ) -> None:
     """Train a predictor for the artifact `router` and save it there.
 
     Raises ArtifactError besides what make_router raises.
     """
-    directory = resolve_model(model)
+    directory = embedded_model() if model is None else resolve_model(model)
     examples = read_examples(data, directory, plan.num_tokens)
     loaded = load_model(directory, dtype, device)
     learned, config = load_router(router, loaded.fingerprint, device)

@@ -51,7 +51,7 @@ _CHOICES = {"objective": Objective, "masks": MaskKind, "features": FeatureKind, 
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("--model", required=True, metavar="PATH_OR_ID", help="model directory or hub id")
+    parser.add_argument("--model", metavar="PATH_OR_ID", help="model directory or hub id (default: the embedded model)")
     parser.add_argument("--data", required=True, type=Path, metavar="FILE", help="chat JSONL or Alpaca JSON")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="where the router artifact goes")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))

@@ -59,9 +59,9 @@ class CompletionChoices:
         text, logprobs = "", _Logprobs()
         if isinstance(event, PromptEvent) or self._echoes_now(index):
             text = self._echo(index, event, logprobs)
-        if isinstance(event, TokenEvent) and event.logprob is not None and not self._scores_only:
+        if isinstance(event, TokenEvent) and event.logprob is not None and not self._body.scores_only:
             logprobs.add(event.logprob, event.top_logprobs, self._lengths[index] + len(text))
-        if not isinstance(event, PromptEvent) and not self._scores_only:
+        if not isinstance(event, PromptEvent) and not self._body.scores_only:
             text += event.text
         self._lengths[index] += len(text)
         return {
@@ -70,10 +70,6 @@ class CompletionChoices:
             "logprobs": logprobs.body() if logprobs.tokens else None,
             "finish_reason": event.reason if isinstance(event, FinishEvent) else None,
         }
-
-    @property
-    def _scores_only(self) -> bool:
-        return self._body.max_tokens == 0
 
     def _echoes_now(self, index: int) -> bool:
         """Whether the prompt is to be echoed now, nobody having asked for its log probabilities."""

@@ -50,7 +50,9 @@ class Generation:
     def usage(self) -> dict[str, int]:
         """OpenAI's usage: every prompt counts once, the completions of all choices add up."""
         num_prompt = sum(map(len, self.admitted.prompts))
-        num_completion = sum(finish.completion_tokens for finish in self._finishes)
+        # The engine always makes a token, also when only the prompt was to be scored.
+        made = 0 if self.admitted.body.scores_only else 1
+        num_completion = made * sum(finish.completion_tokens for finish in self._finishes)
         return {
             "prompt_tokens": num_prompt,
             "completion_tokens": num_completion,
@@ -66,7 +68,8 @@ class Generation:
         depth = self.admitted.depth
         num_layers = self.admitted.num_layers
         paths = [path for choice in self._paths for path in choice]
-        runs = sum(finish.prompt_layer_runs + finish.output_layer_runs for finish in self._finishes)
+        made = 0 if self.admitted.body.scores_only else 1
+        runs = sum(finish.prompt_layer_runs + made * finish.output_layer_runs for finish in self._finishes)
         buddy: dict[str, Any] = {
             "budget_requested": depth.requested,
             "budget_granted": depth.granted,

@@ -133,6 +133,11 @@ class GenerationFields(_Schema):
     def wants_trace(self) -> bool:
         return bool(self.buddy and self.buddy.trace)
 
+    @property
+    def scores_only(self) -> bool:
+        """Whether the prompt's log probabilities are all that is asked for."""
+        return self.max_tokens == 0
+
 
 class ChatRequest(GenerationFields):
     """The body of POST /v1/chat/completions.

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from statistics import mean
+from typing import NoReturn
 
 from tqdm import tqdm
 
@@ -67,19 +68,19 @@ def evaluate(served: ServedModel, tokenizer: ChatTokenizer, plan: EvalPlan) -> I
     for method in plan.methods:
         if method != "bound":
             runs[method] = (None,) if method == "auto" else plan.budgets
-    with tqdm(total=sum(map(len, runs.values())) * len(plan.seeds), desc="eval", unit="run") as bar:
-        for seed in plan.seeds:
-            questions = plan.questions_of(seed)
+    drawn = {seed: plan.questions_of(seed) for seed in plan.seeds}
+    num_answers = sum(map(len, runs.values())) * sum(map(len, drawn.values()))
+    with tqdm(total=num_answers, desc="eval", unit="answer", mininterval=2) as bar:
+        for seed, questions in drawn.items():
             for method, budgets in runs.items():
                 routing = source.routing("prior:cosine" if method == "full" else method, seed)
                 for budget in budgets:
                     bar.set_postfix(method=method, budget=budget, seed=seed)
                     built = assemble(served, routing, SETTINGS)
                     with zero_filled(built) if method == "router:zero-kv" else nullcontext():
-                        yield from _run(built, tokenizer, questions, method, budget, seed)
+                        yield from _run(built, tokenizer, questions, method, budget, seed, bar)
                     if plan.texts and budget is not None:
                         yield _text_row(built, tokenizer, plan.texts, routing, method, budget, seed)
-                    bar.update()
             if "bound" in plan.methods:
                 yield from _bound(served, tokenizer, questions, plan.budgets, seed)
 
@@ -130,6 +131,7 @@ def _run(
     method: str,
     budget: float | None,
     seed: int,
+    bar: "tqdm[NoReturn]",
 ) -> Iterator[EvalRow]:
     num_layers = built.info.num_layers
     depth = [_depth(built, question, budget) for question in questions]
@@ -142,11 +144,13 @@ def _run(
         index = asked[number]
         right[index] = questions[index].is_right(answer.text)
         paths[index] = answer.paths
+        bar.update()
     elapsed = time.perf_counter() - started
     num_tokens = sum(len(path) for path in paths)
     chosen = _likeliest_choices(built, tokenizer, questions, depth)
     for index, choice in chosen.items():
         right[index] = questions[index].is_right(choice)
+        bar.update()
     by_task: dict[str, list[int]] = defaultdict(list)
     for index, question in enumerate(questions):
         by_task[question.task].append(index)
