@@ -1,8 +1,7 @@
 """Trains a Budget Predictor by GRPO, model and router frozen (arXiv 2606.09514, section 3.5).
 
 Each example is answered at several budgets drawn from the policy; a budget whose reward is above the group's mean
-becomes likelier. The paper's weights (5.0 and 0.05) left its policy at the entropy of a uniform one; routing/README.md
-shows what ours do.
+becomes likelier. The paper's weights (5.0 and 0.05) left its policy at the entropy of a uniform one.
 """
 
 # B rows of examples, T tokens, E examples in a batch, G budgets a group, L layers
