@@ -40,7 +40,8 @@ def test_questions_are_drawn_by_the_seed_and_keep_their_tasks(tmp_path: Path, to
     assert everything[-1].choices == ("a", "bird")
     assert (everything[-1].is_right("bird"), everything[-1].is_right("a")) == (True, False)
     some = questions_from_file(path, 4, 1, tokenizer)
-    assert some == questions_from_file(path, 4, 1, tokenizer)[:4] or len(some) == 4
+    again = questions_from_file(path, 4, 1, tokenizer)
+    assert [question.reference for question in some] == [question.reference for question in again]
     assert len({question.reference for question in some}) == 4
 
 

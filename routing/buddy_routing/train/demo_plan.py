@@ -1,8 +1,10 @@
 """How much `buddy train demo` trains and where; imports no torch, so that a command line can be built from it."""
 
 from argparse import ArgumentParser, Namespace
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
+
+from buddy_routing.train.plan_fields import add_plan, check_positive, read_plan
 
 TINY_STORIES = "tinystories/tinystories_sample_2MiB.txt"
 KIDS_STORIES = "kids_stories/kids_stories_en_ccby.txt"
@@ -36,21 +38,18 @@ class DemoPlan:
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    for field in fields(DemoPlan):
-        default = field.default
-        flag = f"--{field.name.replace('_', '-')}"
-        parser.add_argument(flag, type=type(default), default=default, help="default: %(default)s")
+    add_plan(parser, DemoPlan, {}, {})
 
 
 def plan_from(parsed: Namespace) -> DemoPlan:
-    """Raises ValueError naming a directory that is missing or a number that is not positive."""
-    plan = DemoPlan(**{field.name: getattr(parsed, field.name) for field in fields(DemoPlan)})
+    """Raises ValueError naming a directory that is missing or a number that is out of range."""
+    plan = read_plan(DemoPlan, parsed)
     missing = [name for name in TEXTS if not (plan.data / name).exists()]
     if missing:
         raise ValueError(f"--data {plan.data} does not hold the texts; missing: {', '.join(missing)}")
-    for name in ("pretrain_tokens", "tune_tokens", "router_steps", "predictor_steps", "batch_tokens", "learning_rate"):
-        if getattr(plan, name) <= 0:
-            raise ValueError(f"--{name.replace('_', '-')} is {getattr(plan, name)}, allowed is more than 0")
+    check_positive(
+        plan, "pretrain_tokens", "tune_tokens", "router_steps", "predictor_steps", "batch_tokens", "learning_rate"
+    )
     for name in ("depth_drop", "routed_share"):
         if not 0 <= getattr(plan, name) <= 1:
             raise ValueError(f"--{name.replace('_', '-')} is {getattr(plan, name)}, allowed is 0 to 1")

@@ -1,8 +1,10 @@
 """What `buddy train predictor` is asked to do; imports no torch, so that a command line can be built from it."""
 
 from argparse import ArgumentParser, Namespace
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
+
+from buddy_routing.train.plan_fields import add_plan, add_training_inputs, check_positive, read_plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,26 +40,15 @@ OPTIONS = {
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("--model", metavar="PATH_OR_ID", help="model directory or hub id (default: the embedded model)")
+    add_training_inputs(parser)
     parser.add_argument("--router", required=True, type=Path, metavar="DIR", help="its router; the predictor joins it")
-    parser.add_argument("--data", required=True, type=Path, metavar="FILE", help="chat JSONL or Alpaca JSON")
-    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
-    parser.add_argument("--dtype", default="bfloat16", choices=("float32", "bfloat16", "float16"), help="of the model")
-    for one in fields(PredictorPlan):
-        parser.add_argument(
-            f"--{one.name.replace('_', '-')}",
-            type=type(one.default),
-            default=one.default,
-            help=f"{OPTIONS[one.name]} (default: %(default)s)",
-        )
+    add_plan(parser, PredictorPlan, OPTIONS, {})
 
 
 def plan_from(parsed: Namespace) -> PredictorPlan:
     """Raises ValueError naming a number that is out of range."""
-    plan = PredictorPlan(**{one.name: getattr(parsed, one.name) for one in fields(PredictorPlan)})
-    for name in ("num_steps", "num_rows", "num_tokens", "learning_rate", "rank"):
-        if getattr(plan, name) <= 0:
-            raise ValueError(f"--{name.replace('_', '-')} is {getattr(plan, name)}, allowed is more than 0")
+    plan = read_plan(PredictorPlan, parsed)
+    check_positive(plan, "num_steps", "num_rows", "num_tokens", "learning_rate", "rank")
     if plan.group < 2:
         raise ValueError(f"--group is {plan.group}, allowed is 2 or more: rewards are compared within it")
     return plan

@@ -1,11 +1,12 @@
 """What `buddy train router` is asked to do; imports no torch, so that a command line can be built from it."""
 
 from argparse import ArgumentParser, Namespace
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from buddy_routing.router_config import FeatureKind, Indicator
+from buddy_routing.router_config import FEATURES, INDICATORS, FeatureKind, Indicator
+from buddy_routing.train.plan_fields import add_plan, add_training_inputs, check_positive, read_plan
 
 Objective = Literal["distill", "cross_entropy"]
 MaskKind = Literal["served", "example"]
@@ -47,32 +48,24 @@ OPTIONS = {
     "lora_rank": "rank of LoRA that trains the model along (the paper's is 8, with cross_entropy); 0 is none",
     "seed": "of everything random",
 }
-_CHOICES = {"objective": Objective, "masks": MaskKind, "features": FeatureKind, "prior": Indicator}
+_CHOICES = {
+    "objective": get_args(Objective),
+    "masks": get_args(MaskKind),
+    "features": FEATURES,
+    "prior": INDICATORS,
+}
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("--model", metavar="PATH_OR_ID", help="model directory or hub id (default: the embedded model)")
-    parser.add_argument("--data", required=True, type=Path, metavar="FILE", help="chat JSONL or Alpaca JSON")
+    add_training_inputs(parser)
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="where the router artifact goes")
-    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
-    parser.add_argument("--dtype", default="bfloat16", choices=("float32", "bfloat16", "float16"), help="of the model")
-    for one in fields(RouterPlan):
-        choices = get_args(_CHOICES[one.name]) if one.name in _CHOICES else None
-        parser.add_argument(
-            f"--{one.name.replace('_', '-')}",
-            type=type(one.default),
-            default=one.default,
-            choices=choices,
-            help=f"{OPTIONS[one.name]} (default: %(default)s)",
-        )
+    add_plan(parser, RouterPlan, OPTIONS, _CHOICES)
 
 
 def plan_from(parsed: Namespace) -> RouterPlan:
     """Raises ValueError naming a number that is out of range."""
-    plan = RouterPlan(**{one.name: getattr(parsed, one.name) for one in fields(RouterPlan)})
-    for name in ("epochs", "num_rows", "num_tokens", "learning_rate", "rank", "route_block"):
-        if getattr(plan, name) <= 0:
-            raise ValueError(f"--{name.replace('_', '-')} is {getattr(plan, name)}, allowed is more than 0")
+    plan = read_plan(RouterPlan, parsed)
+    check_positive(plan, "epochs", "num_rows", "num_tokens", "learning_rate", "rank", "route_block")
     if plan.lora_rank < 0:
         raise ValueError(f"--lora-rank is {plan.lora_rank}, allowed is 0 or more")
     if plan.lora_rank and plan.objective == "distill":

@@ -47,12 +47,15 @@ class Generation:
         """Whether every choice has ended."""
         return len(self._finishes) == len(self.admitted.choices)
 
+    @property
+    def _answered(self) -> list[FinishEvent]:
+        """Nothing where only the prompt was scored: the token that the engine makes all the same is not charged."""
+        return [] if self.admitted.body.scores_only else self._finishes
+
     def usage(self) -> dict[str, int]:
         """OpenAI's usage: every prompt counts once, the completions of all choices add up."""
         num_prompt = sum(map(len, self.admitted.prompts))
-        # The engine always makes a token, also when only the prompt was to be scored.
-        made = 0 if self.admitted.body.scores_only else 1
-        num_completion = made * sum(finish.completion_tokens for finish in self._finishes)
+        num_completion = sum(finish.completion_tokens for finish in self._answered)
         return {
             "prompt_tokens": num_prompt,
             "completion_tokens": num_completion,
@@ -68,8 +71,8 @@ class Generation:
         depth = self.admitted.depth
         num_layers = self.admitted.num_layers
         paths = [path for choice in self._paths for path in choice]
-        made = 0 if self.admitted.body.scores_only else 1
-        runs = sum(finish.prompt_layer_runs + made * finish.output_layer_runs for finish in self._finishes)
+        runs = sum(finish.prompt_layer_runs for finish in self._finishes)
+        runs += sum(finish.output_layer_runs for finish in self._answered)
         buddy: dict[str, Any] = {
             "budget_requested": depth.requested,
             "budget_granted": depth.granted,

@@ -113,6 +113,8 @@ def _bound(
     """The search bound's rows: a question counts as answered when the best path says just its reference."""
     num_layers = served.loaded.model.spec.num_layers
     num_run = {num_run_layers(budget, num_layers): budget for budget in budgets if budget < 1}
+    if not num_run:
+        return
     right: dict[int, list[bool]] = defaultdict(list)
     for batch in _batches(questions, served, tokenizer):
         for depth, is_right in search_paths(served.loaded.model, batch, tuple(num_run)):

@@ -1,0 +1,36 @@
+"""What both kinds of completion do with a request, streamed or not."""
+
+from collections.abc import Callable, Coroutine
+from contextlib import ExitStack
+from typing import Any
+
+from fastapi import Request
+from fastapi.responses import JSONResponse, Response
+
+from buddy_server.api.admission import Body, admit, read_body
+from buddy_server.api.disconnect import unless_disconnected
+from buddy_server.api.generation import Generation
+from buddy_server.api.services import Services
+from buddy_server.api.stream import ChunkWriter, CompletionStream
+
+
+async def complete(
+    services: Services,
+    request: Request,
+    schema: type[Body],
+    collect: Callable[[Generation], Coroutine[Any, Any, dict[str, Any]]],
+    write: Callable[[Generation], ChunkWriter],
+) -> Response:
+    """The response to `request`: `collect` makes its body, `write` the chunks of its stream."""
+    # Before the body is read: who has no key gets neither memory nor work out of us.
+    tenant = services.authenticate(request)
+    with ExitStack() as stack:
+        measured = stack.enter_context(services.metrics.request(tenant))
+        admitted = await admit(services, tenant, request, await read_body(request, schema))
+        measured.admitted(sum(map(len, admitted.prompts)), admitted.depth)
+        generation = Generation(services.engine, admitted, measured)
+        if admitted.body.stream:
+            # The response outlives this function and closes `measured` itself.
+            stack.pop_all()
+            return CompletionStream(generation, write(generation), measured, services.config.ping_interval_s)
+        return JSONResponse(await unless_disconnected(request, collect(generation)))
