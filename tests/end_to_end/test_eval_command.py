@@ -37,6 +37,21 @@ def test_methods_budgets_and_seeds_become_rows_a_table_and_plots(tmp_path: Path)
         assert (report / name).stat().st_size > 100
 
 
+def test_resumed_evaluation_measures_what_its_rows_lack_and_keeps_the_rest(tmp_path: Path) -> None:
+    out = tmp_path / "rows.jsonl"
+    common = ("--budgets", "0.75", "--limit", "10", "--resume", "--json", str(out))
+    assert run_eval(*common, "--methods", "prior:ppl").returncode == 0
+    before = out.read_text()
+    done = run_eval(*common, "--methods", "prior:ppl,random")
+    assert done.returncode == 0, done.stderr
+    assert out.read_text().startswith(before)
+    added = [json.loads(line) for line in out.read_text()[len(before) :].splitlines()]
+    assert [row["method"] for row in added] == ["random"] * 10
+    other = run_eval(*common[:2], "--limit", "20", *common[4:], "--methods", "prior:ppl")
+    assert other.returncode == 1
+    assert "was measured on 10 questions, now there are 20" in other.stderr
+
+
 def test_questions_of_ones_own_are_answered_or_chosen(tmp_path: Path) -> None:
     tasks, out = tmp_path / "mine.jsonl", tmp_path / "rows.jsonl"
     rows = [
@@ -57,6 +72,7 @@ def test_questions_of_ones_own_are_answered_or_chosen(tmp_path: Path) -> None:
         (("--methods", "router,magic"), "method 'magic' is unknown; allowed: router"),
         (("--budgets", "0.05"), "0.05"),
         (("--limit", "0"), "--limit is 0"),
+        (("--resume",), "--resume needs --json FILE"),
         (("--tasks", "/no/such/file"), "/no/such/file cannot be read"),
         (("--methods", "prompt-sets", "--tasks", "{tasks}"), "give --calibration FILE"),
     ],

@@ -15,14 +15,16 @@ from buddy_routing.predictor import BudgetPredictor
 from buddy_routing.router import DecisionModule, LearnedRouter
 from buddy_routing.router_config import ArtifactError, RouterConfig
 from buddy_routing.train.answer_loss import prompt_features
+from buddy_routing.train.depth_rewards import DepthRewards
 from buddy_routing.train.example import Example, packed_in_order
 from buddy_routing.train.predictor_plan import PredictorPlan
-from buddy_routing.train.predictor_training import train_predictor
+from buddy_routing.train.predictor_training import fit_policy, train_predictor
+from buddy_routing.train.training_state import OtherTrainingError
 from tiny_models import SHAPE, save_random_model
 
 NUM_LAYERS: int = SHAPE["num_hidden_layers"]
 EXAMPLES = [Example(tuple(range(n, n + 14)), 7) for n in range(1, 60)]
-PLAN = PredictorPlan(num_steps=40, num_rows=2, num_tokens=64, rank=4)
+PLAN = PredictorPlan(num_batches=6, num_steps=60, num_rows=2, num_tokens=64, rank=4)
 
 
 def predictor(num_features: int = 10) -> BudgetPredictor:
@@ -61,14 +63,41 @@ def trained(model: RoutedDecoder, plan: PredictorPlan, directory: Path, examples
     return train_predictor(model, router, 16, examples, plan, directory / "state.safetensors")
 
 
-@pytest.mark.parametrize(("cost_weight", "depth"), [(5.0, 3), (-5.0, NUM_LAYERS)])
+@pytest.mark.parametrize(("cost_weight", "depth"), [(1e4, 3), (-1e4, NUM_LAYERS)])
 def test_training_goes_where_the_reward_is(
     model: RoutedDecoder, cost_weight: float, depth: int, tmp_path: Path
 ) -> None:
-    plan = replace(PLAN, quality_weight=0.0, cost_weight=cost_weight, learning_rate=0.05)
+    plan = replace(PLAN, cost_weight=cost_weight, num_steps=400, learning_rate=0.01)
     learnt = trained(model, plan, tmp_path, cycle(EXAMPLES))
     (batch,) = packed_in_order(EXAMPLES, 30, 64)
     assert set(learnt.choose(prompt_features(model, batch), 2, NUM_LAYERS).tolist()) == {depth}
+
+
+def test_policy_spends_depth_where_answers_need_it() -> None:
+    torch.manual_seed(0)
+    is_hard = torch.arange(200) % 2 == 0
+    features = torch.randn(200, 10) + 3 * is_hard[:, None]
+    levels = tuple(range(3, NUM_LAYERS + 1))
+    gain = torch.linspace(-9, 0, len(levels))
+    rewards = DepthRewards(features, torch.where(is_hard[:, None], gain, 0.01 * gain), levels)
+    learnt = predictor()
+    fit_policy(learnt, rewards, replace(PLAN, num_steps=300, learning_rate=0.02))
+    chosen = learnt.choose(features, 2, NUM_LAYERS)
+    assert chosen[is_hard].float().mean() > NUM_LAYERS - 0.5
+    assert chosen[~is_hard].float().mean() < 3.5
+
+
+def test_interrupted_measuring_goes_on_and_gives_the_same_predictor(model: RoutedDecoder, tmp_path: Path) -> None:
+    for name in ("whole", "parts"):
+        (tmp_path / name).mkdir()
+    whole = trained(model, PLAN, tmp_path / "whole", cycle(EXAMPLES))
+    # Five batches are saved; the sixth was under way when the process ended.
+    trained(model, replace(PLAN, num_batches=5), tmp_path / "parts", cycle(EXAMPLES))
+    resumed = trained(model, PLAN, tmp_path / "parts", cycle(EXAMPLES))
+    features = torch.randn(20, 2 * model.spec.kv_dim)
+    assert torch.equal(resumed.log_probabilities(features), whole.log_probabilities(features))
+    with pytest.raises(OtherTrainingError, match="other data"):
+        trained(model, replace(PLAN, num_tokens=32), tmp_path / "parts", cycle(EXAMPLES))
 
 
 def test_it_is_saved_beside_its_router_and_loaded_again(model: RoutedDecoder, tmp_path: Path) -> None:

@@ -16,10 +16,11 @@ from buddy_routing.train.example import ExampleBatch
 
 @dataclass(frozen=True, slots=True)
 class AnswerLoss:
-    """`nats` is the mean cross-entropy of an answer's tokens, `is_right` whether the likeliest token is the answer's at
-    every one of them: then greedy decoding under the same path says just that answer."""
+    """`nats` is the mean cross-entropy of an answer's `num_tokens`, `is_right` whether the likeliest token is the
+    answer's at every one of them: then greedy decoding under the same path says just that answer."""
 
     nats: Tensor  # [E]
+    num_tokens: Tensor  # [E] fp32
     is_right: Tensor  # [E] bool
 
 
@@ -33,7 +34,8 @@ def answer_loss(model: RoutedDecoder, batch: ExampleBatch, choose: PathChooser) 
     zeros = torch.zeros(int(example.max()) + 1, device=wanted.device)
     nats = zeros.index_add(0, example, F.cross_entropy(logits, wanted, reduction="none"))
     wrong = zeros.index_add(0, example, (logits.argmax(-1) != wanted).float())
-    return AnswerLoss(nats / zeros.index_add(0, example, torch.ones_like(example).float()), wrong == 0)
+    num_tokens = zeros.index_add(0, example, torch.ones_like(example).float())
+    return AnswerLoss(nats / num_tokens, num_tokens, wrong == 0)
 
 
 def example_of_token(batch: ExampleBatch) -> Tensor:

@@ -29,7 +29,7 @@ class DemoPlan:
     pretrain_tokens: int = 12_000_000
     tune_tokens: int = 2_500_000
     router_steps: int = 300
-    predictor_steps: int = 200
+    predictor_batches: int = 150
     batch_tokens: int = 6144
     learning_rate: float = 3e-3
     depth_drop: float = 0.4
@@ -48,7 +48,7 @@ def plan_from(parsed: Namespace) -> DemoPlan:
     if missing:
         raise ValueError(f"--data {plan.data} does not hold the texts; missing: {', '.join(missing)}")
     check_positive(
-        plan, "pretrain_tokens", "tune_tokens", "router_steps", "predictor_steps", "batch_tokens", "learning_rate"
+        plan, "pretrain_tokens", "tune_tokens", "router_steps", "predictor_batches", "batch_tokens", "learning_rate"
     )
     for name in ("depth_drop", "routed_share"):
         if not 0 <= getattr(plan, name) <= 1:

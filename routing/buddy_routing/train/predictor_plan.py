@@ -11,30 +11,30 @@ from buddy_routing.train.plan_fields import add_plan, add_training_inputs, check
 class PredictorPlan:
     """How to train a predictor; OPTIONS says what each field means."""
 
-    num_steps: int = 400
+    num_batches: int = 150
     num_rows: int = 8
     num_tokens: int = 512
-    learning_rate: float = 3e-3
-    group: int = 4
-    quality_weight: float = 5.0
-    cost_weight: float = 0.5
-    entropy_weight: float = 0.01
-    rank: int = 32
+    cost_weight: float = 1.0
     lowest_budget: float = 0.4
+    num_steps: int = 2000
+    learning_rate: float = 3e-3
+    group: int = 16
+    entropy_weight: float = 0.02
+    rank: int = 32
     seed: int = 0
 
 
 OPTIONS = {
-    "num_steps": "batches to train on",
+    "num_batches": "batches of examples to measure at every depth; fewer when the data ends",
     "num_rows": "rows of packed examples in a batch",
     "num_tokens": "tokens in a row; longer examples are cut",
+    "cost_weight": "reward lost at full depth, at less depth in proportion, in nats of an answer's likelihood",
+    "lowest_budget": "smallest share of the layers that may be tried",
+    "num_steps": "steps of the policy",
     "learning_rate": "AdamW's, falling to zero",
-    "group": "budgets tried on every example, whose rewards are compared",
-    "quality_weight": "reward for a nat a token less of cross-entropy",
-    "cost_weight": "reward lost at full depth; at less depth in proportion",
+    "group": "depths tried on every example, whose rewards are compared",
     "entropy_weight": "reward for a policy that stays open",
     "rank": "width of the predictor",
-    "lowest_budget": "smallest share of the layers that may be tried",
     "seed": "of everything random",
 }
 
@@ -48,7 +48,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 def plan_from(parsed: Namespace) -> PredictorPlan:
     """Raises ValueError naming a number that is out of range."""
     plan = read_plan(PredictorPlan, parsed)
-    check_positive(plan, "num_steps", "num_rows", "num_tokens", "learning_rate", "rank")
+    check_positive(plan, "num_batches", "num_steps", "num_rows", "num_tokens", "learning_rate", "rank")
     if plan.group < 2:
         raise ValueError(f"--group is {plan.group}, allowed is 2 or more: rewards are compared within it")
     return plan

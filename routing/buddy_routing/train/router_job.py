@@ -72,7 +72,8 @@ def make_predictor(
     learned, config = load_router(router, loaded.fingerprint, device)
     if (router / ADAPTER_DIR).exists():
         merge_adapter(loaded.model, router / ADAPTER_DIR)
-    stream = endless(examples, plan.seed)
+    # Once: an example measured again would teach nothing new.
+    stream = itertools.islice(endless(examples, plan.seed), len(examples))
     with out_of_memory_explained(plan):
         predictor = train_predictor(
             loaded.model,

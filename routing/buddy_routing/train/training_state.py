@@ -43,11 +43,7 @@ def load_training_state(path: Path, module: nn.Module, optimizers: Sequence[Opti
     if not path.exists():
         return 0
     with safe_open(path, framework="pt") as file:
-        if run and file.metadata().get("run") != run:
-            raise OtherTrainingError(
-                f"{path} is of a training with another model, other data or other settings: "
-                "choose another place for the results, or delete it to begin anew"
-            )
+        check_run(path, file.metadata(), run)
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
         step = int(file.metadata()["step"])
     load_weights(module, tensors)
@@ -59,6 +55,15 @@ def load_training_state(path: Path, module: nn.Module, optimizers: Sequence[Opti
                 state.setdefault(int(parameter), {})[key] = tensor
         optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
     return step
+
+
+def check_run(path: Path, metadata: Mapping[str, str], run: str) -> None:
+    """Raises OtherTrainingError when a state's `metadata` is of another run."""
+    if run and metadata.get("run") != run:
+        raise OtherTrainingError(
+            f"{path} is of a training with another model, other data or other settings: "
+            "choose another place for the results, or delete it to begin anew"
+        )
 
 
 def load_weights(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:

@@ -1,8 +1,6 @@
 """`buddy eval`: from the command line to JSON lines, a table and plots."""
 
-import json
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -28,6 +26,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--limit", type=int, default=300, help="questions a seed (default: %(default)s)")
     parser.add_argument("--seed", type=_seeds, default="0", help="one, or several: 0,1,2 (default: %(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write one JSON object a line here")
+    parser.add_argument("--resume", action="store_true", help="go on where --json FILE ends, measuring what it lacks")
     parser.add_argument("--report", type=Path, metavar="DIR", help="write report.md and plots here")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
@@ -48,15 +47,18 @@ def run(parsed: Namespace) -> None:
     """Raises ValueErrors of the model, the router, the methods and the questions; OSError of the files."""
     from buddy_routing.budget import num_run_layers
     from buddy_server.engine.build import default_router, load_served_model
-    from buddy_server.eval.evaluation import EvalPlan, EvalRow, evaluate
+    from buddy_server.eval.evaluation import EvalPlan, evaluate
     from buddy_server.eval.methods import check_methods
     from buddy_server.eval.questions import builtin_questions, questions_from_file
     from buddy_server.eval.report import markdown_table, write_report
+    from buddy_server.eval.row import read_rows, write_rows
     from buddy_server.tokenizer import ChatTokenizer
 
     check_methods(parsed.methods)
     if parsed.limit < 1:
         raise ValueError(f"--limit is {parsed.limit}, allowed is 1 or more")
+    if parsed.resume and parsed.json is None:
+        raise ValueError("--resume needs --json FILE, whose rows it goes on from")
     router = parsed.router or default_router(parsed.model)
     served = load_served_model(parsed.model, router, parsed.device, parsed.dtype)
     for budget in parsed.budgets:
@@ -71,17 +73,14 @@ def run(parsed: Namespace) -> None:
     if parsed.calibration:
         calibration = questions_from_file(parsed.calibration, CALIBRATION_QUESTIONS, 0, tokenizer)
     texts = [parsed.text.read_text(encoding="utf-8")] if parsed.text else []
-    plan = EvalPlan(parsed.methods, parsed.budgets, parsed.seed, router, questions_of, calibration, texts)
-    rows: list[EvalRow] = []
-    for row in evaluate(served, tokenizer, plan):
-        rows.append(row)
+    rows = read_rows(parsed.json) if parsed.resume and parsed.json.exists() else []
+    plan = EvalPlan(parsed.methods, parsed.budgets, parsed.seed, router, questions_of, calibration, texts, tuple(rows))
+    if parsed.json:
+        write_rows(parsed.json, rows, "w")
+    for measured in evaluate(served, tokenizer, plan):
+        rows += measured
         if parsed.json:
-            _append(parsed.json, row, first=len(rows) == 1)
+            write_rows(parsed.json, measured, "a")
     print(markdown_table(rows))
     if parsed.report:
         write_report(parsed.report, rows)
-
-
-def _append(path: Path, row: object, first: bool) -> None:
-    with path.open("w" if first else "a", encoding="utf-8") as file:
-        file.write(json.dumps(asdict(row)) + "\n")  # type: ignore[call-overload]

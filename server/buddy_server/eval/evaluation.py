@@ -2,7 +2,7 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from statistics import mean
@@ -19,6 +19,7 @@ from buddy_server.eval.answering import Prompt, greedy_answers, log_likelihoods
 from buddy_server.eval.methods import MethodSource
 from buddy_server.eval.quality import bits_per_byte
 from buddy_server.eval.questions import Question, as_example
+from buddy_server.eval.row import EvalRow
 from buddy_server.eval.search_bound import search_paths
 from buddy_server.eval.zero_filling import zero_filled
 from buddy_server.tokenizer import ChatTokenizer
@@ -29,28 +30,9 @@ BATCH_ROWS, BATCH_TOKENS = 16, 512
 
 
 @dataclass(frozen=True, slots=True)
-class EvalRow:
-    """One method at one budget on one task. `budget` is None where the predictor chose; `mean_depth` is the measured
-    share of the layers, `distinct_paths` the mean over answers; `tokens_per_s` is of the whole run that the row is part
-    of, prompts included. None is what a row does not measure: the task "text" has `bits_per_byte` and no accuracy."""
-
-    method: str
-    budget: float | None
-    task: str
-    accuracy: float | None
-    mean_depth: float
-    n: int
-    seed: int
-    distinct_paths: float | None = None
-    tokens_per_s: float | None = None
-    layer_use: tuple[float, ...] | None = None
-    bits_per_byte: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class EvalPlan:
     """`questions_of` draws the questions of a seed, `calibration` is for baselines that learn, `texts` for bits per
-    byte. Full depth is measured once a seed, under the name "full"."""
+    byte. Full depth is measured once a seed, under the name "full". Runs that have rows in `measured` are left out."""
 
     methods: tuple[str, ...]
     budgets: tuple[float, ...]
@@ -59,30 +41,52 @@ class EvalPlan:
     questions_of: Callable[[int], Sequence[Question]]
     calibration: Sequence[Question] = ()
     texts: Sequence[str] = ()
+    measured: Sequence[EvalRow] = ()
+
+    def budgets_of(self, method: str, seed: int) -> list[float | None]:
+        """The budgets at which `method` is still to be measured; None lets the predictor choose."""
+        done = {row.budget for row in self.measured if (row.method, row.seed) == (method, seed)}
+        budgets = {"full": (1.0,), "auto": (None,), "bound": tuple(b for b in self.budgets if b < 1)}
+        return [budget for budget in budgets.get(method, self.budgets) if budget not in done]
 
 
-def evaluate(served: ServedModel, tokenizer: ChatTokenizer, plan: EvalPlan) -> Iterator[EvalRow]:
-    """Rows as they are measured. Raises MethodError, ArtifactError."""
+def evaluate(served: ServedModel, tokenizer: ChatTokenizer, plan: EvalPlan) -> Iterator[list[EvalRow]]:
+    """The rows of one run, or of a seed's search bound, as they are measured.
+
+    Raises MethodError, ArtifactError; ValueError when `plan.measured` is of other questions.
+    """
     source = MethodSource(served, plan.router, _batches(plan.calibration, served, tokenizer))
-    runs: dict[str, tuple[float | None, ...]] = {"full": (1.0,)}
-    for method in plan.methods:
-        if method != "bound":
-            runs[method] = (None,) if method == "auto" else plan.budgets
     drawn = {seed: plan.questions_of(seed) for seed in plan.seeds}
-    num_answers = sum(map(len, runs.values())) * sum(map(len, drawn.values()))
+    _check_measured(plan, drawn)
+    methods = ("full", *(method for method in plan.methods if method != "bound"))
+    num_answers = sum(len(plan.budgets_of(m, seed)) * len(drawn[seed]) for m in methods for seed in drawn)
     with tqdm(total=num_answers, desc="eval", unit="answer", mininterval=2) as bar:
         for seed, questions in drawn.items():
-            for method, budgets in runs.items():
+            for method in methods:
+                if not (budgets := plan.budgets_of(method, seed)):
+                    continue
                 routing = source.routing("prior:cosine" if method == "full" else method, seed)
                 for budget in budgets:
                     bar.set_postfix(method=method, budget=budget, seed=seed)
                     built = assemble(served, routing, SETTINGS)
                     with zero_filled(built) if method == "router:zero-kv" else nullcontext():
-                        yield from _run(built, tokenizer, questions, method, budget, seed, bar)
+                        rows = list(_run(built, tokenizer, questions, method, budget, seed, bar))
                     if plan.texts and budget is not None:
-                        yield _text_row(built, tokenizer, plan.texts, routing, method, budget, seed)
-            if "bound" in plan.methods:
-                yield from _bound(served, tokenizer, questions, plan.budgets, seed)
+                        rows.append(_text_row(built, tokenizer, plan.texts, routing, method, budget, seed))
+                    yield rows
+            if "bound" in plan.methods and (budgets := plan.budgets_of("bound", seed)):
+                yield list(_bound(served, tokenizer, questions, [b for b in budgets if b], seed))
+
+
+def _check_measured(plan: EvalPlan, drawn: Mapping[int, Sequence[Question]]) -> None:
+    count: dict[tuple[str, float | None, int], int] = defaultdict(int)
+    for row in plan.measured:
+        count[row.method, row.budget, row.seed] += row.n if row.accuracy is not None else 0
+    for (method, budget, seed), n in count.items():
+        if seed in drawn and n != len(drawn[seed]):
+            raise ValueError(
+                f"{method} at {budget}, seed {seed}, was measured on {n} questions, now there are {len(drawn[seed])}"
+            )
 
 
 def _text_row(
@@ -112,9 +116,7 @@ def _bound(
 ) -> Iterator[EvalRow]:
     """The search bound's rows: a question counts as answered when the best path says just its reference."""
     num_layers = served.loaded.model.spec.num_layers
-    num_run = {num_run_layers(budget, num_layers): budget for budget in budgets if budget < 1}
-    if not num_run:
-        return
+    num_run = {num_run_layers(budget, num_layers): budget for budget in budgets}
     right: dict[int, list[bool]] = defaultdict(list)
     for batch in _batches(questions, served, tokenizer):
         for depth, is_right in search_paths(served.loaded.model, batch, tuple(num_run)):

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from importlib import resources
+from itertools import chain
 from statistics import mean
 from string import Template
 
@@ -13,9 +14,10 @@ from buddy_routing.train.corpus import Corpus
 from buddy_routing.train.demo_plan import WIKITEXT, DemoPlan
 from buddy_server.engine.build import assemble, load_served_model, make_routing
 from buddy_server.engine.settings import EngineSettings
-from buddy_server.eval.evaluation import EvalPlan, EvalRow, evaluate
+from buddy_server.eval.evaluation import EvalPlan, evaluate
 from buddy_server.eval.quality import bits_per_byte, story_obedience
 from buddy_server.eval.questions import builtin_questions
+from buddy_server.eval.row import EvalRow
 from buddy_server.tokenizer import ChatTokenizer
 
 RUNS = (("full", 1.0), ("router", 0.75), ("prior:ppl", 0.75), ("router", 0.5), ("prior:ppl", 0.5))
@@ -29,19 +31,14 @@ def write_model_card(plan: DemoPlan) -> None:
     """Measure `plan.out` and write MODEL_CARD.md and results.jsonl into it."""
     served = load_served_model(str(plan.out / "model"), str(plan.out / "router"))
     tokenizer = ChatTokenizer.from_directory(served.loaded.directory)
-    rows = list(
-        evaluate(
-            served,
-            tokenizer,
-            EvalPlan(
-                methods=("router", "prior:ppl"),
-                budgets=(0.75, 0.5),
-                seeds=(EVAL_SEED,),
-                router=str(plan.out / "router"),
-                questions_of=partial(builtin_questions, TASKS_PER_FAMILY * len(FAMILIES), tokenizer=tokenizer),
-            ),
-        )
+    asked = EvalPlan(
+        methods=("router", "prior:ppl"),
+        budgets=(0.75, 0.5),
+        seeds=(EVAL_SEED,),
+        router=str(plan.out / "router"),
+        questions_of=partial(builtin_questions, TASKS_PER_FAMILY * len(FAMILIES), tokenizer=tokenizer),
     )
+    rows = list(chain.from_iterable(evaluate(served, tokenizer, asked)))
     lines = [json.dumps(asdict(row)) for row in rows]
     (plan.out / "results.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     stories = Corpus(plan.data, "heldout").tiny_stories[:NUM_HELDOUT_STORIES]
@@ -63,7 +60,7 @@ def write_model_card(plan: DemoPlan) -> None:
         "pretrain_tokens_plain": str(plan.pretrain_tokens),
         "tune_tokens_plain": str(plan.tune_tokens),
         "router_steps": str(plan.router_steps),
-        "predictor_steps": str(plan.predictor_steps),
+        "predictor_batches": str(plan.predictor_batches),
         "depth_drop": str(plan.depth_drop),
         "routed_share": str(plan.routed_share),
         "seed": str(plan.seed),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 
-from buddy_server.eval.evaluation import EvalRow
+from buddy_server.eval.row import EvalRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,13 +79,41 @@ def markdown_table(rows: Sequence[EvalRow]) -> str:
     return "\n".join(lines)
 
 
+def bound_table(rows: Sequence[EvalRow]) -> str:
+    """One line a budget at which both the router and the search bound are measured: how much of the way from the best
+    static baseline up to the bound the router goes."""
+    lines = [
+        "| budget | best static baseline | router | search bound | share of the gap closed |",
+        "|---:|---:|---:|---:|---:|",
+    ]
+    summaries = summarise(rows)
+    bounds = {s.budget: s.accuracy for s in summaries if s.method == "bound"}
+    for router in (s for s in summaries if s.method == "router" and s.budget in bounds):
+        statics = [s for s in summaries if s.budget == router.budget and is_static(s.method)]
+        if not statics:
+            continue
+        best, bound = max(statics, key=lambda s: s.accuracy), bounds[router.budget]
+        share = (router.accuracy - best.accuracy) / (bound - best.accuracy) if bound > best.accuracy else 1.0
+        cells = [f"{router.budget:g}", f"{best.accuracy:.1%} ({best.method})", f"{router.accuracy:.1%}"]
+        lines.append(f"| {' | '.join([*cells, f'{bound:.1%}', f'{share:.0%}'])} |")
+    return "\n".join(lines)
+
+
+def is_static(method: str) -> bool:
+    """Whether a method runs the same layers for every prompt."""
+    return method == "random" or method.startswith("prior:")
+
+
 def write_report(directory: Path, rows: Sequence[EvalRow]) -> None:
     """report.md, accuracy_depth.png, accuracy_speed.png, layer_use.png; where a predictor chose, auto_depth.png."""
     import matplotlib
 
     matplotlib.use("Agg")
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / "report.md").write_text(markdown_table(rows) + "\n", encoding="utf-8")
+    tables = [markdown_table(rows)]
+    if any(row.method == "bound" for row in rows):
+        tables.append(bound_table(rows))
+    (directory / "report.md").write_text("\n\n".join(tables) + "\n", encoding="utf-8")
     summaries = summarise(rows)
     _plot_curves(summaries, "mean_depth", "share of the layers run", directory / "accuracy_depth.png")
     if any(s.tokens_per_s for s in summaries):

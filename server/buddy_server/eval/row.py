@@ -1,0 +1,42 @@
+"""What an evaluation measures, as one JSON object a line."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class EvalRow:
+    """One method at one budget on one task. `budget` is None where the predictor chose; `mean_depth` is the measured
+    share of the layers, `distinct_paths` the mean over answers; `tokens_per_s` is of the whole run that the row is part
+    of, prompts included. None is what a row does not measure: the task "text" has `bits_per_byte` and no accuracy."""
+
+    method: str
+    budget: float | None
+    task: str
+    accuracy: float | None
+    mean_depth: float
+    n: int
+    seed: int
+    distinct_paths: float | None = None
+    tokens_per_s: float | None = None
+    layer_use: tuple[float, ...] | None = None
+    bits_per_byte: float | None = None
+
+
+def read_rows(path: Path) -> list[EvalRow]:
+    """Raises ValueError naming the line that is none of ours."""
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            rows.append(EvalRow(**json.loads(line)))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path} line {number} is not a row of buddy eval: {error}") from error
+    return rows
+
+
+def write_rows(path: Path, rows: Iterable[EvalRow], mode: Literal["w", "a"]) -> None:
+    with path.open(mode, encoding="utf-8") as file:
+        file.write("".join(json.dumps(asdict(row)) + "\n" for row in rows))
