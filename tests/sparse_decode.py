@@ -6,41 +6,51 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor
 
+from buddy_kernels import RoutedStep, WeightKind
+from buddy_kernels.routed_step import BLOCK_SIZE as NATIVE_BLOCK_SIZE
 from buddy_routing.decoder import RoutedDecoder
 from buddy_routing.kv_cache import KVCache
 from buddy_routing.planner import PathPlanner
 from buddy_routing.router import Router
 from buddy_routing.segments import SegmentBatch
+from buddy_routing.stepper import NativeStepper, TorchStepper, decoder_weights
 
 BLOCK_SIZE = 4
+NUM_THREADS = 2
 
 
 class SparseDecode:
     """One sequence, or several of the same length side by side, fed segment by segment."""
 
-    def __init__(self, model: RoutedDecoder, router: Router, tokens: Tensor, num_run: Sequence[int]) -> None:
-        self.model = model
+    def __init__(
+        self,
+        model: RoutedDecoder,
+        router: Router,
+        tokens: Tensor,
+        num_run: Sequence[int],
+        native: WeightKind | None = None,
+    ) -> None:
         self.tokens = tokens  # [B, T]
         self.num_run = tuple(num_run)
+        self.block_size = NATIVE_BLOCK_SIZE if native else BLOCK_SIZE
         num_sequences, num_tokens = tokens.shape
-        blocks = -(-num_tokens // BLOCK_SIZE)
+        blocks = -(-num_tokens // self.block_size)
         # Interleaved and backwards, so that nothing works by the accident of contiguous blocks.
         order = torch.arange(num_sequences * blocks).flip(0).view(blocks, num_sequences)
         self.tables = order.T.contiguous()  # [B, blocks]
-        dtype = model.embed_tokens.weight.dtype
-        device = torch.device("cpu")
-        self.cache = KVCache.allocate(model.spec, num_sequences * blocks, BLOCK_SIZE, dtype, device)
-        self.cache.k.fill_(torch.nan)
-        self.cache.v.fill_(torch.nan)
-        self.planner = PathPlanner(router, model.spec, num_sequences, device)
+        planner = PathPlanner(router, model.spec, num_sequences, torch.device("cpu"))
+        num_blocks = num_sequences * blocks
+        self.stepper = (
+            native_stepper(model, planner, native, num_blocks) if native else torch_stepper(model, planner, num_blocks)
+        )
         for lane in range(num_sequences):
-            self.planner.start(lane)
+            planner.start(lane)
 
     def step(self, spans: Sequence[tuple[int, int, int]]) -> tuple[Tensor, Tensor]:
         """Run (sequence, start, end) segments in one step: logits [S, V] and masks [S, L]."""
         positions = torch.cat([torch.arange(start, end) for _, start, end in spans])
         rows = torch.cat([torch.full((end - start,), sequence) for sequence, start, end in spans])
-        slots = self.tables[rows, positions // BLOCK_SIZE] * BLOCK_SIZE + positions % BLOCK_SIZE
+        slots = self.tables[rows, positions // self.block_size] * self.block_size + positions % self.block_size
         batch = SegmentBatch(
             tokens=self.tokens[rows, positions],
             positions=positions,
@@ -53,7 +63,24 @@ class SparseDecode:
             reroutes=(True,) * len(spans),
         )
         with torch.inference_mode():
-            return self.model(batch, self.cache, lambda v: self.planner.choose(batch, v))
+            output = self.stepper.step(batch)
+        return output.logits, output.masks
+
+
+def torch_stepper(model: RoutedDecoder, planner: PathPlanner, num_blocks: int) -> TorchStepper:
+    dtype = model.embed_tokens.weight.dtype
+    cache = KVCache.allocate(model.spec, num_blocks, BLOCK_SIZE, dtype, torch.device("cpu"))
+    # Whoever reads what was not written gets no number.
+    cache.k.fill_(torch.nan)
+    cache.v.fill_(torch.nan)
+    return TorchStepper(model, cache, planner)
+
+
+def native_stepper(model: RoutedDecoder, planner: PathPlanner, kind: WeightKind, num_blocks: int) -> NativeStepper:
+    routed_step = RoutedStep(decoder_weights(model), kind, num_blocks, NUM_THREADS)
+    routed_step.cache_k.fill_(torch.nan)
+    routed_step.cache_v.fill_(torch.nan)
+    return NativeStepper(routed_step, planner)
 
 
 def segment_bounds(num_prompt: int, num_tokens: int, route_block: int) -> list[tuple[int, int]]:

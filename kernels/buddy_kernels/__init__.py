@@ -2,6 +2,7 @@
 
 from buddy_kernels.attention import paged_attention, paged_attention_reference
 from buddy_kernels.linear import linear, linear_reference
+from buddy_kernels.native_library import NativeBuildError
 from buddy_kernels.norm import rms_norm, rms_norm_reference
 from buddy_kernels.paged_cache import write_kv, write_kv_reference
 from buddy_kernels.rotary import (
@@ -10,6 +11,16 @@ from buddy_kernels.rotary import (
     apply_rotary_reference,
     rotary_cos_sin,
     rotary_inv_freq,
+)
+from buddy_kernels.routed_step import (
+    DecoderWeights,
+    LayerWeights,
+    Projection,
+    RoutedStep,
+    RouterWeights,
+    StepOutput,
+    StepRows,
+    WeightKind,
 )
 from buddy_kernels.rows import (
     gather_rows,
@@ -20,7 +31,16 @@ from buddy_kernels.rows import (
 from buddy_kernels.swiglu import silu, swiglu, swiglu_reference
 
 __all__ = [
+    "DecoderWeights",
+    "LayerWeights",
+    "NativeBuildError",
+    "Projection",
     "RotaryScaling",
+    "RoutedStep",
+    "RouterWeights",
+    "StepOutput",
+    "StepRows",
+    "WeightKind",
     "apply_rotary",
     "apply_rotary_reference",
     "gather_rows",

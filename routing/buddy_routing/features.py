@@ -39,21 +39,21 @@ class RunningFeatures:
     """The same features kept per lane as a running sum: O(1) per step, never a re-read of the cache."""
 
     def __init__(self, num_lanes: int, kv_dim: int, device: torch.device) -> None:
-        self._sums = torch.zeros(num_lanes, kv_dim, dtype=torch.float64, device=device)
+        self.sums = torch.zeros(num_lanes, kv_dim, dtype=torch.float64, device=device)
 
     def reset(self, lane: int) -> None:
         """A new sequence, or one that starts over after preemption, takes the lane."""
-        self._sums[lane] = 0.0
+        self.sums[lane] = 0.0
 
     def update(self, batch: SegmentBatch, v: Tensor) -> Tensor:
         """Add a step's V states [N, ...]; features [S, 2F] fp32 at the last token of every segment."""
         rows = v.flatten(1)  # [N, F]
-        added = self._sums.new_zeros(len(batch.lanes), rows.shape[1])
+        added = self.sums.new_zeros(len(batch.lanes), rows.shape[1])
         added.index_add_(0, batch.segment_of_row, rows.double())
         sums = torch.empty_like(added)
         for segment, lane in enumerate(batch.lanes):
-            self._sums[lane] += added[segment]
-            sums[segment] = self._sums[lane]
+            self.sums[lane] += added[segment]
+            sums[segment] = self.sums[lane]
         counts = (batch.positions[batch.last_rows] + 1).double()[:, None]
         newest = rows[batch.last_rows].float()
         return torch.cat(((sums / counts).float(), newest), -1)

@@ -28,20 +28,20 @@ class PathPlanner:
 
     def __init__(self, router: Router, spec: ModelSpec, num_lanes: int, device: torch.device) -> None:
         self.router = router
-        self._features = RunningFeatures(num_lanes, spec.kv_dim, device)
-        self._last_masks = torch.ones(num_lanes, spec.num_layers, dtype=torch.int8)
+        self.features = RunningFeatures(num_lanes, spec.kv_dim, device)
+        self.last_masks = torch.ones(num_lanes, spec.num_layers, dtype=torch.int8)
 
     def start(self, lane: int) -> None:
         """A sequence begins in the lane, at position 0."""
-        self._features.reset(lane)
+        self.features.reset(lane)
 
     def choose(self, batch: SegmentBatch, v: Tensor) -> Tensor:
         """Masks [S, L] int8 on the CPU, from the first layer's V states [N, Hkv, Dh] of the step's rows."""
-        features = self._features.update(batch, v)
+        features = self.features.update(batch, v)
         num_run = torch.tensor(batch.budgets, device=features.device)
         masks = self.router.choose(features, num_run).cpu()
         for segment, lane in enumerate(batch.lanes):
             if not batch.reroutes[segment]:
-                masks[segment] = self._last_masks[lane]
-            self._last_masks[lane] = masks[segment]
+                masks[segment] = self.last_masks[lane]
+            self.last_masks[lane] = masks[segment]
         return masks

@@ -1,5 +1,6 @@
 """The zero-filling ablation changes what skipped layers leave behind, and nothing once it is over."""
 
+from buddy_routing.stepper import TorchStepper
 from buddy_server.engine.build import BuiltEngine
 from buddy_server.eval.zero_filling import zero_filled
 from tiny_engine import NUM_LAYERS, TinySite, build_tiny_engine, make_request, run_engine
@@ -7,7 +8,9 @@ from tiny_engine import NUM_LAYERS, TinySite, build_tiny_engine, make_request, r
 
 def num_filled_slots(built: BuiltEngine) -> list[int]:
     """By layer: how many slots of the cache hold anything."""
-    k = built.engine.runner.cache.k
+    stepper = built.engine.runner.stepper
+    assert isinstance(stepper, TorchStepper)
+    k = stepper.cache.k
     return [int((layer.flatten(0, -3).flatten(1).abs().sum(1) > 0).sum()) for layer in k]
 
 

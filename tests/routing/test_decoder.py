@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from buddy_kernels import WeightKind
 from buddy_routing.checkpoint import load_model
 from buddy_routing.decoder import RoutedDecoder
 from buddy_routing.features import causal_features
@@ -41,8 +42,11 @@ def learned_router(model: RoutedDecoder) -> LearnedRouter:
     return LearnedRouter(decision, torch.linspace(0, 1, NUM_LAYERS - 2), 0.1, "test")
 
 
+@pytest.mark.parametrize("native", [None, "float32"])
 @pytest.mark.parametrize("name", CONFIGS)
-def test_full_depth_logits_and_greedy_tokens_equal_transformers(name: str, tmp_path: Path) -> None:
+def test_full_depth_logits_and_greedy_tokens_equal_transformers(
+    name: str, native: WeightKind | None, tmp_path: Path
+) -> None:
     theirs = save_random_model(name, tmp_path)
     ours = load_model(tmp_path, torch.float32, CPU).model
     tokens = torch.randint(0, SHAPE["vocab_size"], (2, 50), generator=torch.Generator().manual_seed(2))
@@ -54,18 +58,24 @@ def test_full_depth_logits_and_greedy_tokens_equal_transformers(name: str, tmp_p
     generated = theirs.generate(
         prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=12, do_sample=False, eos_token_id=None
     )
-    sparse = SparseDecode(ours, full_depth(), generated, [NUM_LAYERS] * 2)
+    sparse = SparseDecode(ours, full_depth(), generated, [NUM_LAYERS] * 2, native)
     for start, end in segment_bounds(40, 51, route_block=16):
         logits, _ = sparse.step([(0, start, end), (1, start, end)])
         if end >= 40:
             assert logits.argmax(-1).tolist() == generated[:, end].tolist()
 
 
+@pytest.mark.parametrize("native", [None, "float32"])
 @pytest.mark.parametrize("budget_layers", [3, 4])
 @pytest.mark.parametrize("step_sizes", [[1], [3], [2, 1, 5]])
 @pytest.mark.parametrize(("num_sequences", "end_to_end"), [(1, False), (3, False), (3, True)])
 def test_masked_dense_training_forward_equals_sparse_decode(
-    budget_layers: int, step_sizes: list[int], num_sequences: int, end_to_end: bool, tmp_path: Path
+    budget_layers: int,
+    step_sizes: list[int],
+    num_sequences: int,
+    end_to_end: bool,
+    native: WeightKind | None,
+    tmp_path: Path,
 ) -> None:
     model = load_tiny("llama", tmp_path)
     router = learned_router(model)
@@ -87,7 +97,7 @@ def test_masked_dense_training_forward_equals_sparse_decode(
         dense = model.lm_head(model.dense(rows, noted, starts=starts)).view(num_sequences, num_tokens, -1)
     masks = masks.view(num_sequences, num_tokens, -1)
 
-    sparse = SparseDecode(model, router, tokens, [budget_layers] * num_sequences)
+    sparse = SparseDecode(model, router, tokens, [budget_layers] * num_sequences, native)
     seen_paths = set()
     for step in grouped(segment_bounds(num_prompt, num_tokens, route_block), step_sizes):
         spans = [(sequence, start, end) for sequence in range(num_sequences) for start, end in step]
@@ -100,17 +110,21 @@ def test_masked_dense_training_forward_equals_sparse_decode(
     assert len(seen_paths) > 1, "the router never changed its path: the test shows nothing"
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_row_has_the_same_bits_alone_and_in_a_batch(dtype: torch.dtype, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "native"),
+    [("float32", False), ("bfloat16", False), ("float32", True), ("bfloat16", True), ("int8", True)],
+)
+def test_a_row_has_the_same_bits_alone_and_in_a_batch(dtype: WeightKind, native: bool, tmp_path: Path) -> None:
     save_random_model("qwen2", tmp_path)
-    model = load_model(tmp_path, dtype, CPU).model
+    model = load_model(tmp_path, torch.float32 if dtype == "float32" else torch.bfloat16, CPU).model
     router = learned_router(model)
-    tokens = torch.randint(0, SHAPE["vocab_size"], (5, 44))
-    budgets = [3, 4, 5, 6, 3]
-    together = SparseDecode(model, router, tokens, budgets)
-    alone = SparseDecode(model, router, tokens, budgets)
+    num_sequences = 21  # more than a tile of rows, and no multiple of one
+    tokens = torch.randint(0, SHAPE["vocab_size"], (num_sequences, 44))
+    budgets = [3, 4, 5, 6, 3, 6, 6] * 3
+    together = SparseDecode(model, router, tokens, budgets, dtype if native else None)
+    alone = SparseDecode(model, router, tokens, budgets, dtype if native else None)
     for start, end in segment_bounds(40, 44, route_block=16):
-        logits, _ = together.step([(sequence, start, end) for sequence in range(5)])
+        logits, _ = together.step([(sequence, start, end) for sequence in range(num_sequences)])
         single, _ = alone.step([(2, start, end)])
         assert torch.equal(single[0], logits[2])
 

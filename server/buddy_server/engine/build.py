@@ -7,6 +7,8 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer
 
+from buddy_kernels import NativeBuildError, RoutedStep, WeightKind
+from buddy_kernels.routed_step import BLOCK_SIZE as NATIVE_BLOCK_SIZE
 from buddy_routing.adapter import ADAPTER_DIR, merge_adapter
 from buddy_routing.artifact import load_predictor, load_router
 from buddy_routing.checkpoint import LoadedModel, end_token_ids, load_model, resolve_model
@@ -18,6 +20,7 @@ from buddy_routing.predictor import BudgetPredictor
 from buddy_routing.prior import bundled_text, measure_prior
 from buddy_routing.router import Router, StaticRouter
 from buddy_routing.router_config import INDICATORS
+from buddy_routing.stepper import NativeStepper, Stepper, TorchStepper, decoder_weights
 from buddy_server.engine.block_pool import BlockPool
 from buddy_server.engine.depth_predictor import DepthPredictor
 from buddy_server.engine.engine import Engine
@@ -28,7 +31,13 @@ from buddy_server.engine.settings import EngineSettings
 
 log = logging.getLogger(__name__)
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "int8": torch.bfloat16,
+}
+NATIVE_KINDS: dict[str, WeightKind] = {"float32": "float32", "bfloat16": "bfloat16", "int8": "int8"}
 DEFAULT_ROUTE_BLOCK = 128
 PRIOR_TOKENS = 256
 
@@ -39,11 +48,13 @@ class EngineBuildError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """A model and its tokenizer, as the tokenizers library has it, for incremental detokenization."""
+    """A model and its tokenizer, as the tokenizers library has it, for incremental detokenization. `dtype_name` is that
+    of the weights that are run: "int8" ones are made of bfloat16."""
 
     model_id: str
     loaded: LoadedModel
     tokenizer: Tokenizer
+    dtype_name: str
 
     @property
     def device(self) -> torch.device:
@@ -94,13 +105,14 @@ def default_router(model: str | None) -> str:
 
 def load_served_model(model: str | None, router: str, device: str = "auto", dtype: str = "auto") -> ServedModel:
     """`model` as in build_engine, and what that raises. An adapter in the artifact `router` is merged into it."""
-    where, kind = resolve_device(device), resolve_dtype(dtype)
+    where, dtype_name = resolve_device(device), resolve_dtype(dtype)
     directory = embedded_model() if model is None else resolve_model(model)
-    loaded = load_model(directory, kind, where)
+    loaded = load_model(directory, DTYPES[dtype_name], where)
     adapter = Path(router).expanduser() / ADAPTER_DIR
     if not router.startswith("prior:") and adapter.exists():
         merge_adapter(loaded.model, adapter)
-    return ServedModel(MODEL_ID if model is None else _model_id(model, directory), loaded, load_tokenizer(directory))
+    model_id = MODEL_ID if model is None else _model_id(model, directory)
+    return ServedModel(model_id, loaded, load_tokenizer(directory), dtype_name)
 
 
 def make_routing(router: str, served: ServedModel) -> Routing:
@@ -124,11 +136,8 @@ def assemble(served: ServedModel, routing: Routing, settings: EngineSettings) ->
     num_blocks = _num_blocks(model.spec, served.dtype, settings)
     if num_blocks < 1:
         raise EngineBuildError(f"kv_cache_gib {settings.kv_cache_gib} holds no block of {settings.block_size} tokens")
-    runner = ModelRunner(
-        model,
-        KVCache.allocate(model.spec, num_blocks, settings.block_size, served.dtype, served.device),
-        PathPlanner(routing.router, model.spec, settings.max_sequences, served.device),
-    )
+    planner = PathPlanner(routing.router, model.spec, settings.max_sequences, served.device)
+    runner = ModelRunner(make_stepper(served, planner, num_blocks, settings))
     pool = BlockPool(num_blocks, settings.block_size)
     scheduler = Scheduler(pool, settings.max_sequences, settings.max_step_tokens, routing.route_block)
     info = EngineInfo(
@@ -139,7 +148,7 @@ def assemble(served: ServedModel, routing: Routing, settings: EngineSettings) ->
         kv_capacity_tokens=num_blocks * settings.block_size,
         router_id=routing.router.router_id,
         device=str(served.device),
-        dtype=str(served.dtype).removeprefix("torch."),
+        dtype=served.dtype_name,
     )
     directory = served.loaded.directory
     engine = Engine(scheduler, runner, served.tokenizer, end_token_ids(directory))
@@ -156,13 +165,31 @@ def resolve_device(name: str) -> torch.device:
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def resolve_dtype(name: str) -> torch.dtype:
+def resolve_dtype(name: str) -> str:
     """ "auto" is bfloat16. Raises EngineBuildError."""
     if name == "auto":
-        return torch.bfloat16
+        return "bfloat16"
     if name not in DTYPES:
         raise EngineBuildError(f"dtype {name!r} is unknown; allowed: auto, {', '.join(DTYPES)}")
-    return DTYPES[name]
+    return name
+
+
+def make_stepper(served: ServedModel, planner: PathPlanner, num_blocks: int, settings: EngineSettings) -> Stepper:
+    """The whole step in C++ on a CPU, plain torch elsewhere. Raises EngineBuildError for int8 without the former."""
+    model, kind = served.loaded.model, served.dtype_name
+    reason = f"it takes a CPU and blocks of {NATIVE_BLOCK_SIZE} tokens"
+    fits = served.device.type == "cpu" and settings.block_size == NATIVE_BLOCK_SIZE
+    if fits and settings.native and kind in NATIVE_KINDS:
+        try:
+            step = RoutedStep(decoder_weights(model), NATIVE_KINDS[kind], num_blocks, torch.get_num_threads())
+            return NativeStepper(step, planner)
+        except NativeBuildError as error:
+            reason = str(error)
+            log.warning("no native step, plain torch runs instead and is slower", extra={"reason": reason})
+    if kind == "int8":
+        raise EngineBuildError(f"dtype 'int8' needs the native step: {reason}")
+    cache = KVCache.allocate(model.spec, num_blocks, settings.block_size, served.dtype, served.device)
+    return TorchStepper(model, cache, planner)
 
 
 def load_tokenizer(directory: Path) -> Tokenizer:

@@ -82,7 +82,7 @@ class Engine:
         return StepOutput(events, stats)
 
     def _depth(self, works: list[Work], result: StepResult) -> dict[str, DepthCount]:
-        num_layers = self.runner.model.spec.num_layers
+        num_layers = self.runner.num_layers
         executed: dict[str, int] = defaultdict(int)
         routed: dict[str, int] = defaultdict(int)
         for work, layers in zip(works, result.layers, strict=True):

@@ -1,17 +1,14 @@
 """Turns scheduled work into tensors, runs the model, samples. Takes masks as data; never asks about tenants."""
 
-# N rows, W of them wanted, S segments, T block table columns, V vocabulary, L layers
+# W wanted rows, V vocabulary
 
-import time
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from buddy_routing.decoder import RoutedDecoder
-from buddy_routing.kv_cache import KVCache
-from buddy_routing.planner import Planner
 from buddy_routing.segments import SegmentBatch
+from buddy_routing.stepper import Stepper
 from buddy_server.engine.sampler import Sampler, top_logprobs
 from buddy_server.engine.sequence import SampledToken, Sequence, Work
 
@@ -29,41 +26,33 @@ class StepResult:
 
 
 class ModelRunner:
-    """Owns the model, the cache and the router's memory. Samplers belong to the sequences that made them."""
+    """Drives the stepper. Samplers belong to the sequences that made them."""
 
-    def __init__(self, model: RoutedDecoder, cache: KVCache, planner: Planner) -> None:
-        self.model = model
-        self.cache = cache
-        self.planner = planner
-        self._device = cache.k.device
-        self._router_s = 0.0
+    def __init__(self, stepper: Stepper) -> None:
+        self.stepper = stepper
+
+    @property
+    def num_layers(self) -> int:
+        return self.stepper.num_layers
 
     @torch.inference_mode()
     def run(self, works: list[Work], samplers: dict[Sequence, Sampler]) -> StepResult:
-        batch = self._batch(works)
         for work in works:
             if work.start == 0:
-                self.planner.start(work.sequence.lane)
-
-        def choose(v: Tensor) -> Tensor:
-            started = time.perf_counter()
-            masks = self.planner.choose(batch, v)
-            self._router_s = time.perf_counter() - started
-            return masks
-
-        logits, masks = self.model(batch, self.cache, choose)
-        layers = [tuple(index for index, action in enumerate(row) if action) for row in masks.tolist()]
-        scored, tokens = sample(works, samplers, logits.float().cpu())
+                self.stepper.planner.start(work.sequence.lane)
+        output = self.stepper.step(self._batch(works))
+        layers = [tuple(index for index, action in enumerate(row) if action) for row in output.masks.tolist()]
+        scored, tokens = sample(works, samplers, output.logits)
         return StepResult(
             layers=layers,
             scored=scored,
             tokens=tokens,
-            num_layers_read=int((masks > 0).any(0).sum()),
-            router_s=self._router_s,
+            num_layers_read=len(set().union(*layers)),
+            router_s=output.router_s,
         )
 
     def _batch(self, works: list[Work]) -> SegmentBatch:
-        block_size = self.cache.block_size
+        block_size = self.stepper.block_size
         tokens: list[int] = []
         positions: list[int] = []
         slots: list[int] = []
@@ -75,14 +64,15 @@ class ModelRunner:
             slots += [table[p // block_size] * block_size + p % block_size for p in span]
         widest = max(len(work.sequence.block_table) for work in works)
         tables = [[*w.sequence.block_table, *[0] * (widest - len(w.sequence.block_table))] for w in works]
-        every = self.planner.router.reroute_every
+        every = self.stepper.planner.router.reroute_every
         num_outputs = (work.start - work.sequence.num_prompt for work in works)
+        device = self.stepper.device
         return SegmentBatch(
-            tokens=torch.tensor(tokens, device=self._device),
-            positions=torch.tensor(positions, device=self._device),
-            slots=torch.tensor(slots, device=self._device),
-            lengths=torch.tensor([work.length for work in works], device=self._device),
-            block_tables=torch.tensor(tables, device=self._device),
+            tokens=torch.tensor(tokens, device=device),
+            positions=torch.tensor(positions, device=device),
+            slots=torch.tensor(slots, device=device),
+            lengths=torch.tensor([work.length for work in works], device=device),
+            block_tables=torch.tensor(tables, device=device),
             lanes=tuple(work.sequence.lane for work in works),
             wanted_rows=wanted_rows(works),
             budgets=tuple(work.sequence.request.num_run_layers for work in works),

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 class EngineSettings:
     """`kv_cache_gib` bounds the cache; it is smaller when `max_sequences` full contexts need less. A block holds
     `block_size` tokens, a step computes at most `max_step_tokens`. `thrift` makes the Budget Predictor choose less
-    depth (BudgetPredictor.choose)."""
+    depth (BudgetPredictor.choose). `native` runs steps on the CPU in C++ where that can be built."""
 
     kv_cache_gib: float = 1.0
     block_size: int = 16
     max_sequences: int = 32
     max_step_tokens: int = 512
     thrift: float = 0.0
+    native: bool = True

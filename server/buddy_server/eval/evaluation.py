@@ -4,7 +4,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import mean
 from typing import NoReturn
 
@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from buddy_routing.budget import num_run_layers
 from buddy_routing.checkpoint import end_token_ids
+from buddy_routing.decoder import RoutedDecoder
 from buddy_routing.train.example import ExampleBatch, packed_in_order
 from buddy_server.engine.build import BuiltEngine, Routing, ServedModel, assemble
 from buddy_server.engine.settings import EngineSettings
@@ -68,11 +69,14 @@ def evaluate(served: ServedModel, tokenizer: ChatTokenizer, plan: EvalPlan) -> I
                 routing = source.routing("prior:cosine" if method == "full" else method, seed)
                 for budget in budgets:
                     bar.set_postfix(method=method, budget=budget, seed=seed)
-                    built = assemble(served, routing, SETTINGS)
-                    with zero_filled(built) if method == "router:zero-kv" else nullcontext():
+                    zero_kv = method == "router:zero-kv"
+                    built = assemble(served, routing, replace(SETTINGS, native=not zero_kv))
+                    with zero_filled(built) if zero_kv else nullcontext():
                         rows = list(_run(built, tokenizer, questions, method, budget, seed, bar))
                     if plan.texts and budget is not None:
-                        rows.append(_text_row(built, tokenizer, plan.texts, routing, method, budget, seed))
+                        rows.append(
+                            _text_row(served.loaded.model, tokenizer, plan.texts, routing, method, budget, seed)
+                        )
                     yield rows
             if "bound" in plan.methods and (budgets := plan.budgets_of("bound", seed)):
                 yield list(_bound(served, tokenizer, questions, [b for b in budgets if b], seed))
@@ -90,7 +94,7 @@ def _check_measured(plan: EvalPlan, drawn: Mapping[int, Sequence[Question]]) -> 
 
 
 def _text_row(
-    built: BuiltEngine,
+    model: RoutedDecoder,
     tokenizer: ChatTokenizer,
     texts: Sequence[str],
     routing: Routing,
@@ -98,9 +102,9 @@ def _text_row(
     budget: float,
     seed: int,
 ) -> EvalRow:
-    num_layers = built.info.num_layers
+    num_layers = model.spec.num_layers
     num_run = num_run_layers(budget, num_layers)
-    bits = bits_per_byte(built.engine.runner.model, tokenizer, texts, routing.router, num_run)
+    bits = bits_per_byte(model, tokenizer, texts, routing.router, num_run)
     return EvalRow(method, budget, "text", None, num_run / num_layers, len(texts), seed, bits_per_byte=bits)
 
 

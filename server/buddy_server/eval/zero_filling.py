@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from buddy_routing.planner import Planner
 from buddy_routing.segments import SegmentBatch
+from buddy_routing.stepper import TorchStepper
 from buddy_server.engine.build import BuiltEngine
 
 
@@ -32,22 +33,23 @@ class NotingPlanner:
 
 @contextmanager
 def zero_filled(built: BuiltEngine) -> Iterator[None]:
-    """Within, the engine writes zeros where a row skips a layer."""
-    runner = built.engine.runner
-    planner = runner.planner
+    """Within, an engine that runs in plain torch writes zeros where a row skips a layer."""
+    stepper = built.engine.runner.stepper
+    assert isinstance(stepper, TorchStepper)
+    planner = stepper.planner
     noting = NotingPlanner(planner)
     # The first layer always runs, and its V is what the paths are chosen from.
     handles = [
         projection.register_forward_hook(_emptied(noting, index))
-        for index, layer in enumerate(runner.model.blocks)
+        for index, layer in enumerate(stepper.model.blocks)
         for projection in (layer.self_attn.k_proj, layer.self_attn.v_proj)
         if index > 0
     ]
-    runner.planner = noting
+    stepper.planner = noting
     try:
         yield
     finally:
-        runner.planner = planner
+        stepper.planner = planner
         for handle in handles:
             handle.remove()
 

@@ -1,0 +1,318 @@
+"""One step of a routed decoder on the CPU as one call: all layers, the router's choice after the first, the head.
+
+The reference is `buddy_routing.decoder.RoutedDecoder.forward` with the ops beside this file; the fast path is
+routed_step.cpp. Weights are packed once; rows do not depend on each other, whatever the batch.
+"""
+
+# N rows, S segments, W wanted rows, T block table columns, L layers, V vocabulary, F width of one token's V,
+# D model dim, Hq query heads, Hkv key/value heads, Dh head dim
+
+import ctypes
+from collections.abc import Callable, Sequence
+from ctypes import POINTER, c_double, c_int64, c_void_p
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from buddy_kernels.native_library import load_native_library
+from buddy_kernels.packing import LANES, PackedMatrix, interleaved, pack, pad_to
+
+WeightKind = Literal["float32", "bfloat16", "int8"]
+KINDS: dict[WeightKind, int] = {"float32": 0, "bfloat16": 1, "int8": 2}
+BLOCK_SIZE = LANES
+"""Slots in a block of the cache: as many keys as fit a vector."""
+MAX_HEAD_DIM = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Projection:
+    """weight [outputs, inputs], bias [outputs]."""
+
+    weight: Tensor
+    bias: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LayerWeights:
+    """One decoder layer. `q_norm` and `k_norm` [Dh] are Qwen3's; `window` None sees all."""
+
+    input_norm: Tensor
+    post_norm: Tensor
+    q: Projection
+    k: Projection
+    v: Projection
+    o: Projection
+    gate: Projection
+    up: Projection
+    down: Projection
+    q_norm: Tensor | None = None
+    k_norm: Tensor | None = None
+    window: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderWeights:
+    """A decoder as the step takes it. `inv_freq` [Dh / 2] fp32, `embeddings` [V, D]."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    mlp_dim: int
+    eps: float
+    attention_factor: float
+    inv_freq: Tensor
+    embeddings: Tensor
+    layers: Sequence[LayerWeights]
+    norm: Tensor
+    head: Projection
+
+
+@dataclass(frozen=True, slots=True)
+class RouterWeights:
+    """Scores are prior [L - 2] + up(silu(down(features))); without `down` the prior alone. `sums` [lanes, F] fp64 and
+    `last_masks` [lanes, L] int8 are what routing remembers, changed in place."""
+
+    prior: Tensor
+    sums: Tensor
+    last_masks: Tensor
+    down: Projection | None = None
+    up: Projection | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StepRows:
+    """A step's work, int64 all: `tokens` and `positions` [N], `lengths` [S], `block_tables` [S, T], and by segment
+    `lanes`, `budgets` (layers to run) and `reroutes` (uint8)."""
+
+    tokens: Tensor
+    positions: Tensor
+    lengths: Tensor
+    block_tables: Tensor
+    lanes: Tensor
+    budgets: Tensor
+    reroutes: Tensor
+    wanted: Tensor
+
+
+class _Matrix(ctypes.Structure):
+    _fields_ = (
+        ("panels", c_void_p),
+        ("bias", c_void_p),
+        ("scales", c_void_p),
+        ("outputs", c_int64),
+        ("inputs", c_int64),
+    )
+
+
+class _Layer(ctypes.Structure):
+    _fields_ = (
+        *((name, c_void_p) for name in ("input_norm", "post_norm", "q_norm", "k_norm")),
+        *((name, _Matrix) for name in ("q", "kv", "o", "gate_up", "down")),
+        ("k", c_void_p),
+        ("v", c_void_p),
+        ("window", c_int64),
+    )
+
+
+class _Model(ctypes.Structure):
+    _fields_ = (
+        *(
+            (name, c_int64)
+            for name in (
+                *("kind", "cache_kind", "num_layers", "dim", "num_heads", "num_kv_heads", "head_dim", "mlp_dim"),
+                *("vocab", "num_threads"),
+            )
+        ),
+        *((name, c_double) for name in ("eps", "scale", "attention_factor")),
+        ("inv_freq", c_void_p),
+        ("embeddings", c_void_p),
+        ("norm", c_void_p),
+        ("head", _Matrix),
+        ("layers", POINTER(_Layer)),
+    )
+
+
+class _Router(ctypes.Structure):
+    _fields_ = (
+        *((name, c_void_p) for name in ("down", "down_bias", "up", "up_bias", "prior")),
+        ("num_features", c_int64),
+        ("rank", c_int64),
+        ("sums", c_void_p),
+        ("last_masks", c_void_p),
+    )
+
+
+_Choose = ctypes.CFUNCTYPE(None)
+
+
+class _Step(ctypes.Structure):
+    _fields_ = (
+        *((name, c_int64) for name in ("num_rows", "num_segments", "num_wanted", "table_width")),
+        *(
+            (name, c_void_p)
+            for name in (
+                *("tokens", "positions", "lengths", "tables", "lanes", "budgets", "wanted", "reroutes", "masks"),
+                *("logits", "first_v"),
+            )
+        ),
+        ("choose", _Choose),
+        ("router_s", c_double),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutput:
+    """`logits` [W, V] fp32, `masks` [S, L] int8 that were run, and the seconds that choosing them took."""
+
+    logits: Tensor
+    masks: Tensor
+    router_s: float
+
+
+class RoutedStep:
+    """A decoder with its packed weights and its paged cache of `num_blocks` blocks of 16 tokens.
+
+    Raises NativeBuildError where the library cannot be built; ValueError for a `kind` or a shape it does not take.
+    """
+
+    def __init__(self, weights: DecoderWeights, kind: WeightKind, num_blocks: int, num_threads: int) -> None:
+        if weights.head_dim > MAX_HEAD_DIM:
+            raise ValueError(f"head_dim is {weights.head_dim}, allowed is up to {MAX_HEAD_DIM}")
+        self._library = load_native_library()
+        self._library.buddy_decoder.restype = c_void_p
+        self._kept: list[object] = []
+        cache_dtype = torch.float32 if kind == "float32" else torch.bfloat16
+        k_width, v_width = weights.head_dim, weights.head_dim + -weights.head_dim % LANES
+        shape = (len(weights.layers), num_blocks, weights.num_kv_heads)
+        self.cache_k = torch.zeros(*shape, k_width, LANES, dtype=cache_dtype)
+        self.cache_v = torch.zeros(*shape, LANES, v_width, dtype=cache_dtype)
+        layers = (_Layer * len(weights.layers))(
+            *(self._layer(layer, index, kind) for index, layer in enumerate(weights.layers))
+        )
+        self._kept.append(layers)
+        model = _Model(
+            kind=KINDS[kind],
+            cache_kind=KINDS["float32" if kind == "float32" else "bfloat16"],
+            num_layers=len(weights.layers),
+            dim=weights.embeddings.shape[1],
+            num_heads=weights.num_heads,
+            num_kv_heads=weights.num_kv_heads,
+            head_dim=weights.head_dim,
+            mlp_dim=weights.mlp_dim,
+            vocab=weights.embeddings.shape[0],
+            num_threads=num_threads,
+            eps=weights.eps,
+            scale=weights.head_dim**-0.5,
+            attention_factor=weights.attention_factor,
+            inv_freq=self._keep(weights.inv_freq.float()),
+            embeddings=self._keep(weights.embeddings.detach().to(cache_dtype)),
+            norm=self._norm(weights.norm),
+            head=self._matrix(pack(weights.head.weight, weights.head.bias, kind)),
+            layers=layers,
+        )
+        self.num_layers = len(weights.layers)
+        self.vocab_size = weights.embeddings.shape[0]
+        self.v_shape = (weights.num_kv_heads, weights.head_dim)
+        self._decoder = c_void_p(self._library.buddy_decoder(ctypes.byref(model)))
+
+    def __del__(self) -> None:
+        if hasattr(self, "_decoder"):
+            self._library.buddy_free(self._decoder)
+
+    def __call__(self, rows: StepRows, router: RouterWeights | Callable[[Tensor], Tensor]) -> StepOutput:
+        """Run the rows; K/V of each are written at every layer. A callable router gets the first layer's V
+        [N, Hkv, Dh] fp32 and returns masks [S, L] int8."""
+        num_rows, num_segments, num_wanted = len(rows.tokens), len(rows.lanes), len(rows.wanted)
+        logits = torch.empty(num_wanted, self.vocab_size)
+        masks = torch.empty(num_segments, self.num_layers, dtype=torch.int8)
+        step = _Step(
+            num_rows,
+            num_segments,
+            num_wanted,
+            rows.block_tables.shape[1],
+            rows.tokens.data_ptr(),
+            rows.positions.data_ptr(),
+            rows.lengths.data_ptr(),
+            rows.block_tables.data_ptr(),
+            rows.lanes.data_ptr(),
+            rows.budgets.data_ptr(),
+            rows.wanted.data_ptr(),
+            rows.reroutes.data_ptr(),
+            masks.data_ptr(),
+            logits.data_ptr(),
+        )
+        given = _Router()
+        raised: list[BaseException] = []
+        if isinstance(router, RouterWeights):
+            given = _router(router)
+        else:
+            v = torch.empty(num_rows, *self.v_shape)
+            step.first_v = v.data_ptr()
+
+            def choose() -> None:
+                # An exception does not cross C++: the step ends on full depth and raises then.
+                masks.fill_(1)
+                try:
+                    masks.copy_(router(v))
+                except BaseException as error:
+                    raised.append(error)
+
+            step.choose = _Choose(choose)
+        self._library.buddy_step(self._decoder, ctypes.byref(step), ctypes.byref(given))
+        if raised:
+            raise raised[0]
+        return StepOutput(logits, masks, step.router_s)
+
+    def _layer(self, layer: LayerWeights, index: int, kind: WeightKind) -> _Layer:
+        gate_up = interleaved(layer.gate.weight.detach(), layer.up.weight.detach())
+        gate_up_bias = None
+        if layer.gate.bias is not None and layer.up.bias is not None:
+            gate_up_bias = interleaved(layer.gate.bias.detach(), layer.up.bias.detach())
+        kv_bias = None
+        if layer.k.bias is not None and layer.v.bias is not None:
+            kv_bias = torch.cat((layer.k.bias, layer.v.bias))
+        return _Layer(
+            input_norm=self._norm(layer.input_norm),
+            post_norm=self._norm(layer.post_norm),
+            q_norm=None if layer.q_norm is None else self._keep(layer.q_norm.detach().float()),
+            k_norm=None if layer.k_norm is None else self._keep(layer.k_norm.detach().float()),
+            q=self._matrix(pack(layer.q.weight, layer.q.bias, kind)),
+            kv=self._matrix(pack(torch.cat((layer.k.weight, layer.v.weight)), kv_bias, kind)),
+            o=self._matrix(pack(layer.o.weight, layer.o.bias, kind)),
+            gate_up=self._matrix(pack(gate_up, gate_up_bias, kind)),
+            down=self._matrix(pack(layer.down.weight, layer.down.bias, kind)),
+            k=self.cache_k[index].data_ptr(),
+            v=self.cache_v[index].data_ptr(),
+            window=layer.window or 0,
+        )
+
+    def _matrix(self, matrix: PackedMatrix) -> _Matrix:
+        return _Matrix(
+            self._keep(matrix.panels),
+            None if matrix.bias is None else self._keep(matrix.bias),
+            None if matrix.scales is None else self._keep(matrix.scales),
+            matrix.outputs,
+            matrix.inputs,
+        )
+
+    def _norm(self, weight: Tensor) -> int:
+        return self._keep(pad_to(weight.detach().float(), 64, 0))
+
+    def _keep(self, tensor: Tensor) -> int:
+        """A tensor's address; it lives as long as this object."""
+        tensor = tensor.cpu().contiguous()
+        self._kept.append(tensor)
+        return tensor.data_ptr()
+
+
+def _router(router: RouterWeights) -> _Router:
+    given = _Router(prior=router.prior.data_ptr(), sums=router.sums.data_ptr(), last_masks=router.last_masks.data_ptr())
+    if router.down is not None and router.up is not None:
+        assert router.down.bias is not None
+        assert router.up.bias is not None
+        given.down, given.down_bias = router.down.weight.data_ptr(), router.down.bias.data_ptr()
+        given.up, given.up_bias = router.up.weight.data_ptr(), router.up.bias.data_ptr()
+        given.rank, given.num_features = router.down.weight.shape
+    return given

@@ -1,0 +1,96 @@
+"""The native step against plain torch beyond what test_decoder.py holds together."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from buddy_kernels import WeightKind
+from buddy_routing.checkpoint import load_model
+from buddy_routing.decoder import RoutedDecoder
+from buddy_routing.router import PromptSetRouter, Router, StaticRouter
+from buddy_routing.selection import select_layers
+from sparse_decode import SparseDecode, segment_bounds
+from tiny_models import CONFIGS, SHAPE, save_random_model
+from tolerances import TOLERANCE
+
+NUM_LAYERS = SHAPE["num_hidden_layers"]
+
+
+def load_tiny(name: str, directory: Path) -> RoutedDecoder:
+    save_random_model(name, directory)
+    return load_model(directory, torch.float32, torch.device("cpu")).model
+
+
+def prompt_sets(model: RoutedDecoder) -> PromptSetRouter:
+    torch.manual_seed(2)
+    rankings, weight = torch.rand(3, NUM_LAYERS - 2), torch.randn(3, 2 * model.spec.kv_dim)
+    return PromptSetRouter(rankings, weight, torch.zeros(3), "sets")
+
+
+def ties(_: RoutedDecoder) -> StaticRouter:
+    return StaticRouter(torch.tensor([0.5, 0.7, 0.5, 0.5]), "ties")
+
+
+def run_both(model: RoutedDecoder, router: Router, native: WeightKind) -> tuple[Tensor, Tensor]:
+    """Logits [steps, S, V] in plain torch fp32 and of the native step; their paths are the same."""
+    tokens = torch.randint(0, SHAPE["vocab_size"], (3, 60), generator=torch.Generator().manual_seed(3))
+    runs = [SparseDecode(model, router, tokens, [4, 3, 6], kind) for kind in (None, native)]
+    steps = []
+    for start, end in segment_bounds(40, 60, route_block=16):
+        (ours, paths), (theirs, their_paths) = (run.step([(s, start, end) for s in range(3)]) for run in runs)
+        assert torch.equal(paths, their_paths)
+        steps.append((ours, theirs))
+    return torch.stack([ours for ours, _ in steps]), torch.stack([theirs for _, theirs in steps])
+
+
+@pytest.mark.parametrize("make_router", [prompt_sets, ties])
+def test_routers_that_the_op_asks_for_or_ranks_itself_choose_the_same(
+    make_router: Callable[[RoutedDecoder], Router], tmp_path: Path
+) -> None:
+    model = load_tiny("llama", tmp_path)
+    torch_logits, native_logits = run_both(model, make_router(model), "float32")
+    torch.testing.assert_close(native_logits, torch_logits, **TOLERANCE[torch.float32])
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "mistral-window"])
+@pytest.mark.parametrize(("kind", "error"), [("bfloat16", 0.05), ("int8", 0.15)])
+def test_rounded_weights_stay_near_fp32(name: str, kind: WeightKind, error: float, tmp_path: Path) -> None:
+    model = load_tiny(name, tmp_path)
+    exact, rounded = run_both(model, ties(model), kind)
+    assert (exact - rounded).norm() / exact.norm() < error
+
+
+def test_an_error_of_the_router_comes_through_and_the_next_step_works(tmp_path: Path) -> None:
+    model = load_tiny("llama", tmp_path)
+
+    class Broken:
+        router_id, reroute_every, is_broken = "broken", 1, True
+
+        def choose(self, features: Tensor, num_run: Tensor) -> Tensor:
+            if self.is_broken:
+                raise RuntimeError("no path today")
+            return select_layers(torch.zeros(len(features), NUM_LAYERS - 2), num_run)
+
+    router = Broken()
+    sparse = SparseDecode(model, router, torch.ones(1, 20, dtype=torch.int64), [4], "float32")
+    with pytest.raises(RuntimeError, match="no path today"):
+        sparse.step([(0, 0, 10)])
+    router.is_broken = False
+    assert sparse.step([(0, 0, 10)])[1].sum() == 4
+
+
+@pytest.mark.parametrize("name", list(CONFIGS))
+def test_threads_do_not_show_in_the_result(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load_tiny(name, tmp_path)
+    tokens = torch.randint(0, SHAPE["vocab_size"], (2, 30))
+    logits = []
+    for num_threads in (1, 2, 5):
+        monkeypatch.setattr("sparse_decode.NUM_THREADS", num_threads)
+        sparse = SparseDecode(model, ties(model), tokens, [4, 6], "float32")
+        sparse.step([(0, 0, 29), (1, 0, 29)])
+        logits.append(sparse.step([(0, 29, 30), (1, 29, 30)])[0])
+    assert torch.equal(logits[0], logits[1])
+    assert torch.equal(logits[0], logits[2])
