@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
+from buddy_kernels.routed_step import BLOCK_SIZE as NATIVE_BLOCK_SIZE
 from buddy_routing.artifact import save_router
 from buddy_routing.checkpoint import load_model
 from buddy_routing.router import DecisionModule, LearnedRouter
@@ -89,13 +90,15 @@ def build_tiny_engine(
     num_blocks: int | None = None,
     max_sequences: int = 16,
     max_step_tokens: int = 256,
+    native: bool = False,
 ) -> BuiltEngine:
-    """`num_blocks` None gives every sequence a full context."""
-    itemsize = {"float32": 4, "bfloat16": 2}[dtype]
-    block_bytes = 2 * NUM_LAYERS * KV_DIM * itemsize * BLOCK_SIZE
+    """`num_blocks` None gives every sequence a full context; a block holds 4 tokens, in the native step 16."""
+    block_size = NATIVE_BLOCK_SIZE if native else BLOCK_SIZE
+    itemsize = 4 if dtype == "float32" else 2
+    block_bytes = 2 * NUM_LAYERS * KV_DIM * itemsize * block_size
     # Half a block more, so that rounding takes none away.
     gib = 1.0 if num_blocks is None else (num_blocks + 0.5) * block_bytes / 2**30
-    settings = EngineSettings(gib, BLOCK_SIZE, max_sequences, max_step_tokens)
+    settings = EngineSettings(gib, block_size, max_sequences, max_step_tokens)
     return build_engine(str(model), str(router), settings, "cpu", dtype)
 
 

@@ -21,6 +21,8 @@ from tiny_engine import (
 )
 
 BUDGETS = (3, 4, 6)
+KINDS = [("float32", False), ("bfloat16", False), ("float32", True), ("bfloat16", True), ("int8", True)]
+"""dtype, and whether the step is the native one."""
 
 
 @pytest.fixture(params=["learned", "prior:cosine"])
@@ -67,34 +69,45 @@ def test_every_token_runs_exactly_its_budget_with_the_first_and_last_layer(
     check_accounts(run, [request])
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_same_seed_says_the_same_alone_and_among_fifteen_others(tiny: TinySite, dtype: str) -> None:
+@pytest.mark.parametrize(("dtype", "native"), KINDS)
+def test_same_seed_says_the_same_alone_and_among_fifteen_others(tiny: TinySite, dtype: str, native: bool) -> None:
     requests = sixteen()
-    together = run_engine(build_tiny_engine(tiny.model, tiny.router, dtype).engine, requests)
+    together = run_engine(build_tiny_engine(tiny.model, tiny.router, dtype, native=native).engine, requests)
     check_accounts(together, requests)
-    alone = build_tiny_engine(tiny.model, tiny.router, dtype).engine
+    alone = build_tiny_engine(tiny.model, tiny.router, dtype, native=native).engine
     for request in requests:
         answer = run_engine(alone, [request]).answers[request.request_id]
         assert same(answer, together.answers[request.request_id]), request.request_id
     assert len({tuple(answer.token_ids) for answer in together.answers.values()}) == 16
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_requests_preempted_for_lack_of_blocks_say_the_same_and_cost_the_same(tiny: TinySite, dtype: str) -> None:
+@pytest.mark.parametrize(("dtype", "native"), KINDS)
+def test_requests_preempted_for_lack_of_blocks_say_the_same_and_cost_the_same(
+    tiny: TinySite, dtype: str, native: bool
+) -> None:
     requests = [make_request(f"r{i}", 5 + 3 * i, BUDGETS[i % 3], seed=i, max_tokens=30) for i in range(8)]
-    plenty = run_engine(build_tiny_engine(tiny.model, tiny.router, dtype).engine, requests)
-    scarce = run_engine(build_tiny_engine(tiny.model, tiny.router, dtype, num_blocks=24).engine, requests)
+    plenty = run_engine(build_tiny_engine(tiny.model, tiny.router, dtype, native=native).engine, requests)
+    scarce = run_engine(
+        build_tiny_engine(
+            tiny.model, tiny.router, dtype, num_blocks=24 * 4 // (16 if native else 4), native=native
+        ).engine,
+        requests,
+    )
     assert (plenty.num_preemptions, scarce.num_preemptions > 5) == (0, True)
     for name, answer in plenty.answers.items():
         assert same(answer, scarce.answers[name]), name
     check_accounts(scarce, requests)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_prompt_cut_into_many_steps_takes_the_same_paths_to_the_same_tokens(tiny: TinySite, dtype: str) -> None:
+@pytest.mark.parametrize(("dtype", "native"), KINDS)
+def test_prompt_cut_into_many_steps_takes_the_same_paths_to_the_same_tokens(
+    tiny: TinySite, dtype: str, native: bool
+) -> None:
     requests = [make_request(f"r{i}", 150 + 20 * i, num_run, seed=i) for i, num_run in enumerate(BUDGETS)]
-    narrow = build_tiny_engine(tiny.model, tiny.router, dtype, max_sequences=3, max_step_tokens=3 + ROUTE_BLOCK)
-    wide = build_tiny_engine(tiny.model, tiny.router, dtype, max_sequences=3, max_step_tokens=1000)
+    narrow = build_tiny_engine(
+        tiny.model, tiny.router, dtype, max_sequences=3, max_step_tokens=3 + ROUTE_BLOCK, native=native
+    )
+    wide = build_tiny_engine(tiny.model, tiny.router, dtype, max_sequences=3, max_step_tokens=1000, native=native)
     cut, whole = run_engine(narrow.engine, requests), run_engine(wide.engine, requests)
     assert len(cut.steps) > len(whole.steps) + 20
     for name, answer in whole.answers.items():

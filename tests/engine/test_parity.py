@@ -9,10 +9,11 @@ from tiny_engine import NUM_LAYERS, build_tiny_engine, make_request, run_engine,
 from tiny_models import CONFIGS
 
 
+@pytest.mark.parametrize("native", [False, True])
 @pytest.mark.parametrize("name", CONFIGS)
-def test_greedy_tokens_equal_generate(name: str, tmp_path: Path) -> None:
+def test_greedy_tokens_equal_generate(name: str, native: bool, tmp_path: Path) -> None:
     theirs = save_tiny_model(name, tmp_path)
-    engine = build_tiny_engine(tmp_path, "prior:cosine").engine
+    engine = build_tiny_engine(tmp_path, "prior:cosine", native=native).engine
     requests = [
         make_request(f"{seed}", num_prompt=30 + seed, num_run=NUM_LAYERS, seed=seed, temperature=0) for seed in range(3)
     ]
