@@ -124,6 +124,11 @@ def test_prompt_blocks_of_the_static_prior_are_cut_without_a_trace(tiny: TinySit
     assert same(cut.answers["r"], whole.answers["r"])
 
 
+def test_int8_is_refused_where_the_native_step_is_not_possible(tiny: TinySite) -> None:
+    with pytest.raises(EngineBuildError, match="dtype 'int8' needs the native step: it takes a CPU and blocks of 16"):
+        build_tiny_engine(tiny.model, tiny.router, "int8")
+
+
 def test_depth_of_every_step_adds_up_to_all_layers_of_all_rows(tiny: TinySite) -> None:
     requests = sixteen()
     run = run_engine(build_tiny_engine(tiny.model, tiny.router, num_blocks=80).engine, requests)

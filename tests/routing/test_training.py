@@ -15,20 +15,23 @@ from buddy_routing.artifact import load_router, save_router
 from buddy_routing.checkpoint import LoadedModel, load_model
 from buddy_routing.decoder import RoutedDecoder
 from buddy_routing.model_spec import ModelSpec
-from buddy_routing.router import LearnedRouter
+from buddy_routing.router import LearnedRouter, Router, StaticRouter
 from buddy_routing.router_config import RouterConfig
 from buddy_routing.train import example, pretrain, router_training
 from buddy_routing.train.corpus import PackedTokens
 from buddy_routing.train.demo import router_from_prior
 from buddy_routing.train.document import Document
 from buddy_routing.train.pretrain import FitPlan, fit, initialise, random_depth
+from buddy_routing.train.routed_paths import routed_paths
 from buddy_routing.train.router_plan import RouterPlan
 from buddy_routing.train.router_training import train_router
 from buddy_routing.train.tokenizer import TrainingTokenizer, train_tokenizer
 from buddy_routing.train.training_state import OtherTrainingError
+from sparse_decode import SparseDecode, segment_bounds
 from tiny_models import CONFIGS, SHAPE, save_random_model
 
 CPU = torch.device("cpu")
+NUM_LAYERS: int = SHAPE["num_hidden_layers"]
 PLAN = FitPlan(
     num_steps=8,
     batch_size=4,
@@ -193,6 +196,33 @@ def test_a_trained_router_is_saved_and_serves_the_model_it_was_trained_for(
     assert read == config
     features, num_run = torch.randn(9, 2 * loaded.model.spec.kv_dim), torch.full((9,), 4)
     assert torch.equal(served.choose(features, num_run), router.choose(features, num_run))
+
+
+def test_full_depth_with_a_distilled_router_is_the_base_model_bit_for_bit(
+    loaded: LoadedModel, tokenizer: TrainingTokenizer, tmp_path: Path
+) -> None:
+    untouched = load_model(tmp_path / "model", torch.float32, CPU).model
+    router, _ = router_of(loaded, tokenizer, tmp_path / "state.safetensors")
+    for name, parameter in untouched.named_parameters():
+        assert torch.equal(loaded.model.get_parameter(name), parameter), name
+    tokens = torch.randint(0, loaded.model.spec.vocab_size, (2, 40))
+    choose = routed_paths(
+        router, torch.arange(40).expand(2, 40) == 0, torch.ones(2, 40) > 0, torch.full((2, 40), NUM_LAYERS), 8
+    )
+    with torch.inference_mode():
+        base = untouched.lm_head(untouched.dense(tokens))
+        assert torch.equal(loaded.model.lm_head(loaded.model.dense(tokens, choose)), base)
+        for native in (None, "float32"):
+            routers: list[Router] = [router, StaticRouter(torch.zeros(NUM_LAYERS - 2), "any")]
+            models = [loaded.model, untouched]
+            runs = [
+                SparseDecode(model, one, tokens, [NUM_LAYERS] * 2, native)
+                for model, one in zip(models, routers, strict=True)
+            ]
+            for start, end in segment_bounds(20, 40, 8):
+                spans = [(sequence, start, end) for sequence in range(2)]
+                logits = [run.step(spans)[0] for run in runs]
+                assert torch.equal(logits[0], logits[1])
 
 
 def test_a_document_without_a_prompt_is_named(tokenizer: TrainingTokenizer) -> None:
