@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 
 SOURCE = Path(__file__).parent / "routed_step.cpp"
-FLAGS = ("-std=c++20", "-O3", "-march=native", "-fopenmp", "-fPIC", "-shared", "-Wno-psabi", "-Wno-ignored-attributes")
+FLAGS = ("-std=c++20", "-O3", "-march=native", "-pthread", "-fPIC", "-shared", "-Wno-psabi", "-Wno-ignored-attributes")
 
 
 class NativeBuildError(RuntimeError):

@@ -9,8 +9,6 @@
 // Dh head dim, F = Hkv x Dh. Every row of floats is padded with zeros to a multiple of 64.
 
 #include <immintrin.h>
-#include <omp.h>
-#include <sched.h>
 
 #include <algorithm>
 #include <atomic>
@@ -18,13 +16,15 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <memory>
+#include <thread>
+#include <utility>
 #include <vector>
 
 namespace {
 
 constexpr int64_t LANES = 16;   // outputs in a panel, and tokens in a block of the cache
 constexpr int64_t PAD = 64;     // floats a row is padded to, and inputs that share a scale in int8
+constexpr int BETWEEN_STEPS = 10000;  // spins, about half a millisecond: the next step is seldom further away
 constexpr int64_t ALONE = 4;    // up to so many rows every thread prepares its own inputs rather than wait
 
 inline int64_t padded(int64_t n, int64_t to = PAD) { return (n + to - 1) / to * to; }
@@ -384,21 +384,24 @@ struct WriteGated {
 
 // ----------------------------------------------------------------------------------------------------------- the rest
 
+// Spins, since the others are microseconds away; sleeps when one of them has lost its core.
 struct Barrier {
-    void wait() {
+    explicit Barrier(int64_t count) : count(static_cast<int>(count)) {}
+    void wait(int most_spins = 2000) {
         const int64_t phase = passed.load(std::memory_order_relaxed);
         if (arrived.fetch_add(1, std::memory_order_acq_rel) + 1 == count) {
             arrived.store(0, std::memory_order_relaxed);
             passed.store(phase + 1, std::memory_order_release);
+            passed.notify_all();
             return;
         }
-        for (int64_t spins = 0; passed.load(std::memory_order_acquire) == phase; ++spins) {
+        for (int spins = 0; spins < most_spins; ++spins) {
+            if (passed.load(std::memory_order_acquire) != phase) return;
             _mm_pause();
-            // Another process has the core that the last thread needs.
-            if (spins > 20000) sched_yield();
         }
+        passed.wait(phase, std::memory_order_acquire);
     }
-    int count = 1;
+    const int count;
     alignas(64) std::atomic<int> arrived{0};
     alignas(64) std::atomic<int64_t> passed{0};
 };
@@ -513,24 +516,31 @@ struct Segment {
 class Decoder {
   public:
     explicit Decoder(const Model& model)
-        : m(model), layers(model.layers, model.layers + model.num_layers), workers(model.num_threads) {
+        : m(model), layers(model.layers, model.layers + model.num_layers), barrier(m.num_threads), gate(m.num_threads),
+          workers(m.num_threads) {
         kv_dim = m.num_kv_heads * m.head_dim;
         width = padded(m.dim);
         q_width = padded(m.num_heads * m.head_dim);
         kv_width = padded(2 * kv_dim);
         mlp_width = padded(m.mlp_dim);
         v_width = padded(m.head_dim, LANES);
+        for (int thread = 1; thread < m.num_threads; ++thread) threads.emplace_back([this, thread] { serve(thread); });
     }
 
-    void run(Step& step, const Router& router) {
-        prepare(step);
-#pragma omp parallel num_threads(static_cast<int>(m.num_threads))
-        {
-            // There may be fewer than asked for.
-#pragma omp single
-            num_threads = barrier.count = omp_get_num_threads();
-            run_thread(step, router, omp_get_thread_num());
-        }
+    ~Decoder() {
+        step = nullptr;
+        gate.wait();
+        for (std::thread& thread : threads) thread.join();
+    }
+
+    Decoder(const Decoder&) = delete;
+
+    void run(Step& new_step, const Router& new_router) {
+        prepare(new_step);
+        step = &new_step, router = &new_router;
+        gate.wait();
+        run_thread(*step, *router, 0);
+        gate.wait();
     }
 
   private:
@@ -538,6 +548,16 @@ class Decoder {
         Inputs inputs;
         std::vector<float> normed, q, scores;
     };
+
+    // One of the other threads: step after step, until there is none.
+    void serve(int thread) {
+        for (;;) {
+            gate.wait(BETWEEN_STEPS);
+            if (!step) return;
+            run_thread(*step, *router, thread);
+            gate.wait();
+        }
+    }
 
     void prepare(const Step& s) {
         const int64_t n = s.num_rows;
@@ -577,7 +597,7 @@ class Decoder {
 
     // This thread's share of `count` things.
     std::pair<int64_t, int64_t> share(int64_t count, int thread) const {
-        return {count * thread / num_threads, count * (thread + 1) / num_threads};
+        return {count * thread / m.num_threads, count * (thread + 1) / m.num_threads};
     }
 
     // Inputs of a product: rows[0 .. count - 1] of `x`, normed if there is a weight. Rows of the result are 0 .. count - 1.
@@ -709,7 +729,7 @@ class Decoder {
             // Nobody else looks at what this thread's head of this row has written.
             const std::vector<int32_t>& place = place_of_row[index];
             const int64_t items = s.num_rows * heads;
-            for (int64_t item = thread; item < items; item += num_threads) {
+            for (int64_t item = thread; item < items; item += m.num_threads) {
                 const int64_t row = item / heads, head = item % heads;
                 write(row, head);
                 if (place[row] >= 0) attend_row<Element>(s, layer, row, place[row], head, group, k, v, thread);
@@ -720,7 +740,7 @@ class Decoder {
         for (int64_t item = first; item < last; ++item) write(item / heads, item % heads);
         barrier.wait();
         const int64_t items = static_cast<int64_t>(rows.size()) * heads;
-        for (int64_t item = thread; item < items; item += num_threads) {
+        for (int64_t item = thread; item < items; item += m.num_threads) {
             // Heads first, so that a thread's next row finds the keys in its cache; every other row, so that shares are even.
             const auto count = static_cast<int64_t>(rows.size());
             attend_row<Element>(s, layer, rows[item % count], item % count, item / count, group, k, v, thread);
@@ -842,9 +862,11 @@ class Decoder {
 
     const Model m;
     const std::vector<Layer> layers;
-    Barrier barrier;
+    Barrier barrier, gate;  // within a step, and around it
     std::vector<Worker> workers;
-    int num_threads = 1;
+    std::vector<std::thread> threads;
+    Step* step = nullptr;
+    const Router* router = nullptr;
     int64_t kv_dim, width, q_width, kv_width, mlp_width, v_width, scores_width = 0;
     bool one_row_each = false;
     Inputs shared;

@@ -1,4 +1,4 @@
-"""The command `buddy`: serve, chat, eval, train."""
+"""The command `buddy`: serve, chat, eval, bench, train."""
 
 import argparse
 import sys
@@ -32,6 +32,8 @@ def make_parser() -> argparse.ArgumentParser:
     _add_serve(commands.add_parser("serve", help="start the server"))
     _add_chat(commands.add_parser("chat", help="talk to a running server"))
     _add_eval(commands.add_parser("eval", help="measure quality and speed at budgets, against baselines"))
+    bench = commands.add_parser("bench", help="measure speed").add_subparsers(required=True, metavar="WHAT")
+    _add_bench_engine(bench.add_parser("engine", help="the engine alone, against its own budgets and other engines"))
     train = commands.add_parser("train", help="train models and routers").add_subparsers(required=True, metavar="WHAT")
     _add_train_router(train.add_parser("router", help="make a router for your model from your conversations"))
     _add_train_predictor(train.add_parser("predictor", help="teach a router to choose budgets itself"))
@@ -74,6 +76,13 @@ def _add_eval(parser: argparse.ArgumentParser) -> None:
 
     add_arguments(parser)
     parser.set_defaults(run=_eval)
+
+
+def _add_bench_engine(parser: argparse.ArgumentParser) -> None:
+    from buddy_server.bench.command import add_engine_arguments
+
+    add_engine_arguments(parser)
+    parser.set_defaults(run=_bench_engine)
 
 
 def _add_train_router(parser: argparse.ArgumentParser) -> None:
@@ -136,6 +145,15 @@ def _eval(parsed: argparse.Namespace) -> None:
         run(parsed)
     except (ValueError, OSError) as error:
         sys.exit(f"buddy eval: {error}")
+
+
+def _bench_engine(parsed: argparse.Namespace) -> None:
+    from buddy_server.bench.command import run_engine
+
+    try:
+        run_engine(parsed)
+    except (ValueError, OSError) as error:
+        sys.exit(f"buddy bench engine: {error}")
 
 
 def _train_router(parsed: argparse.Namespace) -> None:

@@ -1,0 +1,33 @@
+"""What is timed: something that answers prompts side by side."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+Tokens = tuple[int, ...]
+
+
+class PeerError(ValueError):
+    """A peer that is not installed or cannot run the model; the message says what is missing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """`prefill_s` until every prompt has its first token, `decode_s` from there on for `num_decoded` tokens."""
+
+    prefill_s: float
+    decode_s: float
+    num_decoded: int
+
+
+class Contender(Protocol):
+    """`engine` and `dtype` name it in the rows."""
+
+    @property
+    def engine(self) -> str: ...
+
+    @property
+    def dtype(self) -> str: ...
+
+    def answer(self, prompts: list[Tokens], new_tokens: int) -> Timing:
+        """Greedy answers of `new_tokens` each to all `prompts` at once."""
+        ...

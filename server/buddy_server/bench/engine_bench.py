@@ -1,0 +1,104 @@
+"""Times contenders in turn, round by round: a noisy machine is then noisy for all of them."""
+
+import random
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+
+from tqdm import tqdm
+
+from buddy_routing.checkpoint import resolve_model
+from buddy_routing.embedded import MODEL_ID, embedded_model, embedded_router
+from buddy_server.bench.command import DTYPES
+from buddy_server.bench.contender import Contender, PeerError, Timing, Tokens
+from buddy_server.bench.llama_cpp_peer import LlamaCppPeer
+from buddy_server.bench.ours import OurEngine
+from buddy_server.bench.row import BenchRow, commit, machine
+from buddy_server.bench.shapes import save_random_model
+from buddy_server.bench.transformers_peer import TransformersPeer
+
+MIXED = (1.0, 0.75, 0.5, 0.5)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineBenchPlan:
+    """Either `model` or `shape`, or neither for the embedded model."""
+
+    model: str | None
+    shape: str | None
+    budgets: tuple[float, ...]
+    batches: tuple[int, ...]
+    dtypes: tuple[str, ...]
+    peers: tuple[str, ...]
+    prompts: tuple[int, ...]
+    new_tokens: int
+    mixed: bool
+    rounds: int
+
+
+def bench_engine(plan: EngineBenchPlan) -> Iterator[BenchRow]:
+    """Rows as they are measured. Raises PeerError, and ValueErrors of the model."""
+    with tempfile.TemporaryDirectory() as directory:
+        work = Path(directory)
+        for dtype in plan.dtypes:
+            contenders = _contenders(plan, dtype, work)
+            for batch in plan.batches:
+                for num_prompt in plan.prompts:
+                    yield from _rows(plan, contenders, batch, num_prompt)
+
+
+def _contenders(plan: EngineBenchPlan, dtype: str, work: Path) -> list[Contender]:
+    """Our engine at budget 1.0 first: what speedups are relative to."""
+    if plan.shape is not None:
+        directory = work / "model"
+        if not directory.exists():
+            save_random_model(plan.shape, directory)
+        ours = OurEngine.load(directory, None, dtype, DTYPES[dtype])
+    elif plan.model is None:
+        directory = embedded_model()
+        ours = OurEngine.load(None, str(embedded_router()), dtype, DTYPES[dtype])
+    else:
+        directory = resolve_model(plan.model)
+        ours = OurEngine.load(directory, None, dtype, DTYPES[dtype])
+    contenders: list[Contender] = [replace(ours, budgets=(budget,)) for budget in dict.fromkeys((1.0, *plan.budgets))]
+    if plan.mixed:
+        contenders.append(replace(ours, budgets=MIXED))
+    if "llama.cpp" in plan.peers:
+        if dtype == "fp32":
+            raise PeerError("peer llama.cpp is timed in bf16 and int8 only")
+        contenders.append(LlamaCppPeer(directory, dtype, work))
+    if "transformers" in plan.peers:
+        contenders.append(TransformersPeer(directory))
+    return contenders
+
+
+def _rows(plan: EngineBenchPlan, contenders: list[Contender], batch: int, num_prompt: int) -> Iterator[BenchRow]:
+    rng = random.Random(0)
+    prompts: list[Tokens] = [tuple(rng.randrange(5, 2000) for _ in range(num_prompt)) for _ in range(batch)]
+    for contender in contenders:
+        contender.answer(prompts, min(8, plan.new_tokens))
+    timings: list[list[Timing]] = [[] for _ in contenders]
+    for _ in tqdm(range(plan.rounds), desc=f"batch {batch}, prompt {num_prompt}", unit="round"):
+        for contender, times in zip(contenders, timings, strict=True):
+            times.append(contender.answer(prompts, plan.new_tokens))
+    speeds = [[t.num_decoded / t.decode_s if t.num_decoded else 0.0 for t in times] for times in timings]
+    for contender, times, speed in zip(contenders, timings, speeds, strict=True):
+        budgets = contender.budgets if isinstance(contender, OurEngine) else (1.0,)
+        yield BenchRow(
+            engine=contender.engine,
+            shape=plan.shape or plan.model or MODEL_ID,
+            dtype=contender.dtype,
+            batch=batch,
+            budget=budgets[0] if len(budgets) == 1 else None,
+            prompt_tokens=num_prompt,
+            new_tokens=plan.new_tokens,
+            decode_tokens_per_s=median(speed),
+            prefill_tokens_per_s=median(batch * num_prompt / t.prefill_s for t in times),
+            speedup=median(a / b for a, b in zip(speed, speeds[0], strict=True)) if all(speeds[0]) else None,
+            ideal_speedup=contender.ideal_speedup if isinstance(contender, OurEngine) else None,
+            rounds=plan.rounds,
+            commit=commit(),
+            machine=machine(),
+        )

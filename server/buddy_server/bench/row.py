@@ -1,0 +1,75 @@
+"""What a benchmark measures, as one JSON object a line."""
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class BenchRow:
+    """Medians of rounds. `budget` is None where several take turns. Speeds are of all `batch` requests together;
+    `ideal_speedup` is what the bytes read promise over budget 1.0; `speedup` is the median of per-round ratios to our
+    own budget 1.0 of the same dtype, batch and prompt (under 1 for a slower peer)."""
+
+    engine: str
+    shape: str
+    dtype: str
+    batch: int
+    budget: float | None
+    prompt_tokens: int
+    new_tokens: int
+    decode_tokens_per_s: float
+    prefill_tokens_per_s: float
+    speedup: float | None
+    ideal_speedup: float | None
+    rounds: int
+    commit: str
+    machine: str
+
+
+def write_row(path: Path, row: BenchRow, first: bool) -> None:
+    with path.open("w" if first else "a", encoding="utf-8") as file:
+        file.write(json.dumps(asdict(row)) + "\n")
+
+
+def markdown_table(rows: Sequence[BenchRow]) -> str:
+    lines = [
+        "| engine | shape | dtype | batch | prompt | budget | decode tokens/s | prefill tokens/s | speedup | ideal |",
+        "|---|---|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for row in rows:
+        budget = "1, .75, .5, .5" if row.budget is None else f"{row.budget:g}"
+        ratios = ["" if x is None else f"{x:.2f}" for x in (row.speedup, row.ideal_speedup)]
+        speeds = [f"{row.decode_tokens_per_s:.0f}", f"{row.prefill_tokens_per_s:.0f}"]
+        cells = [row.engine, row.shape, row.dtype, str(row.batch), str(row.prompt_tokens), budget, *speeds, *ratios]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+@cache
+def commit() -> str:
+    """Of the working copy that the code runs from; empty outside of one."""
+    directory = Path(__file__).parent
+    command = ["git", "-C", str(directory), "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()  # noqa: S603
+    except OSError:
+        return ""
+
+
+@cache
+def machine() -> str:
+    """Processor and number of cores that may be used."""
+    model = platform.machine()
+    cpu = Path("/proc/cpuinfo")
+    if cpu.exists():
+        named = [
+            line.split(":", 1)[1].strip() for line in cpu.read_text().splitlines() if line.startswith("model name")
+        ]
+        model = named[0] if named else model
+    return f"{model}, {len(os.sched_getaffinity(0))} cores"
