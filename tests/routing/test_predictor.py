@@ -19,6 +19,7 @@ from buddy_routing.train.depth_rewards import DepthRewards
 from buddy_routing.train.example import Example, packed_in_order
 from buddy_routing.train.predictor_plan import PredictorPlan
 from buddy_routing.train.predictor_training import fit_policy, train_predictor
+from buddy_routing.train.router_training import mean_and_spread
 from buddy_routing.train.training_state import OtherTrainingError
 from tiny_models import SHAPE, save_random_model
 
@@ -85,6 +86,15 @@ def test_policy_spends_depth_where_answers_need_it() -> None:
     chosen = learnt.choose(features, 2, NUM_LAYERS)
     assert chosen[is_hard].float().mean() > NUM_LAYERS - 0.5
     assert chosen[~is_hard].float().mean() < 3.5
+
+
+def test_a_feature_that_never_varied_in_training_is_not_made_of_rounding() -> None:
+    # All prompts end with the same token, whose V the server computes in another precision than training.
+    features = torch.cat((torch.randn(200, 4), torch.full((200, 4), 0.3)), 1)
+    mean, spread = mean_and_spread(features)
+    rounded = features.bfloat16().float()
+    assert ((rounded - features) / spread).abs().max() < 0.05
+    torch.testing.assert_close(((features - mean) / spread)[:, :4].std(0), torch.ones(4))
 
 
 def test_interrupted_measuring_goes_on_and_gives_the_same_predictor(model: RoutedDecoder, tmp_path: Path) -> None:

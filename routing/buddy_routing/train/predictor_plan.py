@@ -14,12 +14,12 @@ class PredictorPlan:
     num_batches: int = 150
     num_rows: int = 8
     num_tokens: int = 512
-    cost_weight: float = 1.0
-    lowest_budget: float = 0.4
+    cost_weight: float = 0.5
+    lowest_budget: float = 0.6
     num_steps: int = 2000
     learning_rate: float = 3e-3
     group: int = 16
-    entropy_weight: float = 0.02
+    entropy_weight: float = 0.1
     rank: int = 32
     seed: int = 0
 

@@ -10,6 +10,7 @@ tokens: one token wrong makes a sum wrong, however many others are sure. The pap
 # E examples, B of them in a step, G depths a group, L layers, F width of one token's V
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -23,7 +24,7 @@ from buddy_routing.router import LearnedRouter
 from buddy_routing.train.depth_rewards import DepthRewards, measure_depth_rewards
 from buddy_routing.train.example import Example, packed_batches
 from buddy_routing.train.predictor_plan import PredictorPlan
-from buddy_routing.train.router_training import new_decision_module
+from buddy_routing.train.router_training import blank_decision_module, fold_scaling, mean_and_spread
 from buddy_routing.train.training_state import run_name
 
 EXAMPLES_A_STEP = 64
@@ -51,9 +52,12 @@ def train_predictor(
     run = run_name(router.router_id, data_name, levels, route_block, plan.num_rows, plan.num_tokens, plan.seed)
     batches = packed_batches(examples, plan.num_rows, plan.num_tokens, plan.seed)
     rewards = measure_depth_rewards(model, router, route_block, batches, levels, plan.num_batches, checkpoint, run)
-    predictor = predictor.to(rewards.features.device)
-    predictor.policy = new_decision_module(model, rewards.features, "mean_v+newest_v", plan.rank, plan.seed)
-    fit_policy(predictor, rewards, plan)
+    mean, spread = mean_and_spread(rewards.features)
+    predictor.policy = blank_decision_module(2 * model.spec.kv_dim, num_layers, plan.rank, plan.seed)
+    predictor = predictor.to(mean.device)
+    # Scaled outside of the policy, so that its first layer learns as fast as its second.
+    fit_policy(predictor, replace(rewards, features=(rewards.features - mean) / spread), plan)
+    fold_scaling(predictor.policy, mean, spread)
     return predictor
 
 

@@ -165,13 +165,30 @@ def new_decision_module(
 ) -> DecisionModule:
     """One that scores all layers alike, with mean and spread of features [N, 2F] folded into its first layer."""
     spec = model.spec
-    torch.manual_seed(seed)
-    decision = DecisionModule(feature_dim(spec.kv_dim, kind), spec.num_layers, rank).to(features.device)
+    decision = blank_decision_module(feature_dim(spec.kv_dim, kind), spec.num_layers, rank, seed).to(features.device)
     features = features[:, : decision.down.in_features]
-    mean, std = features.mean(0), features.std(0).clamp_min(1e-6)
-    with torch.no_grad():
-        decision.down.weight.div_(std)
-        decision.down.bias.sub_(decision.down.weight @ mean)
-        decision.up.weight.zero_()
-        decision.up.bias.zero_()
+    fold_scaling(decision, *mean_and_spread(features))
     return decision
+
+
+def blank_decision_module(num_features: int, num_layers: int, rank: int, seed: int) -> DecisionModule:
+    """One that scores all layers alike."""
+    torch.manual_seed(seed)
+    decision = DecisionModule(num_features, num_layers, rank)
+    nn.init.zeros_(decision.up.weight)
+    nn.init.zeros_(decision.up.bias)
+    return decision
+
+
+def mean_and_spread(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Of features [N, 2F]. One that hardly varies gets a spread that leaves it small: prompts end with the same token,
+    whose V would else be nothing but the rounding of whoever computes it, made large."""
+    least = 0.05 * features.square().mean().sqrt()
+    return features.mean(0), features.std(0).clamp_min(least)
+
+
+def fold_scaling(decision: DecisionModule, mean: Tensor, spread: Tensor) -> None:
+    """Make one for (features - mean) / spread one for the features themselves."""
+    with torch.no_grad():
+        decision.down.weight.div_(spread)
+        decision.down.bias.sub_(decision.down.weight @ mean)
