@@ -17,8 +17,6 @@ from buddy_routing.planner import PathPlanner, Planner
 from buddy_routing.router import LearnedRouter, StaticRouter
 from buddy_routing.segments import SegmentBatch
 
-CPU = torch.device("cpu")
-
 
 class Stepper(Protocol):
     """What the engine's runner drives. Blocks of the cache hold `block_size` tokens; batches come on `device`."""
@@ -74,14 +72,15 @@ class TorchStepper:
         return StepOutput(logits.float().cpu(), masks, router_s)
 
 
-@dataclass(slots=True)
 class NativeStepper:
     """The whole step in C++, with its own packed weights and cache."""
 
-    routed_step: RoutedStep
-    planner: PathPlanner
-    block_size: int = BLOCK_SIZE
-    device: torch.device = CPU
+    def __init__(self, routed_step: RoutedStep, planner: PathPlanner) -> None:
+        self.routed_step = routed_step
+        self.planner = planner
+        self.block_size = BLOCK_SIZE
+        self.device = torch.device("cpu")
+        self._router_weights = router_weights(planner)
 
     @property
     def num_layers(self) -> int:
@@ -98,23 +97,20 @@ class NativeStepper:
             reroutes=torch.tensor(batch.reroutes, dtype=torch.uint8),
             wanted=torch.tensor(batch.wanted_rows, dtype=torch.int64),
         )
-        weights = self._router_weights()
-        return self.routed_step(rows, weights or (lambda v: self.planner.choose(batch, v)))
+        return self.routed_step(rows, self._router_weights or (lambda v: self.planner.choose(batch, v)))
 
-    def _router_weights(self) -> RouterWeights | None:
-        """None for a router whose way of choosing the op does not know: it is asked in Python then."""
-        router, memory = self.planner.router, self.planner
-        match router:
-            case StaticRouter():
-                return RouterWeights(router.prior, memory.features.sums, memory.last_masks)
-            case LearnedRouter():
-                prior = router.prior_weight * router.prior
-                down, up = (
-                    Projection(layer.weight, layer.bias) for layer in (router.decision.down, router.decision.up)
-                )
-                return RouterWeights(prior, memory.features.sums, memory.last_masks, down, up)
-            case _:
-                return None
+
+def router_weights(planner: PathPlanner) -> RouterWeights | None:
+    """What the op needs to choose paths itself; None for a router whose way it does not know and asks in Python."""
+    router, sums, last_masks = planner.router, planner.features.sums, planner.last_masks
+    match router:
+        case StaticRouter():
+            return RouterWeights(router.prior.float().contiguous(), sums, last_masks)
+        case LearnedRouter():
+            down, up = (Projection(layer.weight, layer.bias) for layer in (router.decision.down, router.decision.up))
+            return RouterWeights(router.prior_weight * router.prior, sums, last_masks, down, up)
+        case _:
+            return None
 
 
 def decoder_weights(model: RoutedDecoder) -> DecoderWeights:

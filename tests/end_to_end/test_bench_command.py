@@ -1,0 +1,72 @@
+"""`buddy bench engine` as users run it: what it writes, not how fast anything is."""
+
+import json
+import subprocess
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from buddy_process import BUDDY
+
+
+def run_bench(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    command = [BUDDY, "bench", "engine", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=150, check=False)
+
+
+def test_budgets_batches_dtypes_and_a_peer_become_rows_and_a_table(tmp_path: Path) -> None:
+    out = tmp_path / "rows.jsonl"
+    done = run_bench(
+        *("--budgets", "0.5", "--batch", "1,4", "--dtype", "bf16,int8", "--peers", "transformers", "--mixed"),
+        *("--prompt", "16", "--new-tokens", "6", "--rounds", "1", "--json", str(out)),
+    )
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    runs = [(row["engine"], row["dtype"], row["batch"], row["budget"]) for row in rows]
+    ours = [(1.0, 0.5, None), ("bf16", "int8"), (1, 4)]
+    assert [run for run in runs if run[0] == "buddy"] == [
+        ("buddy", dtype, batch, budget) for dtype in ours[1] for batch in ours[2] for budget in ours[0]
+    ]
+    assert [run for run in runs if run[0] != "buddy"] == [("transformers", "bf16", n, 1.0) for n in (1, 4, 1, 4)]
+    for row in rows:
+        assert row["decode_tokens_per_s"] > 0
+        assert row["prefill_tokens_per_s"] > 0
+        assert row["machine"].endswith("cores")
+        assert row["shape"] == "buddy-7m"
+    half = next(row for row in rows if row["budget"] == 0.5)
+    assert 1.5 < half["ideal_speedup"] < 2
+    assert "| buddy | buddy-7m | int8 | 4 | 16 | 0.5 |" in done.stdout
+
+
+def test_a_shape_has_random_weights_and_paths_that_change(tmp_path: Path) -> None:
+    out = tmp_path / "rows.jsonl"
+    done = run_bench("--shape", "16x256", "--batch", "1", "--new-tokens", "4", "--rounds", "1", "--json", str(out))
+    assert done.returncode == 0, done.stderr
+    assert [json.loads(line)["shape"] for line in out.read_text().splitlines()] == ["16x256"] * 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--peers", "vllm"), "'vllm' is unknown; allowed: transformers, llama.cpp"),
+        (("--dtype", "bf17"), "'bf17' is unknown; allowed: fp32, bf16, int8"),
+        (("--budgets", "0.5,0"), "'0.5,0' has a budget"),
+        (("--batch", "0"), "'0' has a number under 1"),
+        (("--rounds", "0"), "--rounds is 0, allowed is 1 or more"),
+        (("--budgets", "0.05"), "0.05"),
+        (("--dtype", "fp32", "--peers", "llama.cpp"), "llama.cpp is timed in bf16 and int8 only"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_one_line(arguments: tuple[str, ...], told: str) -> None:
+    done = run_bench(*arguments)
+    assert done.returncode in (1, 2)
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_peer_that_is_not_installed_says_how_to_install_it() -> None:
+    assert find_spec("llama_cpp") is None, "the environment of the tests does not have it"
+    done = run_bench("--peers", "llama.cpp")
+    assert done.returncode == 1
+    assert "pip install llama-cpp-python gguf" in done.stderr
