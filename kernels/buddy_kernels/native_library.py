@@ -1,4 +1,4 @@
-"""Compiles routed_step.cpp for this machine's CPU on first use and keeps the result.
+"""Compiles native/ for this machine's CPU on first use and keeps the result.
 
 Not torch's extension builder: the source needs none of torch's headers, so a compiler alone builds it in ten seconds,
 and a build that was killed leaves no lock that later ones would wait for.
@@ -13,7 +13,7 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-SOURCE = Path(__file__).parent / "routed_step.cpp"
+SOURCES = Path(__file__).parent / "native"
 FLAGS = ("-std=c++20", "-O3", "-march=native", "-pthread", "-fPIC", "-shared", "-Wno-psabi", "-Wno-ignored-attributes")
 
 
@@ -27,13 +27,12 @@ def load_native_library() -> ctypes.CDLL:
     compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++")
     if compiler is None:
         raise NativeBuildError("there is no C++ compiler (g++)")
-    cpu = Path("/proc/cpuinfo")
-    features = next((line for line in cpu.read_text().splitlines() if line.startswith("flags")), "")
+    features = _processor_features()
     if "avx2" not in features:
         raise NativeBuildError("the processor has no AVX2")
-    name = hashlib.sha256(repr((SOURCE.read_text(), FLAGS, compiler, sorted(features.split()))).encode()).hexdigest()[
-        :16
-    ]
+    sources = [path.read_text(encoding="utf-8") for path in sorted(SOURCES.iterdir())]
+    made_of = repr((sources, FLAGS, compiler, sorted(features)))
+    name = hashlib.sha256(made_of.encode()).hexdigest()[:16]
     path = cache_directory() / f"routed_step-{name}.so"
     if not path.exists():
         _build(compiler, path)
@@ -41,6 +40,13 @@ def load_native_library() -> ctypes.CDLL:
         return ctypes.CDLL(str(path))
     except OSError as error:
         raise NativeBuildError(f"{path} cannot be loaded: {error}") from error
+
+
+def _processor_features() -> set[str]:
+    """Linux's names of them; empty elsewhere."""
+    cpu = Path("/proc/cpuinfo")
+    lines = cpu.read_text(encoding="utf-8").splitlines() if cpu.exists() else []
+    return set(next((line for line in lines if line.startswith("flags")), "").split())
 
 
 def cache_directory() -> Path:
@@ -54,7 +60,7 @@ def _build(compiler: str, path: Path) -> None:
         # In a place of its own and moved when it is whole: another process may be doing the same.
         with tempfile.TemporaryDirectory(dir=path.parent) as directory:
             made = Path(directory) / path.name
-            command = [compiler, *FLAGS, str(SOURCE), "-o", str(made)]
+            command = [compiler, *FLAGS, str(SOURCES / "routed_step.cpp"), "-o", str(made)]
             done = subprocess.run(  # noqa: S603 (a compiler on our own source)
                 command, capture_output=True, text=True, timeout=300, check=False
             )

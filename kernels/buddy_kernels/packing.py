@@ -1,4 +1,4 @@
-"""Weights as routed_step.cpp reads them: panels of 16 outputs, whose values for one input lie side by side.
+"""Weights as native/ reads them: panels of 16 outputs, whose values for one input lie side by side.
 
 Shapes: O outputs, I inputs, P = O / 16 panels (O and I padded with zeros to multiples of 16 and 64).
 """

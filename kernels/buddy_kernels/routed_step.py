@@ -1,7 +1,7 @@
 """One step of a routed decoder on the CPU as one call: all layers, the router's choice after the first, the head.
 
 The reference is `buddy_routing.decoder.RoutedDecoder.forward` with the ops beside this file; the fast path is
-routed_step.cpp. Weights are packed once; rows do not depend on each other, whatever the batch.
+native/routed_step.cpp. Weights are packed once; rows do not depend on each other, whatever the batch.
 """
 
 # N rows, S segments, W wanted rows, T block table columns, L layers, V vocabulary, F width of one token's V,

@@ -26,9 +26,9 @@ def test_without_a_compiler_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_compiler_that_fails_is_quoted_and_leaves_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    broken = tmp_path / "broken.cpp"
-    broken.write_text("this is not C++")
-    monkeypatch.setattr(native_library, "SOURCE", broken)
+    (tmp_path / "sources").mkdir()
+    (tmp_path / "sources" / "routed_step.cpp").write_text("this is not C++")
+    monkeypatch.setattr(native_library, "SOURCES", tmp_path / "sources")
     with pytest.raises(NativeBuildError, match="failed: "):
         load()
     assert not list((tmp_path / "buddy-serve").iterdir())

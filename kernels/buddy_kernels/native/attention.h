@@ -1,0 +1,113 @@
+// Norms, rotation, and attention of one row over its sequence's blocks.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+
+#include "vector.h"
+
+namespace buddy {
+
+void rms_norm(const float* x, const float* weight, int64_t dim, int64_t width, double eps, float* out) {
+    Vec squares = Vec{};
+    for (int64_t i = 0; i < width; i += LANES) squares += load(x + i) * load(x + i);
+    const float inverse = 1.f / std::sqrt(sum(squares) / static_cast<float>(dim) + static_cast<float>(eps));
+    for (int64_t i = 0; i < width; i += LANES) store(out + i, load(weight + i) * (load(x + i) * inverse));
+}
+
+// A head's norm, if it has one, and its rotation; dim floats, into `out`.
+void normed_and_rotated(
+    const float* x, const float* weight, int64_t dim, double eps, const float* cos, const float* sin, float* out
+) {
+    float normed[1024];
+    if (weight) {
+        float squares = 0.f;
+        for (int64_t i = 0; i < dim; ++i) squares += x[i] * x[i];
+        const float inverse = 1.f / std::sqrt(squares / static_cast<float>(dim) + static_cast<float>(eps));
+        for (int64_t i = 0; i < dim; ++i) normed[i] = weight[i] * (x[i] * inverse);
+        x = normed;
+    }
+    const int64_t half = dim / 2;
+    for (int64_t i = 0; i < half; ++i) {
+        out[i] = x[i] * cos[i] - x[i + half] * sin[i];
+        out[i + half] = x[i + half] * cos[i] + x[i] * sin[i];
+    }
+}
+
+template <class Element>
+inline void put(Element* to, float x);
+template <>
+inline void put(float* to, float x) { *to = x; }
+template <>
+inline void put(uint16_t* to, float x) { *to = to_bf16(x); }
+
+// G query heads that share a key/value head, over positions first .. last of one sequence, block by block of 16.
+template <int G, class Element>
+void attend(
+    const Element* k, const Element* v, const int64_t* table, int64_t block_stride_k, int64_t block_stride_v,
+    int64_t first, int64_t last, const float* q, int64_t head_dim, int64_t v_width, float scale, float* scores,
+    int64_t scores_width, float* out
+) {
+    const int64_t first_block = first / LANES, last_block = last / LANES;
+    const Vec lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    Vec most[G];
+    for (int g = 0; g < G; ++g) most[g] = splat(-INFINITY);
+    for (int64_t block = first_block; block <= last_block; ++block) {
+        const Element* const keys = k + table[block] * block_stride_k;
+        Vec even[G] = {}, odd[G] = {};
+        for (int64_t d = 0; d < head_dim; d += 2) {
+            const Vec key = load(keys + d * LANES), next = load(keys + (d + 1) * LANES);
+            for (int g = 0; g < G; ++g) {
+                even[g] += key * q[g * head_dim + d];
+                odd[g] += next * q[g * head_dim + d + 1];
+            }
+        }
+        const Vec position = lane + static_cast<float>(block * LANES);
+        const VecI unseen = (position < static_cast<float>(first)) | (position > static_cast<float>(last));
+        for (int g = 0; g < G; ++g) {
+            const Vec score = unseen ? splat(-INFINITY) : (even[g] + odd[g]) * scale;
+            store(scores + g * scores_width + (block - first_block) * LANES, score);
+            most[g] = max(most[g], score);
+        }
+    }
+    const int64_t num_scores = (last_block - first_block + 1) * LANES;
+    float inverse[G];
+    for (int g = 0; g < G; ++g) {
+        const float top = largest(most[g]);
+        Vec total = Vec{};
+        for (int64_t i = 0; i < num_scores; i += LANES) {
+            float* const at = scores + g * scores_width + i;
+            const Vec score = load(at), weight = score == -INFINITY ? Vec{} : exp(score - top);
+            store(at, weight);
+            total += weight;
+        }
+        inverse[g] = 1.f / sum(total);
+    }
+    const auto add = [scores_width](Vec(&totals)[G], const Element* value, const float* weights) {
+        for (int g = 0; g < G; ++g) totals[g] += load(value) * weights[g * scores_width];
+    };
+    for (int64_t d = 0; d < v_width; d += LANES) {
+        Vec even[G] = {}, odd[G] = {};
+        for (int64_t block = first_block; block <= last_block; ++block) {
+            const Element* const values = v + table[block] * block_stride_v + d;
+            const float* const weights = scores + (block - first_block) * LANES;
+            // What was never written, or is another sequence's, is not read: it may be no number.
+            int64_t t = block == first_block ? first % LANES : 0;
+            const int64_t end = block == last_block ? last % LANES + 1 : LANES;
+            if (t % 2) add(odd, values + t * v_width, weights + t), ++t;
+            for (; t + 1 < end; t += 2) {
+                add(even, values + t * v_width, weights + t);
+                add(odd, values + (t + 1) * v_width, weights + t + 1);
+            }
+            if (t < end) add(even, values + t * v_width, weights + t);
+        }
+        for (int g = 0; g < G; ++g) {
+            float lanes[LANES];
+            store(lanes, (even[g] + odd[g]) * inverse[g]);
+            std::copy_n(lanes, std::min(LANES, head_dim - d), out + g * head_dim + d);
+        }
+    }
+}
+
+}  // namespace buddy

@@ -1,0 +1,59 @@
+// What Python hands over, field by field as in routed_step.py. Every pointer is a tensor's, which Python keeps alive.
+#pragma once
+
+#include <cstdint>
+
+namespace buddy {
+
+enum Kind : int64_t { FP32 = 0, BF16 = 1, INT8 = 2 };
+
+extern "C" {
+
+// [outputs, inputs] in panels of 16 outputs. fp32: [panel][input][16]. bf16: [panel][input / 2][16][2]. int8:
+// [panel][input / 4][16][4], stored as value + 128, and scales [panel][input / 64][16].
+struct Matrix {
+    const char* panels;
+    const float* bias;    // [outputs], padded; or null
+    const float* scales;  // int8 only
+    int64_t outputs, inputs;
+};
+
+struct Layer {
+    const float *input_norm, *post_norm, *q_norm, *k_norm;  // the last two null without norms of heads
+    Matrix q, kv, o, gate_up, down;                         // kv: K's outputs, then V's; gate_up: panels in turn
+    void *k, *v;                                            // cache: [block][Hkv][Dh][16], [block][Hkv][16][Dh padded to 16]
+    int64_t window;                                         // 0: all
+};
+
+struct Model {
+    int64_t kind, cache_kind, num_layers, dim, num_heads, num_kv_heads, head_dim, mlp_dim, vocab, num_threads;
+    double eps, scale, attention_factor;
+    const float* inv_freq;
+    const void* embeddings;  // fp32 or bf16 as cache_kind
+    const float* norm;
+    Matrix head;
+    const Layer* layers;
+};
+
+// How paths are chosen. `choose` null: by scores = prior + up(silu(down(features))), without `down` by the prior alone.
+struct Router {
+    const float *down, *down_bias, *up, *up_bias, *prior;
+    int64_t num_features, rank;
+    double* sums;        // [lanes, F] running sums of V
+    int8_t* last_masks;  // [lanes, L]
+};
+
+struct Step {
+    int64_t num_rows, num_segments, num_wanted, table_width;
+    const int64_t *tokens, *positions, *lengths, *tables, *lanes, *budgets, *wanted;
+    const uint8_t* reroutes;
+    int8_t* masks;        // [S, L], written
+    float* logits;        // [wanted, V], written
+    float* first_v;       // [N, F], written for `choose`
+    void (*choose)();     // writes the masks; null: the router does
+    double router_s;      // written
+};
+
+}  // extern "C"
+
+}  // namespace buddy
