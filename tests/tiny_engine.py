@@ -15,6 +15,7 @@ from buddy_routing.artifact import save_router
 from buddy_routing.checkpoint import load_model
 from buddy_routing.router import DecisionModule, LearnedRouter
 from buddy_routing.router_config import RouterConfig
+from buddy_routing.stepper import NativeStepper
 from buddy_server.engine.build import BuiltEngine, build_engine
 from buddy_server.engine.engine import Engine, StepOutput
 from buddy_server.engine.messages import FinishEvent, GenerationRequest, PromptEvent, SamplingParams, TokenEvent
@@ -99,7 +100,9 @@ def build_tiny_engine(
     # Half a block more, so that rounding takes none away.
     gib = 1.0 if num_blocks is None else (num_blocks + 0.5) * block_bytes / 2**30
     settings = EngineSettings(gib, block_size, max_sequences, max_step_tokens)
-    return build_engine(str(model), str(router), settings, "cpu", dtype)
+    built = build_engine(str(model), str(router), settings, "cpu", dtype)
+    assert isinstance(built.engine.runner.stepper, NativeStepper) == native
+    return built
 
 
 def make_request(

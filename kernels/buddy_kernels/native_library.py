@@ -6,12 +6,17 @@ and a build that was killed leaves no lock that later ones would wait for.
 
 import ctypes
 import hashlib
+import logging
 import os
+import shlex
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+
+log = logging.getLogger(__name__)
 
 SOURCES = Path(__file__).parent / "native"
 FLAGS = ("-std=c++20", "-O3", "-march=native", "-pthread", "-fPIC", "-shared", "-Wno-psabi", "-Wno-ignored-attributes")
@@ -21,25 +26,39 @@ class NativeBuildError(RuntimeError):
     """The library cannot be built or loaded here; the message says why."""
 
 
-@cache
 def load_native_library() -> ctypes.CDLL:
-    """Raises NativeBuildError, also when there is no compiler or the processor is none we write for."""
-    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++")
-    if compiler is None:
+    """Raises NativeBuildError, also when there is no compiler or the processor is none we write for; the first time by
+    trying, then from memory."""
+    loaded = _load_once()
+    if isinstance(loaded, NativeBuildError):
+        raise loaded
+    return loaded
+
+
+@cache
+def _load_once() -> ctypes.CDLL | NativeBuildError:
+    try:
+        return load_library()
+    except (NativeBuildError, OSError, RuntimeError, subprocess.TimeoutExpired) as error:
+        return error if isinstance(error, NativeBuildError) else NativeBuildError(f"the native step: {error}")
+
+
+def load_library() -> ctypes.CDLL:
+    """Build if need be, and load. Raises NativeBuildError; OSError, RuntimeError and TimeoutExpired of the folders and
+    the compiler."""
+    compiler = shlex.split(os.environ.get("CXX", "")) or [shutil.which("g++") or shutil.which("c++") or ""]
+    if not compiler[0]:
         raise NativeBuildError("there is no C++ compiler (g++)")
     features = _processor_features()
     if "avx2" not in features:
         raise NativeBuildError("the processor has no AVX2")
     sources = [path.read_text(encoding="utf-8") for path in sorted(SOURCES.iterdir())]
     made_of = repr((sources, FLAGS, compiler, sorted(features)))
-    name = hashlib.sha256(made_of.encode()).hexdigest()[:16]
-    path = cache_directory() / f"routed_step-{name}.so"
+    path = cache_directory() / f"routed_step-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.so"
     if not path.exists():
+        log.info("compiling the native step, once; it takes about ten seconds", extra={"path": str(path)})
         _build(compiler, path)
-    try:
-        return ctypes.CDLL(str(path))
-    except OSError as error:
-        raise NativeBuildError(f"{path} cannot be loaded: {error}") from error
+    return ctypes.CDLL(str(path))
 
 
 def _processor_features() -> set[str]:
@@ -54,18 +73,13 @@ def cache_directory() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "buddy-serve"
 
 
-def _build(compiler: str, path: Path) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # In a place of its own and moved when it is whole: another process may be doing the same.
-        with tempfile.TemporaryDirectory(dir=path.parent) as directory:
-            made = Path(directory) / path.name
-            command = [compiler, *FLAGS, str(SOURCES / "routed_step.cpp"), "-o", str(made)]
-            done = subprocess.run(  # noqa: S603 (a compiler on our own source)
-                command, capture_output=True, text=True, timeout=300, check=False
-            )
-            if done.returncode:
-                raise NativeBuildError(f"{compiler} failed: {done.stderr.strip()[-500:]}")
-            made.replace(path)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise NativeBuildError(f"{path} cannot be built: {error}") from error
+def _build(compiler: Sequence[str], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # In a place of its own and moved when it is whole: another process may be doing the same.
+    with tempfile.TemporaryDirectory(dir=path.parent) as directory:
+        made = Path(directory) / path.name
+        command = [*compiler, *FLAGS, str(SOURCES / "routed_step.cpp"), "-o", str(made)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)  # noqa: S603 (ours)
+        if done.returncode:
+            raise NativeBuildError(f"{compiler[0]} failed: {done.stderr.strip()[-500:]}")
+        made.replace(path)

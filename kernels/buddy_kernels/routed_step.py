@@ -16,7 +16,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from buddy_kernels.native_library import load_native_library
+from buddy_kernels.checks import check_dtype, check_shape
+from buddy_kernels.native_library import NativeBuildError, load_native_library
 from buddy_kernels.packing import LANES, PackedMatrix, interleaved, pack, pad_to
 
 WeightKind = Literal["float32", "bfloat16", "int8"]
@@ -83,8 +84,8 @@ class RouterWeights:
 
 @dataclass(frozen=True, slots=True)
 class StepRows:
-    """A step's work, int64 all: `tokens` and `positions` [N], `lengths` [S], `block_tables` [S, T], and by segment
-    `lanes`, `budgets` (layers to run) and `reroutes` (uint8)."""
+    """A step's work: `tokens` and `positions` [N]; `lengths`, `lanes`, `budgets` (layers to run) and `reroutes` [S],
+    `block_tables` [S, T]; the rows whose logits are `wanted` [W]. uint8 `reroutes`, int64 all else."""
 
     tokens: Tensor
     positions: Tensor
@@ -122,7 +123,7 @@ class _Model(ctypes.Structure):
             (name, c_int64)
             for name in (
                 *("kind", "cache_kind", "num_layers", "dim", "num_heads", "num_kv_heads", "head_dim", "mlp_dim"),
-                *("vocab", "num_threads"),
+                *("vocab", "num_blocks", "num_threads"),
             )
         ),
         *((name, c_double) for name in ("eps", "scale", "attention_factor")),
@@ -139,6 +140,7 @@ class _Router(ctypes.Structure):
         *((name, c_void_p) for name in ("down", "down_bias", "up", "up_bias", "prior")),
         ("num_features", c_int64),
         ("rank", c_int64),
+        ("num_lanes", c_int64),
         ("sums", c_void_p),
         ("last_masks", c_void_p),
     )
@@ -163,7 +165,7 @@ class _Step(ctypes.Structure):
 
 
 @dataclass(frozen=True, slots=True)
-class StepOutput:
+class RoutedOutput:
     """`logits` [W, V] fp32, `masks` [S, L] int8 that were run, and the seconds that choosing them took."""
 
     logits: Tensor
@@ -182,6 +184,7 @@ class RoutedStep:
             raise ValueError(f"head_dim is {weights.head_dim}, allowed is up to {MAX_HEAD_DIM}")
         self._library = load_native_library()
         self._library.buddy_decoder.restype = c_void_p
+        self._library.buddy_step.restype = ctypes.c_char_p
         self._kept: list[object] = []
         cache_dtype = torch.float32 if kind == "float32" else torch.bfloat16
         k_width, v_width = weights.head_dim, weights.head_dim + -weights.head_dim % LANES
@@ -202,6 +205,7 @@ class RoutedStep:
             head_dim=weights.head_dim,
             mlp_dim=weights.mlp_dim,
             vocab=weights.embeddings.shape[0],
+            num_blocks=num_blocks,
             num_threads=num_threads,
             eps=weights.eps,
             scale=weights.head_dim**-0.5,
@@ -215,15 +219,22 @@ class RoutedStep:
         self.num_layers = len(weights.layers)
         self.vocab_size = weights.embeddings.shape[0]
         self.v_shape = (weights.num_kv_heads, weights.head_dim)
-        self._decoder = c_void_p(self._library.buddy_decoder(ctypes.byref(model)))
+        made = self._library.buddy_decoder(ctypes.byref(model))
+        if not made:
+            raise NativeBuildError("there is no memory, or no thread, for the native step")
+        self._decoder = c_void_p(made)
 
     def __del__(self) -> None:
         if hasattr(self, "_decoder"):
             self._library.buddy_free(self._decoder)
 
-    def __call__(self, rows: StepRows, router: RouterWeights | Callable[[Tensor], Tensor]) -> StepOutput:
+    def __call__(self, rows: StepRows, router: RouterWeights | Callable[[Tensor], Tensor]) -> RoutedOutput:
         """Run the rows; K/V of each are written at every layer. A callable router gets the first layer's V
-        [N, Hkv, Dh] fp32 and returns masks [S, L] int8."""
+        [N, Hkv, Dh] fp32 and returns masks [S, L] int8.
+
+        Raises ValueError for rows that name what does not exist, or tensors of another layout; what the router raises.
+        """
+        check_rows(rows)
         num_rows, num_segments, num_wanted = len(rows.tokens), len(rows.lanes), len(rows.wanted)
         logits = torch.empty(num_wanted, self.vocab_size)
         masks = torch.empty(num_segments, self.num_layers, dtype=torch.int8)
@@ -260,10 +271,12 @@ class RoutedStep:
                     raised.append(error)
 
             step.choose = _Choose(choose)
-        self._library.buddy_step(self._decoder, ctypes.byref(step), ctypes.byref(given))
+        mistake = self._library.buddy_step(self._decoder, ctypes.byref(step), ctypes.byref(given))
+        if mistake:
+            raise ValueError(f"native step: {mistake.decode()}")
         if raised:
             raise raised[0]
-        return StepOutput(logits, masks, step.router_s)
+        return RoutedOutput(logits, masks, step.router_s)
 
     def _layer(self, layer: LayerWeights, index: int, kind: WeightKind) -> _Layer:
         gate_up = interleaved(layer.gate.weight.detach(), layer.up.weight.detach())
@@ -307,8 +320,36 @@ class RoutedStep:
         return tensor.data_ptr()
 
 
+def check_rows(rows: StepRows) -> None:
+    """Raises ValueError for a tensor that is not as StepRows says, contiguous and on the CPU."""
+    num_rows, num_segments = len(rows.tokens), len(rows.lanes)
+    shapes = {
+        "tokens": (num_rows,),
+        "positions": (num_rows,),
+        "lengths": (num_segments,),
+        "block_tables": (num_segments, None),
+        "lanes": (num_segments,),
+        "budgets": (num_segments,),
+        "reroutes": (num_segments,),
+        "wanted": (None,),
+    }
+    for name, shape in shapes.items():
+        tensor: Tensor = getattr(rows, name)
+        check_shape(name, tensor, shape)
+        check_dtype(name, tensor, torch.uint8 if name == "reroutes" else torch.int64)
+        if not tensor.is_contiguous() or tensor.device.type != "cpu":
+            raise ValueError(
+                f"{name} is on {tensor.device} with strides {tensor.stride()}, allowed is contiguous, on cpu"
+            )
+
+
 def _router(router: RouterWeights) -> _Router:
-    given = _Router(prior=router.prior.data_ptr(), sums=router.sums.data_ptr(), last_masks=router.last_masks.data_ptr())
+    given = _Router(
+        prior=router.prior.data_ptr(),
+        num_lanes=len(router.sums),
+        sums=router.sums.data_ptr(),
+        last_masks=router.last_masks.data_ptr(),
+    )
     if router.down is not None and router.up is not None:
         assert router.down.bias is not None
         assert router.up.bias is not None

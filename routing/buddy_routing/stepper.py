@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from buddy_kernels import DecoderWeights, LayerWeights, Projection, RoutedStep, RouterWeights, StepOutput, StepRows
+from buddy_kernels import DecoderWeights, LayerWeights, Projection, RoutedOutput, RoutedStep, RouterWeights, StepRows
 from buddy_kernels.routed_step import BLOCK_SIZE
 from buddy_routing.decoder import DecoderLayer, Linear, RoutedDecoder
 from buddy_routing.kv_cache import KVCache
@@ -33,7 +33,7 @@ class Stepper(Protocol):
     @property
     def device(self) -> torch.device: ...
 
-    def step(self, batch: SegmentBatch) -> StepOutput:
+    def step(self, batch: SegmentBatch) -> RoutedOutput:
         """Logits [W, V] fp32 on the CPU after the wanted rows, and the masks [S, L] that were run."""
         ...
 
@@ -58,7 +58,7 @@ class TorchStepper:
     def device(self) -> torch.device:
         return self.cache.k.device
 
-    def step(self, batch: SegmentBatch) -> StepOutput:
+    def step(self, batch: SegmentBatch) -> RoutedOutput:
         router_s = 0.0
 
         def choose(v: Tensor) -> Tensor:
@@ -69,7 +69,7 @@ class TorchStepper:
             return masks
 
         logits, masks = self.model(batch, self.cache, choose)
-        return StepOutput(logits.float().cpu(), masks, router_s)
+        return RoutedOutput(logits.float().cpu(), masks, router_s)
 
 
 class NativeStepper:
@@ -86,7 +86,7 @@ class NativeStepper:
     def num_layers(self) -> int:
         return self.routed_step.num_layers
 
-    def step(self, batch: SegmentBatch) -> StepOutput:
+    def step(self, batch: SegmentBatch) -> RoutedOutput:
         rows = StepRows(
             tokens=batch.tokens,
             positions=batch.positions,

@@ -73,6 +73,8 @@ def test_questions_of_ones_own_are_answered_or_chosen(tmp_path: Path) -> None:
         (("--budgets", "0.05"), "0.05"),
         (("--limit", "0"), "--limit is 0"),
         (("--resume",), "--resume needs --json FILE"),
+        (("--resume", "--json", "rows.jsonl", "--text", "a.txt"), "--resume does not go with --text"),
+        (("--dtype", "int8", "--methods", "bound"), "which has no int8"),
         (("--tasks", "/no/such/file"), "/no/such/file cannot be read"),
         (("--methods", "prompt-sets", "--tasks", "{tasks}"), "give --calibration FILE"),
     ],

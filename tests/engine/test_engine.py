@@ -125,7 +125,7 @@ def test_prompt_blocks_of_the_static_prior_are_cut_without_a_trace(tiny: TinySit
 
 
 def test_int8_is_refused_where_the_native_step_is_not_possible(tiny: TinySite) -> None:
-    with pytest.raises(EngineBuildError, match="dtype 'int8' needs the native step: it takes a CPU and blocks of 16"):
+    with pytest.raises(EngineBuildError, match="needs the native step: it takes blocks of 16 tokens, not 4"):
         build_tiny_engine(tiny.model, tiny.router, "int8")
 
 

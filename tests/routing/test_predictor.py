@@ -102,10 +102,12 @@ def test_interrupted_measuring_goes_on_and_gives_the_same_predictor(model: Route
         (tmp_path / name).mkdir()
     whole = trained(model, PLAN, tmp_path / "whole", cycle(EXAMPLES))
     # Five batches are saved; the sixth was under way when the process ended.
-    trained(model, replace(PLAN, num_batches=5), tmp_path / "parts", cycle(EXAMPLES))
+    five = trained(model, replace(PLAN, num_batches=5), tmp_path / "parts", cycle(EXAMPLES))
     resumed = trained(model, PLAN, tmp_path / "parts", cycle(EXAMPLES))
     features = torch.randn(20, 2 * model.spec.kv_dim)
     assert torch.equal(resumed.log_probabilities(features), whole.log_probabilities(features))
+    fewer = trained(model, replace(PLAN, num_batches=5), tmp_path / "parts", cycle(EXAMPLES))
+    assert torch.equal(fewer.log_probabilities(features), five.log_probabilities(features))
     with pytest.raises(OtherTrainingError, match="other data"):
         trained(model, replace(PLAN, num_tokens=32), tmp_path / "parts", cycle(EXAMPLES))
 

@@ -1,17 +1,21 @@
 """The native step against plain torch beyond what test_decoder.py holds together."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
+from transformers import LlamaConfig
 
-from buddy_kernels import WeightKind
+from buddy_kernels import RoutedStep, RouterWeights, StepRows, WeightKind
 from buddy_routing.checkpoint import load_model
 from buddy_routing.decoder import RoutedDecoder
+from buddy_routing.model_spec import ModelSpec
 from buddy_routing.router import PromptSetRouter, Router, StaticRouter
 from buddy_routing.selection import select_layers
+from buddy_routing.stepper import decoder_weights
 from sparse_decode import SparseDecode, segment_bounds
 from tiny_models import CONFIGS, SHAPE, save_random_model
 from tolerances import TOLERANCE
@@ -94,3 +98,53 @@ def test_threads_do_not_show_in_the_result(name: str, tmp_path: Path, monkeypatc
         logits.append(sparse.step([(0, 29, 30), (1, 29, 30)])[0])
     assert torch.equal(logits[0], logits[1])
     assert torch.equal(logits[0], logits[2])
+
+
+ODD_SHAPES = {
+    "wide": {"hidden_size": 512, "intermediate_size": 700, "num_attention_heads": 8, "num_key_value_heads": 1},
+    "odd-mlp": {"hidden_size": 130, "intermediate_size": 1, "num_attention_heads": 5, "num_key_value_heads": 5},
+    "seven-queries": {"hidden_size": 70, "intermediate_size": 257, "num_attention_heads": 14, "num_key_value_heads": 2},
+    "three-queries": {"hidden_size": 102, "intermediate_size": 63, "num_attention_heads": 6, "num_key_value_heads": 2},
+}
+
+
+@pytest.mark.parametrize("head_dim", [6, 18, 64])
+@pytest.mark.parametrize("shape", ODD_SHAPES)
+def test_sizes_that_fill_no_vector_are_the_same_in_fp32_and_near_in_int8(shape: str, head_dim: int) -> None:
+    torch.manual_seed(0)
+    config = LlamaConfig(**{**SHAPE, **ODD_SHAPES[shape]}, head_dim=head_dim, architectures=["LlamaForCausalLM"])
+    model = RoutedDecoder(ModelSpec.from_config(config))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.normal_(1.0 if "norm" in name else 0.0, 0.1)
+    exact, native = run_both(model, ties(model), "float32")
+    torch.testing.assert_close(native, exact, rtol=1e-3, atol=1e-3)
+    _, int8 = run_both(model, ties(model), "int8")
+    assert (exact - int8).norm() / exact.norm() < 0.15
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"tokens": torch.tensor([SHAPE["vocab_size"]])}, "a token is not in the vocabulary"),
+        ({"positions": torch.tensor([16])}, "a position is past its block table"),
+        ({"block_tables": torch.tensor([[1]])}, "a block is not in the pool"),
+        ({"lanes": torch.tensor([1])}, "a lane is unknown"),
+        ({"budgets": torch.tensor([1])}, "a budget is not 2 to all layers"),
+        ({"wanted": torch.tensor([1])}, "a wanted row is not in the step"),
+        ({"lengths": torch.tensor([2])}, "a segment is empty or too long"),
+        ({"tokens": torch.tensor([0], dtype=torch.int32)}, "tokens has dtype torch.int32, allowed is torch.int64"),
+        ({"positions": torch.tensor([0, 1])}, "positions has shape"),
+    ],
+)
+def test_rows_that_name_what_does_not_exist_are_refused(wrong: dict[str, Tensor], told: str, tmp_path: Path) -> None:
+    model = load_tiny("llama", tmp_path)
+    step = RoutedStep(decoder_weights(model), "float32", num_blocks=1, num_threads=1)
+    zero, one = torch.zeros(1, dtype=torch.int64), torch.ones(1, dtype=torch.int64)
+    right = StepRows(zero, zero, one, torch.zeros(1, 1, dtype=torch.int64), zero, 3 * one, torch.ones(1).byte(), zero)
+    router = RouterWeights(
+        torch.zeros(NUM_LAYERS - 2), torch.zeros(1, model.spec.kv_dim).double(), torch.ones(1, NUM_LAYERS).char()
+    )
+    assert step(right, router).masks.sum() == 3
+    with pytest.raises(ValueError, match=told):
+        step(replace(right, **wrong), router)

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdint>
 
+#include "interface.h"
 #include "vector.h"
 
 namespace buddy {
@@ -20,7 +21,7 @@ void rms_norm(const float* x, const float* weight, int64_t dim, int64_t width, d
 void normed_and_rotated(
     const float* x, const float* weight, int64_t dim, double eps, const float* cos, const float* sin, float* out
 ) {
-    float normed[1024];
+    float normed[MAX_HEAD_DIM];
     if (weight) {
         float squares = 0.f;
         for (int64_t i = 0; i < dim; ++i) squares += x[i] * x[i];
@@ -103,9 +104,9 @@ void attend(
             if (t < end) add(even, values + t * v_width, weights + t);
         }
         for (int g = 0; g < G; ++g) {
-            float lanes[LANES];
-            store(lanes, (even[g] + odd[g]) * inverse[g]);
-            std::copy_n(lanes, std::min(LANES, head_dim - d), out + g * head_dim + d);
+            float values[LANES];
+            store(values, (even[g] + odd[g]) * inverse[g]);
+            std::copy_n(values, std::min(LANES, head_dim - d), out + g * head_dim + d);
         }
     }
 }

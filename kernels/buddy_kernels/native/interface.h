@@ -5,6 +5,8 @@
 
 namespace buddy {
 
+constexpr int64_t MAX_HEAD_DIM = 1024;
+
 enum Kind : int64_t { FP32 = 0, BF16 = 1, INT8 = 2 };
 
 extern "C" {
@@ -26,7 +28,7 @@ struct Layer {
 };
 
 struct Model {
-    int64_t kind, cache_kind, num_layers, dim, num_heads, num_kv_heads, head_dim, mlp_dim, vocab, num_threads;
+    int64_t kind, cache_kind, num_layers, dim, num_heads, num_kv_heads, head_dim, mlp_dim, vocab, num_blocks, num_threads;
     double eps, scale, attention_factor;
     const float* inv_freq;
     const void* embeddings;  // fp32 or bf16 as cache_kind
@@ -38,7 +40,7 @@ struct Model {
 // How paths are chosen. `choose` null: by scores = prior + up(silu(down(features))), without `down` by the prior alone.
 struct Router {
     const float *down, *down_bias, *up, *up_bias, *prior;
-    int64_t num_features, rank;
+    int64_t num_features, rank, num_lanes;
     double* sums;        // [lanes, F] running sums of V
     int8_t* last_masks;  // [lanes, L]
 };

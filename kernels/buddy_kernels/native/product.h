@@ -212,10 +212,10 @@ struct WriteLogits {
     template <int P, class Value>
     void take(int64_t panel, int64_t row, const Value& value) const {
         for (int p = 0; p < P; ++p) {
-            float lanes[LANES];
-            store(lanes, value(p));
+            float values[LANES];
+            store(values, value(p));
             const int64_t start = (panel + p) * LANES;
-            std::copy_n(lanes, std::min(LANES, vocab - start), out + row * vocab + start);
+            std::copy_n(values, std::min(LANES, vocab - start), out + row * vocab + start);
         }
     }
 };

@@ -2,8 +2,8 @@
 //
 // A row's result does not depend on the rows beside it: every output is summed over its inputs in one fixed order,
 // whatever the batch and the number of threads. Weights come packed in panels of 16 outputs (packing.py), so that a
-// product is loads, broadcasts and fused multiply-adds. Threads share the outputs of a product and meet five times a
-// layer. Without torch's headers: it compiles in seconds, and every pointer is a tensor's that Python keeps alive.
+// product is loads, broadcasts and fused multiply-adds. Threads share the outputs of a product and meet between one and
+// the next. Without torch's headers: it compiles in seconds.
 //
 // N rows, M of them run a layer, S segments, D model dim, L layers, Hq query heads, Hkv key/value heads, G = Hq / Hkv,
 // Dh head dim, F = Hkv x Dh. Every row of floats is padded with zeros to a multiple of 64.
@@ -13,6 +13,8 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <exception>
+#include <numeric>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -25,8 +27,8 @@
 
 namespace buddy {
 
-constexpr int BETWEEN_STEPS = 10000;  // spins, about half a millisecond: the next step is seldom further away
-constexpr int64_t ALONE = 4;    // up to so many rows every thread prepares its own inputs rather than wait
+constexpr int BETWEEN_STEPS = 10000;  // spins, about a millisecond: the next step is seldom further away
+constexpr int64_t ALONE = 4;          // up to so many rows every thread prepares its own inputs rather than wait
 
 struct Segment {
     int64_t start, length;
@@ -54,12 +56,15 @@ class Decoder {
 
     Decoder(const Decoder&) = delete;
 
-    void run(Step& new_step, const Router& new_router) {
+    // Null, or what is wrong with the step; then nothing has run.
+    const char* run(Step& new_step, const Router& new_router) {
+        if (const char* mistake = check(new_step, new_router)) return mistake;
         prepare(new_step);
         step = &new_step, router = &new_router;
         gate.wait();
         run_thread(*step, *router, 0);
         gate.wait();
+        return nullptr;
     }
 
   private:
@@ -76,6 +81,21 @@ class Decoder {
             run_thread(*step, *router, thread);
             gate.wait();
         }
+    }
+
+    const char* check(const Step& s, const Router& r) const {
+        const auto outside = [](const int64_t* values, int64_t count, int64_t least, int64_t end) {
+            return std::any_of(values, values + count, [=](int64_t x) { return x < least || x >= end; });
+        };
+        if (outside(s.tokens, s.num_rows, 0, m.vocab)) return "a token is not in the vocabulary";
+        if (outside(s.positions, s.num_rows, 0, s.table_width * LANES)) return "a position is past its block table";
+        if (outside(s.tables, s.num_segments * s.table_width, 0, m.num_blocks)) return "a block is not in the pool";
+        if (outside(s.wanted, s.num_wanted, 0, s.num_rows)) return "a wanted row is not in the step";
+        if (outside(s.budgets, s.num_segments, 2, m.num_layers + 1)) return "a budget is not 2 to all layers";
+        if (!s.choose && outside(s.lanes, s.num_segments, 0, r.num_lanes)) return "a lane is unknown";
+        if (outside(s.lengths, s.num_segments, 1, s.num_rows + 1)) return "a segment is empty or too long";
+        const int64_t total = std::accumulate(s.lengths, s.lengths + s.num_segments, int64_t{0});
+        return total == s.num_rows ? nullptr : "the segments are not all of the rows";
     }
 
     void prepare(const Step& s) {
@@ -233,7 +253,7 @@ class Decoder {
         const auto write = [&](int64_t row, int64_t head) {
             const int64_t position = s.positions[row], slot = position % LANES;
             const int64_t block = s.tables[segment_of_row[row] * s.table_width + position / LANES];
-            float rotated[1024];
+            float rotated[MAX_HEAD_DIM];
             const float* const states = &kv[row * kv_width + head * m.head_dim];
             normed_and_rotated(states, layer.k_norm, m.head_dim, m.eps, &cos[row * half], &sin[row * half], rotated);
             Element* const key = k + (block * heads + head) * k_size + slot;
@@ -400,9 +420,22 @@ class Decoder {
 
 extern "C" {
 
-void* buddy_decoder(const buddy::Model* model) { return new buddy::Decoder(*model); }
+// Null when it cannot be made, for want of memory or threads.
+void* buddy_decoder(const buddy::Model* model) {
+    try {
+        return new buddy::Decoder(*model);
+    } catch (const std::exception&) {
+        return nullptr;
+    }
+}
+
 void buddy_free(void* decoder) { delete static_cast<buddy::Decoder*>(decoder); }
-void buddy_step(void* decoder, buddy::Step* step, const buddy::Router* router) {
-    static_cast<buddy::Decoder*>(decoder)->run(*step, *router);
+
+const char* buddy_step(void* decoder, buddy::Step* step, const buddy::Router* router) {
+    try {
+        return static_cast<buddy::Decoder*>(decoder)->run(*step, *router);
+    } catch (const std::exception&) {
+        return "there is not enough memory";
+    }
 }
 }

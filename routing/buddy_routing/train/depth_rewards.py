@@ -32,16 +32,6 @@ class DepthRewards:
     log_likelihood: Tensor  # [E, K]
     levels: tuple[int, ...]
 
-    def save(self, path: Path, num_batches: int, run: str) -> None:
-        partial = path.with_suffix(".partial")
-        tensors = {"features": self.features, "log_likelihood": self.log_likelihood}
-        save_file(
-            {name: tensor.cpu().contiguous() for name, tensor in tensors.items()},
-            partial,
-            metadata={"num_batches": str(num_batches), "run": run},
-        )
-        partial.replace(path)
-
 
 def measure_depth_rewards(
     model: RoutedDecoder,
@@ -59,29 +49,37 @@ def measure_depth_rewards(
     Raises OtherTrainingError for a checkpoint of another run; ValueError when there is no example.
     """
     device = model.inv_freq.device
+    # By batch, so that fewer batches than a checkpoint holds are the first of them.
     features: list[Tensor] = []
     rows: list[Tensor] = []
-    done = 0
     if checkpoint.exists():
         with safe_open(checkpoint, framework="pt") as file:
             check_run(checkpoint, file.metadata(), run)
-            features.append(file.get_tensor("features").to(device))
-            rows.append(file.get_tensor("log_likelihood").to(device))
-            done = int(file.metadata()["num_batches"])
-
-    def measured() -> DepthRewards:
-        return DepthRewards(torch.cat(features), torch.cat(rows), levels)
-
+            sizes = file.get_tensor("sizes").tolist()
+            features = list(file.get_tensor("features").to(device).split(sizes))[:num_batches]
+            rows = list(file.get_tensor("log_likelihood").to(device).split(sizes))[:num_batches]
+    done = len(rows)
     bar = tqdm(islice(batches, done, num_batches), initial=done, total=num_batches, desc="depths", unit="batch")
-    for number, host_batch in enumerate(bar, done + 1):
+    for host_batch in bar:
         batch = host_batch.to(device)
         features.append(prompt_features(model, batch))
         rows.append(torch.stack([_log_likelihood(model, router, route_block, batch, depth) for depth in levels], 1))
-        if number % SAVE_EVERY == 0:
-            measured().save(checkpoint, number, run)
+        if len(rows) % SAVE_EVERY == 0 or len(rows) == num_batches:
+            _save(checkpoint, features, rows, run)
     if not rows:
         raise ValueError("there is no example to learn from")
-    return measured()
+    return DepthRewards(torch.cat(features), torch.cat(rows), levels)
+
+
+def _save(path: Path, features: list[Tensor], rows: list[Tensor], run: str) -> None:
+    tensors = {
+        "features": torch.cat(features).cpu(),
+        "log_likelihood": torch.cat(rows).cpu(),
+        "sizes": torch.tensor([len(batch) for batch in rows]),
+    }
+    partial = path.with_suffix(".partial")
+    save_file(tensors, partial, metadata={"run": run})
+    partial.replace(path)
 
 
 def _log_likelihood(

@@ -78,4 +78,4 @@ def run_engine(parsed: Namespace) -> None:
         rows.append(row)
         if parsed.json:
             write_row(parsed.json, row, first=len(rows) == 1)
-    print(markdown_table(rows))
+    print(f"commit {rows[0].commit or 'unknown'}, {rows[0].machine}\n\n{markdown_table(rows)}")

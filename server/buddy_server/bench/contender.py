@@ -12,11 +12,13 @@ class PeerError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """`prefill_s` until every prompt has its first token, `decode_s` from there on for `num_decoded` tokens."""
+    """`prefill_s` until every prompt has its first token, which are `first_tokens`; `decode_s` from there on for
+    `num_decoded` tokens."""
 
     prefill_s: float
     decode_s: float
     num_decoded: int
+    first_tokens: Tokens
 
 
 class Contender(Protocol):

@@ -2,7 +2,7 @@
 
 import random
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -20,6 +20,7 @@ from buddy_server.bench.shapes import save_random_model
 from buddy_server.bench.transformers_peer import TransformersPeer
 
 MIXED = (1.0, 0.75, 0.5, 0.5)
+NUM_CHECKED = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,7 @@ def bench_engine(plan: EngineBenchPlan) -> Iterator[BenchRow]:
         work = Path(directory)
         for dtype in plan.dtypes:
             contenders = _contenders(plan, dtype, work)
+            _check_same_model(contenders)
             for batch in plan.batches:
                 for num_prompt in plan.prompts:
                     yield from _rows(plan, contenders, batch, num_prompt)
@@ -51,32 +53,35 @@ def bench_engine(plan: EngineBenchPlan) -> Iterator[BenchRow]:
 
 def _contenders(plan: EngineBenchPlan, dtype: str, work: Path) -> list[Contender]:
     """Our engine at budget 1.0 first: what speedups are relative to."""
+    most = max(plan.batches)
     if plan.shape is not None:
         directory = work / "model"
         if not directory.exists():
             save_random_model(plan.shape, directory)
-        ours = OurEngine.load(directory, None, dtype, DTYPES[dtype])
+        ours = OurEngine.load(directory, None, dtype, DTYPES[dtype], most)
     elif plan.model is None:
         directory = embedded_model()
-        ours = OurEngine.load(None, str(embedded_router()), dtype, DTYPES[dtype])
+        ours = OurEngine.load(None, str(embedded_router()), dtype, DTYPES[dtype], most)
     else:
         directory = resolve_model(plan.model)
-        ours = OurEngine.load(directory, None, dtype, DTYPES[dtype])
+        ours = OurEngine.load(directory, None, dtype, DTYPES[dtype], most)
+    longest = max(plan.prompts) + plan.new_tokens
+    if longest > ours.spec.max_context:
+        raise ValueError(f"--prompt and --new-tokens make {longest} tokens, the model allows {ours.spec.max_context}")
     contenders: list[Contender] = [replace(ours, budgets=(budget,)) for budget in dict.fromkeys((1.0, *plan.budgets))]
     if plan.mixed:
         contenders.append(replace(ours, budgets=MIXED))
     if "llama.cpp" in plan.peers:
         if dtype == "fp32":
             raise PeerError("peer llama.cpp is timed in bf16 and int8 only")
-        contenders.append(LlamaCppPeer(directory, dtype, work))
+        contenders.append(LlamaCppPeer(directory, dtype, work, most, longest))
     if "transformers" in plan.peers:
         contenders.append(TransformersPeer(directory))
     return contenders
 
 
-def _rows(plan: EngineBenchPlan, contenders: list[Contender], batch: int, num_prompt: int) -> Iterator[BenchRow]:
-    rng = random.Random(0)
-    prompts: list[Tokens] = [tuple(rng.randrange(5, 2000) for _ in range(num_prompt)) for _ in range(batch)]
+def _rows(plan: EngineBenchPlan, contenders: Sequence[Contender], batch: int, num_prompt: int) -> Iterator[BenchRow]:
+    prompts = _prompts(contenders, batch, num_prompt)
     for contender in contenders:
         contender.answer(prompts, min(8, plan.new_tokens))
     timings: list[list[Timing]] = [[] for _ in contenders]
@@ -102,3 +107,30 @@ def _rows(plan: EngineBenchPlan, contenders: list[Contender], batch: int, num_pr
             commit=commit(),
             machine=machine(),
         )
+
+
+def _prompts(contenders: Sequence[Contender], count: int, num_tokens: int) -> list[Tokens]:
+    rng = random.Random(0)
+    vocab_size = _ours(contenders).spec.vocab_size
+    return [tuple(rng.randrange(vocab_size) for _ in range(num_tokens)) for _ in range(count)]
+
+
+def _ours(contenders: Sequence[Contender]) -> OurEngine:
+    (first, *_) = contenders
+    assert isinstance(first, OurEngine)
+    return first
+
+
+def _check_same_model(contenders: Sequence[Contender]) -> None:
+    """Raises PeerError for a peer whose first tokens are mostly others than ours at full depth; all of them the same
+    is too much to ask, they round in different places."""
+    prompts = _prompts(contenders, NUM_CHECKED, 32)
+    expected = [_ours(contenders).answer([prompt], 1).first_tokens[0] for prompt in prompts]
+    for contender in contenders:
+        if not isinstance(contender, OurEngine):
+            said = [contender.answer([prompt], 1).first_tokens[0] for prompt in prompts]
+            num_same = sum(a == b for a, b in zip(said, expected, strict=True))
+            if num_same < NUM_CHECKED * 0.7:
+                raise PeerError(
+                    f"{contender.engine} says {num_same} of {NUM_CHECKED} first tokens as we do: another model"
+                )

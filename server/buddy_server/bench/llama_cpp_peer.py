@@ -11,7 +11,7 @@ from buddy_routing.checkpoint import load_model
 from buddy_routing.decoder import DecoderLayer, RoutedDecoder
 from buddy_server.bench.contender import PeerError, Timing, Tokens
 
-MAX_SEQUENCES, MAX_BATCH = 32, 2048
+MAX_BATCH = 2048
 ARCHITECTURES = {"llama": "llama", "qwen2": "qwen2"}
 
 
@@ -20,7 +20,7 @@ class LlamaCppPeer:
 
     engine = "llama.cpp"
 
-    def __init__(self, directory: Path, dtype: str, work: Path) -> None:
+    def __init__(self, directory: Path, dtype: str, work: Path, max_sequences: int, max_tokens: int) -> None:
         self.dtype = dtype
         try:
             import gguf  # noqa: F401
@@ -40,8 +40,8 @@ class LlamaCppPeer:
         if not self._model:
             raise PeerError("llama.cpp cannot load the weights written for it")
         params = llama_cpp.llama_context_default_params()
-        params.n_ctx = MAX_SEQUENCES * 512
-        params.n_seq_max = MAX_SEQUENCES
+        params.n_ctx = max_sequences * max_tokens
+        params.n_seq_max = max_sequences
         params.n_batch = params.n_ubatch = MAX_BATCH
         params.n_threads = params.n_threads_batch = torch.get_num_threads()
         # One buffer for all, so that one sequence may be long.
@@ -57,12 +57,14 @@ class LlamaCppPeer:
         for index, prompt in enumerate(prompts):
             self._decode([(token, place, index, place == len(prompt) - 1) for place, token in enumerate(prompt)])
             newest[index] = self._likeliest(len(prompt) - 1)
-        prefilled = time.perf_counter()
+        prefilled, first_tokens = time.perf_counter(), tuple(newest)
         length = len(prompts[0])
         for step in range(new_tokens - 1):
             self._decode([(token, length + step, index, True) for index, token in enumerate(newest)])
             newest = [self._likeliest(index) for index in range(len(prompts))]
-        return Timing(prefilled - started, time.perf_counter() - prefilled, (new_tokens - 1) * len(prompts))
+        return Timing(
+            prefilled - started, time.perf_counter() - prefilled, (new_tokens - 1) * len(prompts), first_tokens
+        )
 
     def _decode(self, rows: list[tuple[int, int, int, bool]]) -> None:
         """(token, position, sequence, whether its logits are wanted) each; at most MAX_BATCH at once."""
@@ -87,8 +89,12 @@ def write_gguf(model: RoutedDecoder, dtype: str, path: Path) -> None:
     import gguf
 
     spec = model.spec
-    if spec.family not in ARCHITECTURES or spec.rope_scaling or spec.qk_norm:
-        raise PeerError(f"peer llama.cpp: weights of {spec.family} are not written here; allowed: llama, qwen2, plain")
+    biased = spec.output_bias or spec.mlp_bias or (spec.family == "llama" and spec.qkv_bias)
+    if spec.family not in ARCHITECTURES or spec.rope_scaling or spec.qk_norm or biased or any(spec.windows):
+        raise PeerError(
+            f"peer llama.cpp: this {spec.family} is not written here; allowed: llama without biases, qwen2, "
+            "both without scaled rotation and without windows"
+        )
     kind = gguf.GGMLQuantizationType.Q8_0 if dtype == "int8" else gguf.GGMLQuantizationType.BF16
     writer = gguf.GGUFWriter(str(path), ARCHITECTURES[spec.family])
     writer.add_vocab_size(spec.vocab_size)

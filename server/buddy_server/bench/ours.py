@@ -14,7 +14,7 @@ from buddy_server.engine.build import BuiltEngine, Routing, assemble, load_serve
 from buddy_server.engine.messages import FinishEvent, GenerationRequest, SamplingParams, TokenEvent
 from buddy_server.engine.settings import EngineSettings
 
-SETTINGS = EngineSettings(max_sequences=32, max_step_tokens=1024)
+MAX_STEP_TOKENS = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,12 +28,15 @@ class OurEngine:
     engine: str = "buddy"
 
     @classmethod
-    def load(cls, directory: Path | None, router: str | None, dtype: str, dtype_name: str) -> "OurEngine":
+    def load(
+        cls, directory: Path | None, router: str | None, dtype: str, dtype_name: str, max_sequences: int
+    ) -> "OurEngine":
         """Of a checkpoint, None the embedded one; `router` None is random and changes its paths all the time."""
-        served = load_served_model(None if directory is None else str(directory), router or "", "cpu", dtype_name)
+        served = load_served_model(None if directory is None else str(directory), router, "cpu", dtype_name)
         spec = served.loaded.model.spec
         routing = make_routing(router, served) if router else Routing(random_router(spec.kv_dim, spec.num_layers))
-        built = assemble(served, routing, SETTINGS)
+        step_tokens = max(MAX_STEP_TOKENS, max_sequences + routing.route_block)
+        built = assemble(served, routing, EngineSettings(max_sequences=max_sequences, max_step_tokens=step_tokens))
         # Answers end with their number of tokens and no sooner.
         built.engine.end_token_ids = frozenset()
         return cls(spec, built, dtype, (1.0,))
@@ -45,7 +48,7 @@ class OurEngine:
         started = time.perf_counter()
         for index, prompt in enumerate(prompts):
             engine.add(GenerationRequest(str(index), "bench", prompt, num_run[index % len(num_run)], sampling))
-        has_token: set[str] = set()
+        first_tokens: dict[str, int] = {}
         num_decoded = num_ended = 0
         prefilled = 0.0
         while engine.has_work:
@@ -53,28 +56,29 @@ class OurEngine:
                 if isinstance(event, TokenEvent):
                     assert len(event.layers) == num_run[int(request_id) % len(num_run)]
                     num_decoded += bool(prefilled)
-                    has_token.add(request_id)
+                    first_tokens.setdefault(request_id, event.token_id)
                 num_ended += isinstance(event, FinishEvent)
-            if not prefilled and len(has_token) == len(prompts):
+            if not prefilled and len(first_tokens) == len(prompts):
                 prefilled = time.perf_counter()
         assert num_ended == len(prompts)
-        return Timing(prefilled - started, time.perf_counter() - prefilled, num_decoded)
+        ended = time.perf_counter()
+        firsts = tuple(first_tokens[str(index)] for index in range(len(prompts)))
+        return Timing(prefilled - started, ended - prefilled, num_decoded, firsts)
 
     @property
     def ideal_speedup(self) -> float | None:
-        """Bytes of weights that a token reads at full depth over those it reads at its budget: the layers it runs, the
-        K/V projections of the others, the router and the head. None where budgets differ."""
+        """Weights that a token reads at full depth over those it reads at its budget: the layers it runs, the K/V
+        projections of the others, the head. The router's are too few to count. None where budgets differ."""
         if len(self.budgets) > 1:
             return None
         spec = self.spec
         kv = 2 * spec.kv_dim * spec.hidden_size
         q_and_o = 2 * spec.num_heads * spec.head_dim * spec.hidden_size
         layer = kv + q_and_o + 3 * spec.intermediate_size * spec.hidden_size
-        router = 32 * (2 * spec.kv_dim + spec.num_layers - 2)
         head = spec.vocab_size * spec.hidden_size
         run = num_run_layers(self.budgets[0], spec.num_layers)
-        full = spec.num_layers * layer + router + head
-        return full / (run * layer + (spec.num_layers - run) * kv + router + head)
+        full = spec.num_layers * layer + head
+        return full / (run * layer + (spec.num_layers - run) * kv + head)
 
 
 def random_router(kv_dim: int, num_layers: int) -> LearnedRouter:

@@ -12,9 +12,9 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class BenchRow:
-    """Medians of rounds. `budget` is None where several take turns. Speeds are of all `batch` requests together;
-    `ideal_speedup` is what the bytes read promise over budget 1.0; `speedup` is the median of per-round ratios to our
-    own budget 1.0 of the same dtype, batch and prompt (under 1 for a slower peer)."""
+    """Medians of rounds. `shape` is the model's when it is no random one; `budget` is None where several take turns.
+    Speeds are of all `batch` requests together. `ideal_speedup` is what the weights read promise over budget 1.0,
+    `speedup` the median of per-round ratios to our own budget 1.0 (under 1 for a slower peer)."""
 
     engine: str
     shape: str
@@ -72,4 +72,4 @@ def machine() -> str:
             line.split(":", 1)[1].strip() for line in cpu.read_text().splitlines() if line.startswith("model name")
         ]
         model = named[0] if named else model
-    return f"{model}, {len(os.sched_getaffinity(0))} cores"
+    return f"{model}, {os.cpu_count()} cores"

@@ -3,6 +3,7 @@
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import torch
 from tokenizers import Tokenizer
@@ -12,6 +13,7 @@ from buddy_kernels.routed_step import BLOCK_SIZE as NATIVE_BLOCK_SIZE
 from buddy_routing.adapter import ADAPTER_DIR, merge_adapter
 from buddy_routing.artifact import load_predictor, load_router
 from buddy_routing.checkpoint import LoadedModel, end_token_ids, load_model, resolve_model
+from buddy_routing.decoder import RoutedDecoder
 from buddy_routing.embedded import MODEL_ID, embedded_model, embedded_router
 from buddy_routing.kv_cache import KVCache
 from buddy_routing.model_spec import ModelSpec
@@ -37,7 +39,7 @@ DTYPES = {
     "float16": torch.float16,
     "int8": torch.bfloat16,
 }
-NATIVE_KINDS: dict[str, WeightKind] = {"float32": "float32", "bfloat16": "bfloat16", "int8": "int8"}
+WEIGHT_KINDS: dict[str, WeightKind] = {kind: kind for kind in get_args(WeightKind)}
 DEFAULT_ROUTE_BLOCK = 128
 PRIOR_TOKENS = 256
 
@@ -103,14 +105,15 @@ def default_router(model: str | None) -> str:
     return str(embedded_router()) if model is None else "prior:cosine"
 
 
-def load_served_model(model: str | None, router: str, device: str = "auto", dtype: str = "auto") -> ServedModel:
+def load_served_model(model: str | None, router: str | None, device: str = "auto", dtype: str = "auto") -> ServedModel:
     """`model` as in build_engine, and what that raises. An adapter in the artifact `router` is merged into it."""
     where, dtype_name = resolve_device(device), resolve_dtype(dtype)
     directory = embedded_model() if model is None else resolve_model(model)
     loaded = load_model(directory, DTYPES[dtype_name], where)
-    adapter = Path(router).expanduser() / ADAPTER_DIR
-    if not router.startswith("prior:") and adapter.exists():
-        merge_adapter(loaded.model, adapter)
+    if router is not None and not router.startswith("prior:"):
+        adapter = Path(router).expanduser() / ADAPTER_DIR
+        if adapter.exists():
+            merge_adapter(loaded.model, adapter)
     model_id = MODEL_ID if model is None else _model_id(model, directory)
     return ServedModel(model_id, loaded, load_tokenizer(directory), dtype_name)
 
@@ -175,21 +178,42 @@ def resolve_dtype(name: str) -> str:
 
 
 def make_stepper(served: ServedModel, planner: PathPlanner, num_blocks: int, settings: EngineSettings) -> Stepper:
-    """The whole step in C++ on a CPU, plain torch elsewhere. Raises EngineBuildError for int8 without the former."""
-    model, kind = served.loaded.model, served.dtype_name
-    reason = f"it takes a CPU and blocks of {NATIVE_BLOCK_SIZE} tokens"
-    fits = served.device.type == "cpu" and settings.block_size == NATIVE_BLOCK_SIZE
-    if fits and settings.native and kind in NATIVE_KINDS:
-        try:
-            step = RoutedStep(decoder_weights(model), NATIVE_KINDS[kind], num_blocks, torch.get_num_threads())
-            return NativeStepper(step, planner)
-        except NativeBuildError as error:
-            reason = str(error)
-            log.warning("no native step, plain torch runs instead and is slower", extra={"reason": reason})
-    if kind == "int8":
+    """The whole step in C++ where a CPU and a compiler allow it, else plain torch. Raises EngineBuildError for int8
+    without the former."""
+    model, name = served.loaded.model, served.dtype_name
+    try:
+        if served.device.type == "cpu":
+            return NativeStepper(native_step(model, name, num_blocks, settings), planner)
+        reason = "it runs on a CPU"
+    except NativeBuildError as error:
+        reason = str(error)
+        log.warning("no native step, plain torch runs instead and is slower", extra={"reason": reason})
+    if name == "int8":
         raise EngineBuildError(f"dtype 'int8' needs the native step: {reason}")
     cache = KVCache.allocate(model.spec, num_blocks, settings.block_size, served.dtype, served.device)
     return TorchStepper(model, cache, planner)
+
+
+def native_step(model: RoutedDecoder, dtype_name: str, num_blocks: int, settings: EngineSettings) -> RoutedStep:
+    """Raises NativeBuildError."""
+    if not settings.native:
+        raise NativeBuildError("it is switched off")
+    if settings.block_size != NATIVE_BLOCK_SIZE:
+        raise NativeBuildError(f"it takes blocks of {NATIVE_BLOCK_SIZE} tokens, not {settings.block_size}")
+    if dtype_name not in WEIGHT_KINDS:
+        raise NativeBuildError(f"it takes {', '.join(WEIGHT_KINDS)}, not {dtype_name}")
+    return RoutedStep(decoder_weights(model), WEIGHT_KINDS[dtype_name], num_blocks, num_cpus())
+
+
+def num_cpus() -> int:
+    """Threads that run at the same time: torch's number of them, no more than the cores a container may use."""
+    cores = torch.get_num_threads()
+    quota = Path("/sys/fs/cgroup/cpu.max")
+    if quota.exists():
+        most, period = quota.read_text(encoding="utf-8").split()
+        if most != "max":
+            cores = min(cores, max(1, int(most) // int(period)))
+    return cores
 
 
 def load_tokenizer(directory: Path) -> Tokenizer:

@@ -26,7 +26,11 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--limit", type=int, default=300, help="questions a seed (default: %(default)s)")
     parser.add_argument("--seed", type=_seeds, default="0", help="one, or several: 0,1,2 (default: %(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write one JSON object a line here")
-    parser.add_argument("--resume", action="store_true", help="go on where --json FILE ends, measuring what it lacks")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="keep the runs in --json FILE and add those it lacks; of the same model, router and questions",
+    )
     parser.add_argument("--report", type=Path, metavar="DIR", help="write report.md and plots here")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16", "int8"))
@@ -59,6 +63,10 @@ def run(parsed: Namespace) -> None:
         raise ValueError(f"--limit is {parsed.limit}, allowed is 1 or more")
     if parsed.resume and parsed.json is None:
         raise ValueError("--resume needs --json FILE, whose rows it goes on from")
+    if parsed.resume and parsed.text:
+        raise ValueError("--resume does not go with --text: rows do not tell which text they are of")
+    if parsed.dtype == "int8" and (parsed.text or {"bound", "router:zero-kv"} & set(parsed.methods)):
+        raise ValueError("--text, bound and router:zero-kv run in plain torch, which has no int8")
     router = parsed.router or default_router(parsed.model)
     served = load_served_model(parsed.model, router, parsed.device, parsed.dtype)
     for budget in parsed.budgets:

@@ -54,7 +54,7 @@ class EvalPlan:
 def evaluate(served: ServedModel, tokenizer: ChatTokenizer, plan: EvalPlan) -> Iterator[list[EvalRow]]:
     """The rows of one run, or of a seed's search bound, as they are measured.
 
-    Raises MethodError, ArtifactError; ValueError when `plan.measured` is of other questions.
+    Raises MethodError, ArtifactError; ValueError when `plan.measured` is of another number of questions.
     """
     source = MethodSource(served, plan.router, _batches(plan.calibration, served, tokenizer))
     drawn = {seed: plan.questions_of(seed) for seed in plan.seeds}
@@ -73,6 +73,9 @@ def evaluate(served: ServedModel, tokenizer: ChatTokenizer, plan: EvalPlan) -> I
                     built = assemble(served, routing, replace(SETTINGS, native=not zero_kv))
                     with zero_filled(built) if zero_kv else nullcontext():
                         rows = list(_run(built, tokenizer, questions, method, budget, seed, bar))
+                    if zero_kv:
+                        # In plain torch: its speed says nothing beside the others'.
+                        rows = [replace(row, tokens_per_s=None) for row in rows]
                     if plan.texts and budget is not None:
                         rows.append(
                             _text_row(served.loaded.model, tokenizer, plan.texts, routing, method, budget, seed)

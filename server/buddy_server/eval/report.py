@@ -93,9 +93,10 @@ def bound_table(rows: Sequence[EvalRow]) -> str:
         if not statics:
             continue
         best, bound = max(statics, key=lambda s: s.accuracy), bounds[router.budget]
-        share = (router.accuracy - best.accuracy) / (bound - best.accuracy) if bound > best.accuracy else 1.0
+        gap = bound - best.accuracy
+        share = f"{(router.accuracy - best.accuracy) / gap:.0%}" if gap > 0 else ""
         cells = [f"{router.budget:g}", f"{best.accuracy:.1%} ({best.method})", f"{router.accuracy:.1%}"]
-        lines.append(f"| {' | '.join([*cells, f'{bound:.1%}', f'{share:.0%}'])} |")
+        lines.append(f"| {' | '.join([*cells, f'{bound:.1%}', share])} |")
     return "\n".join(lines)
 
 
