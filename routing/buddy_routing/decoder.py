@@ -207,6 +207,10 @@ class RoutedDecoder(nn.Module):
         v = layer.self_attn.v_proj(layer.input_layernorm(self.embed_tokens(tokens)))
         return v.unflatten(-1, (-1, self.spec.head_dim))
 
+    def keep_first_layer(self) -> None:
+        """Give back the memory of all that `first_layer_v` does not need, when something else runs the model."""
+        del self.layers[1:], self.norm, self.lm_head
+
     def forward(self, batch: SegmentBatch, cache: KVCache, choose_paths: PathChooser) -> tuple[Tensor, Tensor]:
         """One step: logits [W, V] after the wanted rows, and the masks [S, L] that were run.
 

@@ -97,7 +97,11 @@ def build_engine(
         if model is not None:
             log.warning("no router given, a static prior measured now chooses the layers", extra={"router": router})
     served = load_served_model(model, router, device, dtype)
-    return assemble(served, make_routing(router, served), settings)
+    built = assemble(served, make_routing(router, served), settings)
+    if isinstance(built.engine.runner.stepper, NativeStepper):
+        # It has packed the weights; the Budget Predictor looks at the first layer.
+        served.loaded.model.keep_first_layer()
+    return built
 
 
 def default_router(model: str | None) -> str:
