@@ -6,12 +6,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-Split = Literal["train", "heldout"]
+Split = Literal["train", "validation", "heldout"]
 
-SPLITS: tuple[Split, ...] = ("train", "heldout")
+SPLITS: tuple[Split, ...] = ("train", "validation", "heldout")
 LEVELS: tuple[int, ...] = (1, 2, 3)
 
-HELDOUT_MODULUS = 16
+SHARES = 32
+_SPLIT_OF_SHARE: Mapping[int, Split] = {0: "heldout", SHARES // 2: "validation"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,7 @@ Builders = Mapping[int, tuple[Builder, ...]]  # level -> the kinds of problem dr
 
 
 def split_of(key: str) -> Split:
-    """The split of a problem: one key in sixteen is held out, by hash, the same on every machine."""
+    """The split of a problem, by hash, the same on every machine: one key in 32 is held out for evaluation, one more
+    for what must learn from problems that the model was never trained on."""
     digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
-    return "heldout" if int.from_bytes(digest, "big") % HELDOUT_MODULUS == 0 else "train"
+    return _SPLIT_OF_SHARE.get(int.from_bytes(digest, "big") % SHARES, "train")
