@@ -2,9 +2,7 @@
 
 A problem is split by its key, whatever its phrasing, so that no problem evaluated was asked in training. What is known
 by heart (facts, chat, the order of days and months, the tables of arithmetic and of units) is split by pairs of a
-problem and a phrasing. The validation split is for the Budget Predictor, which has to see how a model does on problems
-that are new to it; none of those is evaluated either. A held-out sum may occur as a step in the working of another
-problem, a story's above all.
+problem and a phrasing. A held-out sum may occur as a step in the working of another problem, a story's above all.
 """
 
 from buddy_routing.tasks.checking import is_correct

@@ -6,13 +6,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-Split = Literal["train", "validation", "heldout"]
+Split = Literal["train", "heldout"]
 
-SPLITS: tuple[Split, ...] = ("train", "validation", "heldout")
+SPLITS: tuple[Split, ...] = ("train", "heldout")
 LEVELS: tuple[int, ...] = (1, 2, 3)
 
-SHARES = 32
-_SPLIT_OF_SHARE: Mapping[int, Split] = {0: "heldout", SHARES // 2: "validation"}
+HELDOUT_MODULUS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +45,6 @@ Builders = Mapping[int, tuple[Builder, ...]]  # level -> the kinds of problem dr
 
 
 def split_of(key: str) -> Split:
-    """The split of a problem, by hash, the same on every machine: one key in 32 is held out for evaluation, one more
-    for what must learn from problems that the model was never trained on."""
+    """The split of a problem: one key in sixteen is held out, by hash, the same on every machine."""
     digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
-    return _SPLIT_OF_SHARE.get(int.from_bytes(digest, "big") % SHARES, "train")
+    return "heldout" if int.from_bytes(digest, "big") % HELDOUT_MODULUS == 0 else "train"

@@ -17,13 +17,13 @@ from typing import Literal, TypeVar
 import numpy as np
 from tqdm import tqdm
 
-from buddy_routing.tasks import Split, sample_tasks, story_requests
+from buddy_routing.tasks import sample_tasks, story_requests
 from buddy_routing.train.demo_plan import BOOKS, INSTRUCTIONS, KIDS_STORIES, TINY_STORIES, WORD_PROBLEMS
 from buddy_routing.train.document import Document
 from buddy_routing.train.tokenizer import TrainingTokenizer
 
 T = TypeVar("T")
-TextSplit = Literal["train", "heldout"]
+Split = Literal["train", "heldout"]
 SEPARATOR = "<|endoftext|>"
 BOOK_PIECE_CHARS = 1000
 CONVERSATION_SHARE = 0.2
@@ -44,7 +44,7 @@ class Corpus:
     """The documents of one split of the data directory."""
 
     directory: Path
-    split: TextSplit
+    split: Split
 
     def _part(self, documents: Sequence[str]) -> Sequence[str]:
         cut = len(documents) - len(documents) // 20
@@ -103,12 +103,11 @@ class Corpus:
         documents = self.instructions if kind == "instructions" else self.word_problems
         return lambda rng: _endlessly(documents, rng)
 
-    def tasks(self, rng: random.Random, split: Split | None = None) -> Iterator[Document]:
-        """Questions, some of them after a system message or later in a conversation; of the corpus' split if not of
-        another."""
+    def tasks(self, rng: random.Random) -> Iterator[Document]:
+        """Questions, some of them after a system message or later in a conversation."""
         while True:
             earlier: list[tuple[str, str]] = []
-            for task in sample_tasks(rng.getrandbits(63), 10_000, split=split or self.split):
+            for task in sample_tasks(rng.getrandbits(63), 10_000, split=self.split):
                 system = [("system", rng.choice(SYSTEM_MESSAGES))] if rng.random() < SYSTEM_SHARE else []
                 yield Document(task.reply, task.prompt, (*system, *earlier))
                 earlier += [("user", task.prompt), ("assistant", task.reply)]
@@ -123,20 +122,13 @@ class Corpus:
 
     def router_mix(self, seed: int) -> Iterator[Document]:
         """Conversations to train a router on: tasks and stories, as they will be asked."""
-        return self._mix(seed, self.split, 0.25)
-
-    def predictor_mix(self, seed: int) -> Iterator[Document]:
-        """The same for a predictor: problems that the model has not been trained on, as those it will be asked."""
-        return self._mix(seed, "validation", 0.1)
-
-    def _mix(self, seed: int, split: Split, share_of_stories: float) -> Iterator[Document]:
         rng = random.Random(seed)
         tasks, stories = (
-            self.tasks(random.Random(rng.random()), split),
+            self.tasks(random.Random(rng.random())),
             self.told_stories(random.Random(rng.random())),
         )
         while True:
-            yield next(stories) if rng.random() < share_of_stories else next(tasks)
+            yield next(stories) if rng.random() < 0.25 else next(tasks)
 
 
 def _book_pieces(text: str) -> Iterator[str]:
