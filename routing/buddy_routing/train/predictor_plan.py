@@ -14,8 +14,8 @@ class PredictorPlan:
     num_batches: int = 150
     num_rows: int = 8
     num_tokens: int = 512
-    cost_weight: float = 0.5
-    lowest_budget: float = 0.6
+    cost_weight: float = 1.0
+    lowest_budget: float = 0.625
     num_steps: int = 2000
     learning_rate: float = 3e-3
     group: int = 16
