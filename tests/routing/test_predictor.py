@@ -101,7 +101,7 @@ def test_interrupted_measuring_goes_on_and_gives_the_same_predictor(model: Route
     for name in ("whole", "parts"):
         (tmp_path / name).mkdir()
     whole = trained(model, PLAN, tmp_path / "whole", cycle(EXAMPLES))
-    # Five batches are saved; the sixth was under way when the process ended.
+    # Every batch is saved; the sixth was under way when the process ended.
     five = trained(model, replace(PLAN, num_batches=5), tmp_path / "parts", cycle(EXAMPLES))
     resumed = trained(model, PLAN, tmp_path / "parts", cycle(EXAMPLES))
     features = torch.randn(20, 2 * model.spec.kv_dim)

@@ -20,8 +20,6 @@ from buddy_routing.train.example import ExampleBatch
 from buddy_routing.train.routed_paths import routed_paths
 from buddy_routing.train.training_state import check_run
 
-SAVE_EVERY = 5
-
 
 @dataclass(frozen=True, slots=True)
 class DepthRewards:
@@ -64,8 +62,7 @@ def measure_depth_rewards(
         batch = host_batch.to(device)
         features.append(prompt_features(model, batch))
         rows.append(torch.stack([_log_likelihood(model, router, route_block, batch, depth) for depth in levels], 1))
-        if len(rows) % SAVE_EVERY == 0 or len(rows) == num_batches:
-            _save(checkpoint, features, rows, run)
+        _save(checkpoint, features, rows, run)
     if not rows:
         raise ValueError("there is no example to learn from")
     return DepthRewards(torch.cat(features), torch.cat(rows), levels)

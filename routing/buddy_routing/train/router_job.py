@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import math
 import random
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -57,6 +58,7 @@ def make_router(
         save_router(out, router, config)
         if plan.lora_rank:
             save_adapter(out / ADAPTER_DIR, loaded.model, plan.lora_rank, str(directory))
+        tqdm.write(f"{steps} steps; the router is in {out}", file=sys.stderr)
 
 
 def make_predictor(
@@ -85,6 +87,7 @@ def make_predictor(
             data_name=name_of(data),
         )
     save_predictor(router, predictor)
+    tqdm.write(f"the predictor is in {router}", file=sys.stderr)
 
 
 def name_of(data: Path) -> str:

@@ -8,6 +8,7 @@ section 2); and the teacher is the frozen model itself at full depth, so that bu
 # B rows of examples, T tokens, V vocabulary, L layers, F width of one token's V
 
 import random
+import sys
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -152,6 +153,7 @@ def _new_router(
     device = model.inv_freq.device
     num_rows = max(1, CALIBRATION_TOKENS // plan.num_tokens)
     calibration = next(packed_batches(examples, num_rows, plan.num_tokens, plan.seed)).to(device)
+    tqdm.write(f"measuring the prior ({plan.prior}) on {calibration.tokens.numel()} tokens", file=sys.stderr)
     prior = measure_prior(model, calibration.tokens, plan.prior, calibration.counted).to(device)
     if decision is None:
         starts = conversation_starts(calibration.begins)

@@ -59,6 +59,8 @@ def evaluate(served: ServedModel, tokenizer: ChatTokenizer, plan: EvalPlan) -> I
     source = MethodSource(served, plan.router, _batches(plan.calibration, served, tokenizer))
     drawn = {seed: plan.questions_of(seed) for seed in plan.seeds}
     _check_measured(plan, drawn)
+    if "auto" in plan.methods:
+        source.routing("auto", 0)  # raises before anything is measured
     methods = ("full", *(method for method in plan.methods if method != "bound"))
     num_answers = sum(len(plan.budgets_of(m, seed)) * len(drawn[seed]) for m in methods for seed in drawn)
     with tqdm(total=num_answers, desc="eval", unit="answer", mininterval=2) as bar:
