@@ -50,11 +50,9 @@ class SparseDecode:
         """Run (sequence, start, end) segments in one step: logits [S, V] and masks [S, L]."""
         positions = torch.cat([torch.arange(start, end) for _, start, end in spans])
         rows = torch.cat([torch.full((end - start,), sequence) for sequence, start, end in spans])
-        slots = self.tables[rows, positions // self.block_size] * self.block_size + positions % self.block_size
         batch = SegmentBatch(
             tokens=self.tokens[rows, positions],
             positions=positions,
-            slots=slots,
             lengths=torch.tensor([end - start for _, start, end in spans]),
             block_tables=self.tables[[sequence for sequence, _, _ in spans]],
             lanes=tuple(sequence for sequence, _, _ in spans),

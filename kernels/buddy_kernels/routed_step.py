@@ -221,7 +221,7 @@ class RoutedStep:
         self.v_shape = (weights.num_kv_heads, weights.head_dim)
         made = self._library.buddy_decoder(ctypes.byref(model))
         if not made:
-            raise NativeBuildError("there is no memory, or no thread, for the native step")
+            raise NativeBuildError("there is no memory for the native step")
         self._decoder = c_void_p(made)
 
     def __del__(self) -> None:

@@ -219,11 +219,12 @@ class RoutedDecoder(nn.Module):
         h = self.embed_tokens(batch.tokens)  # [N, D]
         cos, sin = rotary_cos_sin(batch.positions, self.inv_freq, self.attention_factor)
         scale = self.spec.head_dim**-0.5
+        slots = batch.slots(cache.block_size)
         for index, layer in enumerate(self.blocks):
             cache_k, cache_v = cache.k[index], cache.v[index]
             normed = layer.input_layernorm(h)
             k, v = layer.self_attn.key_value(normed, cos, sin)
-            write_kv(cache_k, cache_v, batch.slots, k, v)
+            write_kv(cache_k, cache_v, slots, k, v)
             if index == 0:
                 masks = choose_paths(v)  # [S, L]
                 plan = rows_by_layer(batch, masks)

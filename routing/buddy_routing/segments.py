@@ -19,7 +19,6 @@ class SegmentBatch:
 
     tokens: Tensor  # [N] int64
     positions: Tensor  # [N] int64
-    slots: Tensor  # [N] int64, where each row's K/V goes
     lengths: Tensor  # [S] int64, rows of each segment
     block_tables: Tensor  # [S, T] int64
     lanes: tuple[int, ...]  # [S]
@@ -36,6 +35,11 @@ class SegmentBatch:
     def segment_of_row(self) -> Tensor:
         """[N] int64."""
         return torch.repeat_interleave(torch.arange(len(self.lanes), device=self.lengths.device), self.lengths)
+
+    def slots(self, block_size: int) -> Tensor:
+        """[N] int64, where each row's K/V goes in a cache of blocks of that size."""
+        blocks = self.block_tables[self.segment_of_row, self.positions // block_size]
+        return blocks * block_size + self.positions % block_size
 
 
 @dataclass(frozen=True, slots=True)

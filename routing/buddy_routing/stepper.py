@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from buddy_kernels import DecoderWeights, LayerWeights, Projection, RoutedOutput, RoutedStep, RouterWeights, StepRows
-from buddy_kernels.routed_step import BLOCK_SIZE
 from buddy_routing.decoder import DecoderLayer, Linear, RoutedDecoder
 from buddy_routing.kv_cache import KVCache
 from buddy_routing.planner import PathPlanner, Planner
@@ -19,16 +18,13 @@ from buddy_routing.segments import SegmentBatch
 
 
 class Stepper(Protocol):
-    """What the engine's runner drives. Blocks of the cache hold `block_size` tokens; batches come on `device`."""
+    """What the engine's runner drives. Batches come on `device`."""
 
     @property
     def planner(self) -> Planner: ...
 
     @property
     def num_layers(self) -> int: ...
-
-    @property
-    def block_size(self) -> int: ...
 
     @property
     def device(self) -> torch.device: ...
@@ -49,10 +45,6 @@ class TorchStepper:
     @property
     def num_layers(self) -> int:
         return self.model.spec.num_layers
-
-    @property
-    def block_size(self) -> int:
-        return self.cache.block_size
 
     @property
     def device(self) -> torch.device:
@@ -78,7 +70,6 @@ class NativeStepper:
     def __init__(self, routed_step: RoutedStep, planner: PathPlanner) -> None:
         self.routed_step = routed_step
         self.planner = planner
-        self.block_size = BLOCK_SIZE
         self.device = torch.device("cpu")
         self._router_weights = router_weights(planner)
 

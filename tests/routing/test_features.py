@@ -21,7 +21,6 @@ def batch_of(spans: list[tuple[int, int, int]]) -> SegmentBatch:
     return SegmentBatch(
         tokens=nothing,
         positions=positions,
-        slots=nothing,
         lengths=torch.tensor([end - start for _, start, end in spans]),
         block_tables=nothing,
         lanes=tuple(lane for lane, _, _ in spans),

@@ -242,8 +242,6 @@ class Decoder {
         if (thread == 0) wanted.assign(s.wanted, s.wanted + s.num_wanted);
     }
 
-    // ------------------------------------------------------------------------------------------------------ attention
-
     template <class Element>
     void attention(const Step& s, const Layer& layer, int64_t index, int thread) {
         const int64_t heads = m.num_kv_heads, half = m.head_dim / 2, group = m.num_heads / heads;
@@ -318,8 +316,6 @@ class Decoder {
             case 1: return some.template operator()<1>(g);
         }
     }
-
-    // -------------------------------------------------------------------------------------------------------- routing
 
     void choose(Step& s, const Router& router) {
         const auto started = std::chrono::steady_clock::now();
@@ -420,7 +416,7 @@ class Decoder {
 
 extern "C" {
 
-// Null when it cannot be made, for want of memory or threads.
+// Null when there is no memory for it.
 void* buddy_decoder(const buddy::Model* model) {
     try {
         return new buddy::Decoder(*model);

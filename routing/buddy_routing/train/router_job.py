@@ -15,8 +15,8 @@ from tqdm import tqdm
 
 from buddy_routing.adapter import ADAPTER_DIR, merge_adapter, save_adapter
 from buddy_routing.artifact import load_router, save_predictor, save_router
-from buddy_routing.checkpoint import load_model, resolve_model
-from buddy_routing.embedded import embedded_model
+from buddy_routing.checkpoint import load_model
+from buddy_routing.embedded import model_directory
 from buddy_routing.train.chat_data import ChatEncoder, DataError, read_conversations
 from buddy_routing.train.example import Example
 from buddy_routing.train.predictor_plan import PredictorPlan
@@ -38,7 +38,7 @@ def make_router(
     """
     # Before the model: it tells each process its own GPU.
     process = PartialState(cpu=device.type == "cpu")
-    directory = embedded_model() if model is None else resolve_model(model)
+    directory = model_directory(model)
     examples = read_examples(data, directory, plan.num_tokens)
     loaded = load_model(directory, dtype, device)
     steps = num_steps(examples, plan)
@@ -68,7 +68,7 @@ def make_predictor(
 
     Raises ArtifactError besides what make_router raises.
     """
-    directory = embedded_model() if model is None else resolve_model(model)
+    directory = model_directory(model)
     examples = read_examples(data, directory, plan.num_tokens)
     loaded = load_model(directory, dtype, device)
     learned, config = load_router(router, loaded.fingerprint, device)

@@ -9,8 +9,7 @@ from statistics import median
 
 from tqdm import tqdm
 
-from buddy_routing.checkpoint import resolve_model
-from buddy_routing.embedded import MODEL_ID, embedded_model, embedded_router
+from buddy_routing.embedded import MODEL_ID, embedded_router, model_directory
 from buddy_server.bench.command import DTYPES
 from buddy_server.bench.contender import Contender, PeerError, Timing, Tokens
 from buddy_server.bench.llama_cpp_peer import LlamaCppPeer
@@ -59,12 +58,10 @@ def _contenders(plan: EngineBenchPlan, dtype: str, work: Path) -> list[Contender
         if not directory.exists():
             save_random_model(plan.shape, directory)
         ours = OurEngine.load(directory, None, dtype, DTYPES[dtype], most)
-    elif plan.model is None:
-        directory = embedded_model()
-        ours = OurEngine.load(None, str(embedded_router()), dtype, DTYPES[dtype], most)
     else:
-        directory = resolve_model(plan.model)
-        ours = OurEngine.load(directory, None, dtype, DTYPES[dtype], most)
+        directory = model_directory(plan.model)
+        router = str(embedded_router()) if plan.model is None else None
+        ours = OurEngine.load(directory, router, dtype, DTYPES[dtype], most)
     longest = max(plan.prompts) + plan.new_tokens
     if longest > ours.spec.max_context:
         raise ValueError(f"--prompt and --new-tokens make {longest} tokens, the model allows {ours.spec.max_context}")

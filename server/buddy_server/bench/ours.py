@@ -28,11 +28,9 @@ class OurEngine:
     engine: str = "buddy"
 
     @classmethod
-    def load(
-        cls, directory: Path | None, router: str | None, dtype: str, dtype_name: str, max_sequences: int
-    ) -> "OurEngine":
-        """Of a checkpoint, None the embedded one; `router` None is random and changes its paths all the time."""
-        served = load_served_model(None if directory is None else str(directory), router, "cpu", dtype_name)
+    def load(cls, directory: Path, router: str | None, dtype: str, dtype_name: str, max_sequences: int) -> "OurEngine":
+        """Of a checkpoint; `router` None is random and changes its paths all the time."""
+        served = load_served_model(str(directory), router, "cpu", dtype_name)
         spec = served.loaded.model.spec
         routing = make_routing(router, served) if router else Routing(random_router(spec.kv_dim, spec.num_layers))
         step_tokens = max(MAX_STEP_TOKENS, max_sequences + routing.route_block)

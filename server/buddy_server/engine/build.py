@@ -12,9 +12,9 @@ from buddy_kernels import NativeBuildError, RoutedStep, WeightKind
 from buddy_kernels.routed_step import BLOCK_SIZE as NATIVE_BLOCK_SIZE
 from buddy_routing.adapter import ADAPTER_DIR, merge_adapter
 from buddy_routing.artifact import load_predictor, load_router
-from buddy_routing.checkpoint import LoadedModel, end_token_ids, load_model, resolve_model
+from buddy_routing.checkpoint import LoadedModel, end_token_ids, load_model
 from buddy_routing.decoder import RoutedDecoder
-from buddy_routing.embedded import MODEL_ID, embedded_model, embedded_router
+from buddy_routing.embedded import MODEL_ID, embedded_router, model_directory
 from buddy_routing.kv_cache import KVCache
 from buddy_routing.model_spec import ModelSpec
 from buddy_routing.planner import PathPlanner
@@ -112,7 +112,7 @@ def default_router(model: str | None) -> str:
 def load_served_model(model: str | None, router: str | None, device: str = "auto", dtype: str = "auto") -> ServedModel:
     """`model` as in build_engine, and what that raises. An adapter in the artifact `router` is merged into it."""
     where, dtype_name = resolve_device(device), resolve_dtype(dtype)
-    directory = embedded_model() if model is None else resolve_model(model)
+    directory = model_directory(model)
     loaded = load_model(directory, DTYPES[dtype_name], where)
     if router is not None and not router.startswith("prior:"):
         adapter = Path(router).expanduser() / ADAPTER_DIR

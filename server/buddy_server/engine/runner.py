@@ -52,16 +52,12 @@ class ModelRunner:
         )
 
     def _batch(self, works: list[Work]) -> SegmentBatch:
-        block_size = self.stepper.block_size
         tokens: list[int] = []
         positions: list[int] = []
-        slots: list[int] = []
         for work in works:
-            table = work.sequence.block_table
             span = range(work.start, work.start + work.length)
             tokens += work.sequence.tokens[work.start : work.start + work.length]
             positions += span
-            slots += [table[p // block_size] * block_size + p % block_size for p in span]
         widest = max(len(work.sequence.block_table) for work in works)
         tables = [[*w.sequence.block_table, *[0] * (widest - len(w.sequence.block_table))] for w in works]
         every = self.stepper.planner.router.reroute_every
@@ -70,7 +66,6 @@ class ModelRunner:
         return SegmentBatch(
             tokens=torch.tensor(tokens, device=device),
             positions=torch.tensor(positions, device=device),
-            slots=torch.tensor(slots, device=device),
             lengths=torch.tensor([work.length for work in works], device=device),
             block_tables=torch.tensor(tables, device=device),
             lanes=tuple(work.sequence.lane for work in works),
