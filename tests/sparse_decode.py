@@ -6,13 +6,13 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor
 
-from buddy_kernels import RoutedStep, WeightKind
+from buddy_kernels import RoutedStep, StepRows, WeightKind
 from buddy_kernels.routed_step import BLOCK_SIZE as NATIVE_BLOCK_SIZE
+from buddy_kernels.routed_step import CHOOSE
 from buddy_routing.decoder import RoutedDecoder
 from buddy_routing.kv_cache import KVCache
 from buddy_routing.planner import PathPlanner
 from buddy_routing.router import Router
-from buddy_routing.segments import SegmentBatch
 from buddy_routing.stepper import NativeStepper, TorchStepper, decoder_weights
 
 BLOCK_SIZE = 4
@@ -48,21 +48,19 @@ class SparseDecode:
 
     def step(self, spans: Sequence[tuple[int, int, int]]) -> tuple[Tensor, Tensor]:
         """Run (sequence, start, end) segments in one step: logits [S, V] and masks [S, L]."""
-        positions = torch.cat([torch.arange(start, end) for _, start, end in spans])
-        rows = torch.cat([torch.full((end - start,), sequence) for sequence, start, end in spans])
-        batch = SegmentBatch(
-            tokens=self.tokens[rows, positions],
-            positions=positions,
-            lengths=torch.tensor([end - start for _, start, end in spans]),
-            block_tables=self.tables[[sequence for sequence, _, _ in spans]],
-            lanes=tuple(sequence for sequence, _, _ in spans),
-            budgets=tuple(self.num_run[sequence] for sequence, _, _ in spans),
-            wanted_rows=tuple(end - 1 for end in accumulate(end - start for _, start, end in spans)),
-            reroutes=(True,) * len(spans),
+        rows = StepRows(
+            tokens=[token for sequence, start, end in spans for token in self.tokens[sequence, start:end].tolist()],
+            positions=[position for _, start, end in spans for position in range(start, end)],
+            lengths=[end - start for _, start, end in spans],
+            tables=[self.tables[sequence].tolist() for sequence, _, _ in spans],
+            lanes=[sequence for sequence, _, _ in spans],
+            budgets=[self.num_run[sequence] for sequence, _, _ in spans],
+            choices=[CHOOSE] * len(spans),
+            wanted=[end - 1 for end in accumulate(end - start for _, start, end in spans)],
+            aheads=[0] * len(spans),
         )
-        with torch.inference_mode():
-            output = self.stepper.step(batch)
-        return output.logits, output.masks
+        output = self.stepper.step(rows)
+        return output.logits.clone(), output.masks
 
 
 def torch_stepper(model: RoutedDecoder, planner: PathPlanner, num_blocks: int) -> TorchStepper:

@@ -1,12 +1,13 @@
 """Keeps what routing remembers between steps and asks the router for a step's paths."""
 
-# N rows, S segments, Hkv key/value heads, Dh head dim, L layers
+# N rows, A rows ahead, S segments, Hkv key/value heads, Dh head dim, L layers
 
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from buddy_kernels.routed_step import CHOOSE
 from buddy_routing.features import RunningFeatures
 from buddy_routing.model_spec import ModelSpec
 from buddy_routing.router import Router
@@ -36,12 +37,13 @@ class PathPlanner:
         self.features.reset(lane)
 
     def choose(self, batch: SegmentBatch, v: Tensor) -> Tensor:
-        """Masks [S, L] int8 on the CPU, from the first layer's V states [N, Hkv, Dh] of the step's rows."""
+        """Masks [S, L] int8 on the CPU, from the first layer's V states [N + A, Hkv, Dh] of the step's rows and those
+        ahead."""
         features = self.features.update(batch, v)
         num_run = torch.tensor(batch.budgets, device=features.device)
         masks = self.router.choose(features, num_run).cpu()
         for segment, lane in enumerate(batch.lanes):
-            if not batch.reroutes[segment]:
+            if batch.choices[segment] != CHOOSE:
                 masks[segment] = self.last_masks[lane]
             self.last_masks[lane] = masks[segment]
         return masks

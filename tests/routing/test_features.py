@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from buddy_kernels.routed_step import CHOOSE
 from buddy_routing.features import RunningFeatures, causal_features, feature_dim
 from buddy_routing.segments import SegmentBatch
 
@@ -25,8 +26,10 @@ def batch_of(spans: list[tuple[int, int, int]]) -> SegmentBatch:
         block_tables=nothing,
         lanes=tuple(lane for lane, _, _ in spans),
         budgets=(2,) * len(spans),
-        wanted_rows=(),
-        reroutes=(True,) * len(spans),
+        choices=(CHOOSE,) * len(spans),
+        wanted=nothing,
+        ahead_tokens=nothing,
+        aheads=torch.zeros(len(spans), dtype=torch.int64),
     )
 
 

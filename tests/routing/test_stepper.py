@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from transformers import LlamaConfig
 
 from buddy_kernels import RoutedStep, RouterWeights, StepRows, WeightKind
+from buddy_kernels.routed_step import CHOOSE
 from buddy_routing.checkpoint import load_model
 from buddy_routing.decoder import RoutedDecoder
 from buddy_routing.model_spec import ModelSpec
@@ -126,22 +128,23 @@ def test_sizes_that_fill_no_vector_are_the_same_in_fp32_and_near_in_int8(shape: 
 @pytest.mark.parametrize(
     ("wrong", "told"),
     [
-        ({"tokens": torch.tensor([SHAPE["vocab_size"]])}, "a token is not in the vocabulary"),
-        ({"positions": torch.tensor([16])}, "a position is past its block table"),
-        ({"block_tables": torch.tensor([[1]])}, "a block is not in the pool"),
-        ({"lanes": torch.tensor([1])}, "a lane is unknown"),
-        ({"budgets": torch.tensor([1])}, "a budget is not 2 to all layers"),
-        ({"wanted": torch.tensor([1])}, "a wanted row is not in the step"),
-        ({"lengths": torch.tensor([2])}, "a segment is empty or too long"),
-        ({"tokens": torch.tensor([0], dtype=torch.int32)}, "tokens has dtype torch.int32, allowed is torch.int64"),
-        ({"positions": torch.tensor([0, 1])}, "positions has shape"),
+        ({"tokens": [SHAPE["vocab_size"]]}, "a token is not in the vocabulary"),
+        ({"positions": [16]}, "a position is past its block table"),
+        ({"tables": [[1]]}, "a block is not in the pool"),
+        ({"lanes": [1]}, "a lane is unknown"),
+        ({"budgets": [1]}, "a budget is not 2 to all layers"),
+        ({"wanted": [1]}, "a wanted row is not in the step"),
+        ({"lengths": [2]}, "a segment is empty or too long"),
+        ({"aheads": [1]}, "a segment looks too far ahead"),
+        ({"tokens": [0, 0]}, "the segments do not look ahead at all of the tokens"),
+        ({"positions": [0, 1]}, "tokens are 1, allowed is one for each of 2 positions"),
+        ({"tables": []}, "tables are 0, allowed is one for each of 1 lanes"),
     ],
 )
-def test_rows_that_name_what_does_not_exist_are_refused(wrong: dict[str, Tensor], told: str, tmp_path: Path) -> None:
+def test_rows_that_name_what_does_not_exist_are_refused(wrong: dict[str, Any], told: str, tmp_path: Path) -> None:
     model = load_tiny("llama", tmp_path)
     step = RoutedStep(decoder_weights(model), "float32", num_blocks=1, num_threads=1)
-    zero, one = torch.zeros(1, dtype=torch.int64), torch.ones(1, dtype=torch.int64)
-    right = StepRows(zero, zero, one, torch.zeros(1, 1, dtype=torch.int64), zero, 3 * one, torch.ones(1).byte(), zero)
+    right = StepRows([0], [0], [1], [[0]], [0], [3], [CHOOSE], [0], [0])
     router = RouterWeights(
         torch.zeros(NUM_LAYERS - 2), torch.zeros(1, model.spec.kv_dim).double(), torch.ones(1, NUM_LAYERS).char()
     )

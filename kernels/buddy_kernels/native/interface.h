@@ -45,13 +45,20 @@ struct Router {
     int8_t* last_masks;  // [lanes, L]
 };
 
+// What chooses a segment's path. CONTINUE: it goes on with a prefill block whose path and features are settled.
+enum Choice : uint8_t { KEEP = 0, CHOOSE = 1, CONTINUE = 2 };
+
 struct Step {
-    int64_t num_rows, num_segments, num_wanted, table_width;
-    const int64_t *tokens, *positions, *lengths, *tables, *lanes, *budgets, *wanted;
-    const uint8_t* reroutes;
+    int64_t num_rows, num_ahead, num_segments, num_wanted;
+    const int64_t* tokens;  // [N], then [A]: the rest of prefill blocks of which the step runs the beginning
+    const int64_t *positions, *lengths, *aheads;
+    const int64_t *tables, *table_starts;  // block tables end to end, and where in them each segment's starts [S + 1]
+    const int64_t *lanes, *budgets, *wanted;
+    const uint8_t* choices;
     int8_t* masks;        // [S, L], written
     float* logits;        // [wanted, V], written
-    float* first_v;       // [N, F], written for `choose`
+    int64_t* likeliest;   // [wanted], written
+    float* first_v;       // [N + A, F], written for `choose`
     void (*choose)();     // writes the masks; null: the router does
     double router_s;      // written
 };

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 
@@ -54,6 +55,20 @@ inline float largest(Vec x) {
     float s[LANES];
     store(s, x);
     return *std::max_element(s, s + LANES);
+}
+
+// Of equals the lowest, as torch's argmax has it; 0 where nothing is a number.
+inline int64_t index_of_largest(const float* values, int64_t count) {
+    float most = -INFINITY;
+    int64_t i = 0;
+    if (count >= LANES) {
+        Vec parts = load(values);
+        for (i = LANES; i + LANES <= count; i += LANES) parts = max(parts, load(values + i));
+        most = largest(parts);
+    }
+    for (; i < count; ++i) most = std::max(most, values[i]);
+    const int64_t found = std::find(values, values + count, most) - values;
+    return found < count ? found : 0;
 }
 
 // Cephes' expf: powers of two, and a polynomial between.

@@ -1,13 +1,14 @@
-"""Turns scheduled work into tensors, runs the model, samples. Takes masks as data; never asks about tenants."""
+"""Turns scheduled work into rows, runs the model, samples. Takes masks as data; never asks about tenants."""
 
-# W wanted rows, V vocabulary
+# V vocabulary, L layers
 
 from dataclasses import dataclass
+from functools import lru_cache
 
-import torch
 from torch import Tensor
 
-from buddy_routing.segments import SegmentBatch
+from buddy_kernels import RoutedOutput, StepRows
+from buddy_kernels.routed_step import CHOOSE, KEEP
 from buddy_routing.stepper import Stepper
 from buddy_server.engine.sampler import Sampler, top_logprobs
 from buddy_server.engine.sequence import SampledToken, Sequence, Work
@@ -35,14 +36,15 @@ class ModelRunner:
     def num_layers(self) -> int:
         return self.stepper.num_layers
 
-    @torch.inference_mode()
     def run(self, works: list[Work], samplers: dict[Sequence, Sampler]) -> StepResult:
+        planner = self.stepper.planner
         for work in works:
             if work.start == 0:
-                self.stepper.planner.start(work.sequence.lane)
-        output = self.stepper.step(self._batch(works))
-        layers = [tuple(index for index, action in enumerate(row) if action) for row in output.masks.tolist()]
-        scored, tokens = sample(works, samplers, output.logits)
+                planner.start(work.sequence.lane)
+        output = self.stepper.step(step_rows(works, planner.router.reroute_every))
+        masks, num_layers = output.masks.numpy().tobytes(), self.num_layers
+        layers = [layers_of(masks[start : start + num_layers]) for start in range(0, len(masks), num_layers)]
+        scored, tokens = sample(works, samplers, output)
         return StepResult(
             layers=layers,
             scored=scored,
@@ -51,31 +53,38 @@ class ModelRunner:
             router_s=output.router_s,
         )
 
-    def _batch(self, works: list[Work]) -> SegmentBatch:
-        tokens: list[int] = []
-        positions: list[int] = []
-        for work in works:
-            span = range(work.start, work.start + work.length)
-            tokens += work.sequence.tokens[work.start : work.start + work.length]
-            positions += span
-        widest = max(len(work.sequence.block_table) for work in works)
-        tables = [[*w.sequence.block_table, *[0] * (widest - len(w.sequence.block_table))] for w in works]
-        every = self.stepper.planner.router.reroute_every
-        num_outputs = (work.start - work.sequence.num_prompt for work in works)
-        device = self.stepper.device
-        return SegmentBatch(
-            tokens=torch.tensor(tokens, device=device),
-            positions=torch.tensor(positions, device=device),
-            lengths=torch.tensor([work.length for work in works], device=device),
-            block_tables=torch.tensor(tables, device=device),
-            lanes=tuple(work.sequence.lane for work in works),
-            wanted_rows=wanted_rows(works),
-            budgets=tuple(work.sequence.request.num_run_layers for work in works),
-            reroutes=tuple(output < 0 or (output + 1) % every == 0 for output in num_outputs),
-        )
+
+@lru_cache(maxsize=1 << 16)
+def layers_of(mask: bytes) -> tuple[int, ...]:
+    """The layers that a mask [L] runs; the same few come again and again."""
+    return tuple(index for index, action in enumerate(mask) if action)
 
 
-def wanted_rows(works: list[Work]) -> tuple[int, ...]:
+def step_rows(works: list[Work], reroute_every: int) -> StepRows:
+    """Works as the stepper takes them."""
+    tokens: list[int] = []
+    positions: list[int] = []
+    choices: list[int] = []
+    for work in works:
+        end = work.start + work.length
+        tokens += work.sequence.tokens[work.start : end]
+        positions += range(work.start, end)
+        output = work.start - work.sequence.num_prompt
+        choices.append(CHOOSE if output < 0 or (output + 1) % reroute_every == 0 else KEEP)
+    return StepRows(
+        tokens=tokens,
+        positions=positions,
+        lengths=[work.length for work in works],
+        tables=[work.sequence.block_table for work in works],
+        lanes=[work.sequence.lane for work in works],
+        budgets=[work.sequence.request.num_run_layers for work in works],
+        choices=choices,
+        wanted=wanted_rows(works),
+        aheads=[0] * len(works),
+    )
+
+
+def wanted_rows(works: list[Work]) -> list[int]:
     """Rows of the step whose logits are needed: a work's scored rows, then the last if it makes a token."""
     rows: list[int] = []
     start = 0
@@ -84,14 +93,14 @@ def wanted_rows(works: list[Work]) -> tuple[int, ...]:
         start += work.length
         if work.makes_token:
             rows.append(start - 1)
-    return tuple(rows)
+    return rows
 
 
 def sample(
-    works: list[Work], samplers: dict[Sequence, Sampler], logits: Tensor
+    works: list[Work], samplers: dict[Sequence, Sampler], output: RoutedOutput
 ) -> tuple[list[list[SampledToken]], list[SampledToken | None]]:
-    """From logits [W, V] fp32 of the wanted rows in their order: every work's scored prompt tokens, and its token."""
-    rows = iter(zip(logits, logits.argmax(-1).tolist(), strict=True))
+    """From the logits of the wanted rows in their order: every work's scored prompt tokens, and its token."""
+    rows = iter(zip(output.logits, output.likeliest, strict=True))
     scored: list[list[SampledToken]] = []
     tokens: list[SampledToken | None] = []
     for work in works:
