@@ -46,18 +46,32 @@ class SparseDecode:
         for lane in range(num_sequences):
             planner.start(lane)
 
-    def step(self, spans: Sequence[tuple[int, int, int]]) -> tuple[Tensor, Tensor]:
-        """Run (sequence, start, end) segments in one step: logits [S, V] and masks [S, L]."""
+    def step(
+        self,
+        spans: Sequence[tuple[int, int, int]],
+        block_ends: Sequence[int] | None = None,
+        choices: Sequence[int] | None = None,
+        aligned: Sequence[int] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Run (sequence, start, end) segments in one step: logits [S, V] and masks [S, L]. `block_ends` says up to
+        where each looks ahead, the others what StepRows says."""
+        ends = block_ends or [end for _, _, end in spans]
+        ahead = [(sequence, end, ahead_end) for (sequence, _, end), ahead_end in zip(spans, ends, strict=True)]
         rows = StepRows(
-            tokens=[token for sequence, start, end in spans for token in self.tokens[sequence, start:end].tolist()],
+            tokens=[
+                token
+                for sequence, start, end in [*spans, *ahead]
+                for token in self.tokens[sequence, start:end].tolist()
+            ],
             positions=[position for _, start, end in spans for position in range(start, end)],
             lengths=[end - start for _, start, end in spans],
             tables=[self.tables[sequence].tolist() for sequence, _, _ in spans],
             lanes=[sequence for sequence, _, _ in spans],
             budgets=[self.num_run[sequence] for sequence, _, _ in spans],
-            choices=[CHOOSE] * len(spans),
+            choices=choices or [CHOOSE] * len(spans),
             wanted=[end - 1 for end in accumulate(end - start for _, start, end in spans)],
-            aheads=[0] * len(spans),
+            aheads=[end - start for _, start, end in ahead],
+            aligned=aligned or range(len(spans)),
         )
         output = self.stepper.step(rows)
         return output.logits.clone(), output.masks

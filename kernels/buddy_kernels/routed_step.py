@@ -101,8 +101,8 @@ class RouterWeights:
 
 
 KEEP, CHOOSE, CONTINUE = 0, 1, 2
-"""What a segment does about its path: keep the lane's last one, choose anew, or go on with a prefill block whose path is
-chosen and whose features are counted."""
+"""What a segment does about its path: keep the lane's last one, choose anew, or go on with a prefill block whose path
+is chosen and whose features are counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +112,8 @@ class StepRows:
     `tokens` [N + A]: the rows', then those that segments look ahead to. `positions` [N]; `lengths`, `aheads`, `lanes`,
     `budgets` (layers to run) and `choices` [S]; a block table for each segment; the rows whose logits are `wanted` [W].
     A prefill block that is cut short looks ahead to the rest of itself, since its path follows from its last token.
+    Segments `aligned` [S] with an earlier one of the same budget share a path, the best by the sum of their scores; a
+    segment's own index leaves it alone.
     """
 
     tokens: Sequence[int]
@@ -123,6 +125,7 @@ class StepRows:
     choices: Sequence[int]
     wanted: Sequence[int]
     aheads: Sequence[int]
+    aligned: Sequence[int]
 
 
 class _Matrix(ctypes.Structure):
@@ -184,7 +187,7 @@ class _Step(ctypes.Structure):
             (name, c_void_p)
             for name in (
                 *("tokens", "positions", "lengths", "aheads", "tables", "table_starts", "lanes", "budgets", "wanted"),
-                *("choices", "masks", "logits", "likeliest", "first_v"),
+                *("aligned", "choices", "masks", "logits", "likeliest", "first_v"),
             )
         ),
         ("choose", _Choose),
@@ -278,7 +281,7 @@ class RoutedStep:
             *(array("q", values) for values in (rows.tokens, rows.positions, rows.lengths, rows.aheads)),
             tables,
             array("q", accumulate(map(len, rows.tables), initial=0)),
-            *(array("q", values) for values in (rows.lanes, rows.budgets, rows.wanted)),
+            *(array("q", values) for values in (rows.lanes, rows.budgets, rows.wanted, rows.aligned)),
             array("B", rows.choices),
         )
         step = _Step(
@@ -364,7 +367,7 @@ class RoutedStep:
 def check_counts(rows: StepRows) -> None:
     """Raises ValueError for rows or segments of which some lack what others have."""
     num_segments = len(rows.lanes)
-    for name in ("lengths", "tables", "budgets", "choices", "aheads"):
+    for name in ("lengths", "tables", "budgets", "choices", "aheads", "aligned"):
         count = len(getattr(rows, name))
         if count != num_segments:
             raise ValueError(f"{name} are {count}, allowed is one for each of {num_segments} lanes")

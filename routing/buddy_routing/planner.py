@@ -12,6 +12,7 @@ from buddy_routing.features import RunningFeatures
 from buddy_routing.model_spec import ModelSpec
 from buddy_routing.router import Router
 from buddy_routing.segments import SegmentBatch
+from buddy_routing.selection import select_layers
 
 
 class Planner(Protocol):
@@ -40,8 +41,10 @@ class PathPlanner:
         """Masks [S, L] int8 on the CPU, from the first layer's V states [N + A, Hkv, Dh] of the step's rows and those
         ahead."""
         features = self.features.update(batch, v)
-        num_run = torch.tensor(batch.budgets, device=features.device)
-        masks = self.router.choose(features, num_run).cpu()
+        scores = self.router.scores(features)
+        together = torch.zeros_like(scores).index_add_(0, torch.tensor(batch.aligned, device=scores.device), scores)
+        num_run = torch.tensor(batch.budgets, device=scores.device)
+        masks = select_layers(together, num_run)[list(batch.aligned)].cpu()
         for segment, lane in enumerate(batch.lanes):
             if batch.choices[segment] != CHOOSE:
                 masks[segment] = self.last_masks[lane]

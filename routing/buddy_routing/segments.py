@@ -31,6 +31,7 @@ class SegmentBatch:
     wanted: Tensor  # [W] int64, rows whose next token is asked for
     ahead_tokens: Tensor  # [A] int64
     aheads: Tensor  # [S] int64, rows ahead of each segment
+    aligned: Sequence[int]  # [S], the segment whose path each shares; its own index: none
 
     @classmethod
     def from_rows(cls, rows: StepRows, device: torch.device) -> "SegmentBatch":
@@ -49,6 +50,7 @@ class SegmentBatch:
             wanted=tensor(rows.wanted),
             ahead_tokens=tensor(rows.tokens[num_rows:]),
             aheads=tensor(rows.aheads),
+            aligned=rows.aligned,
         )
 
     @cached_property

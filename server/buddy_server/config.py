@@ -85,6 +85,7 @@ class _TierEntry(_Strict):
     min_budget: _Budget = 0.0
     max_budget: _Budget = 1.0
     default_budget: Annotated[float | Auto, BeforeValidator(_number_or_auto)] = "auto"
+    align_paths: bool = False
 
     @model_validator(mode="after")
     def _in_order(self) -> "_TierEntry":

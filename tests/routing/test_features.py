@@ -30,6 +30,7 @@ def batch_of(spans: list[tuple[int, int, int]]) -> SegmentBatch:
         wanted=nothing,
         ahead_tokens=nothing,
         aheads=torch.zeros(len(spans), dtype=torch.int64),
+        aligned=range(len(spans)),
     )
 
 

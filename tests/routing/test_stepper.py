@@ -11,11 +11,12 @@ from torch import Tensor
 from transformers import LlamaConfig
 
 from buddy_kernels import RoutedStep, RouterWeights, StepRows, WeightKind
-from buddy_kernels.routed_step import CHOOSE
+from buddy_kernels.routed_step import CHOOSE, CONTINUE
 from buddy_routing.checkpoint import load_model
 from buddy_routing.decoder import RoutedDecoder
+from buddy_routing.features import causal_features
 from buddy_routing.model_spec import ModelSpec
-from buddy_routing.router import PromptSetRouter, Router, StaticRouter
+from buddy_routing.router import DecisionModule, LearnedRouter, PromptSetRouter, Router, StaticRouter
 from buddy_routing.selection import select_layers
 from buddy_routing.stepper import decoder_weights
 from sparse_decode import SparseDecode, segment_bounds
@@ -34,6 +35,21 @@ def prompt_sets(model: RoutedDecoder) -> PromptSetRouter:
     torch.manual_seed(2)
     rankings, weight = torch.rand(3, NUM_LAYERS - 2), torch.randn(3, 2 * model.spec.kv_dim)
     return PromptSetRouter(rankings, weight, torch.zeros(3), "sets")
+
+
+def random_router(model: RoutedDecoder) -> LearnedRouter:
+    torch.manual_seed(3)
+    decision = DecisionModule(2 * model.spec.kv_dim, NUM_LAYERS)
+    with torch.no_grad():
+        decision.down.weight.mul_(10)
+        decision.up.bias.zero_()
+    return LearnedRouter(decision, torch.zeros(NUM_LAYERS - 2), 0.0, "random")
+
+
+def some_tokens(num_sequences: int, num_tokens: int) -> Tensor:
+    return torch.randint(
+        1, SHAPE["vocab_size"], (num_sequences, num_tokens), generator=torch.Generator().manual_seed(4)
+    )
 
 
 def ties(_: RoutedDecoder) -> StaticRouter:
@@ -75,10 +91,10 @@ def test_an_error_of_the_router_comes_through_and_the_next_step_works(tmp_path: 
     class Broken:
         router_id, reroute_every, is_broken = "broken", 1, True
 
-        def choose(self, features: Tensor, num_run: Tensor) -> Tensor:
+        def scores(self, features: Tensor) -> Tensor:
             if self.is_broken:
                 raise RuntimeError("no path today")
-            return select_layers(torch.zeros(len(features), NUM_LAYERS - 2), num_run)
+            return torch.zeros(len(features), NUM_LAYERS - 2)
 
     router = Broken()
     sparse = SparseDecode(model, router, torch.ones(1, 20, dtype=torch.int64), [4], "float32")
@@ -125,6 +141,42 @@ def test_sizes_that_fill_no_vector_are_the_same_in_fp32_and_near_in_int8(shape: 
     assert (exact - int8).norm() / exact.norm() < 0.15
 
 
+@pytest.mark.parametrize("native", [None, "float32", "bfloat16"])
+def test_a_prefill_block_run_in_pieces_is_the_block_run_at_once(native: WeightKind | None, tmp_path: Path) -> None:
+    model = load_tiny("qwen3", tmp_path)
+    router, tokens = random_router(model), some_tokens(2, 40)
+    whole, pieces = (SparseDecode(model, router, tokens, (4, 3), native) for _ in range(2))
+    expected_logits, expected_masks = whole.step([(0, 0, 32), (1, 0, 32)])
+    masks = [
+        pieces.step([(0, 0, 5), (1, 0, 32)], block_ends=[32, 32])[1][0],
+        pieces.step([(0, 5, 18)], choices=[CONTINUE])[1][0],
+    ]
+    logits, last_masks = pieces.step([(0, 18, 32)], choices=[CONTINUE])
+    for mask in (*masks, last_masks[0]):
+        assert torch.equal(mask, expected_masks[0])
+    torch.testing.assert_close(logits[0], expected_logits[0], rtol=0, atol=0 if native else 1e-5)
+    # The features go on as if the block had been one, too.
+    for token in range(32, 40):
+        expected_logits, expected_masks = whole.step([(0, token, token + 1)])
+        logits, token_masks = pieces.step([(0, token, token + 1)])
+        assert torch.equal(token_masks, expected_masks)
+        torch.testing.assert_close(logits, expected_logits, rtol=0, atol=0 if native else 1e-5)
+
+
+@pytest.mark.parametrize("native", [None, "float32"])
+def test_aligned_segments_share_the_path_of_their_summed_scores(native: WeightKind | None, tmp_path: Path) -> None:
+    model = load_tiny("llama", tmp_path)
+    router, tokens = random_router(model), some_tokens(4, 6)
+    decode = SparseDecode(model, router, tokens, (4, 4, 4, 3), native)
+    spans = [(sequence, 0, 6) for sequence in range(4)]
+    with torch.inference_mode():
+        scores = router.scores(causal_features(model.first_layer_v(tokens))[:, -1])
+    _, masks = decode.step(spans, aligned=[0, 1, 0, 3])
+    expected = select_layers(torch.stack((scores[0] + scores[2], scores[1])), torch.tensor(4))
+    assert torch.equal(masks[[0, 2, 1]], expected[[0, 0, 1]])
+    assert masks[3].sum() == 3
+
+
 @pytest.mark.parametrize(
     ("wrong", "told"),
     [
@@ -135,6 +187,7 @@ def test_sizes_that_fill_no_vector_are_the_same_in_fp32_and_near_in_int8(shape: 
         ({"budgets": [1]}, "a budget is not 2 to all layers"),
         ({"wanted": [1]}, "a wanted row is not in the step"),
         ({"lengths": [2]}, "a segment is empty or too long"),
+        ({"aligned": [1]}, "a segment is aligned with one that is later"),
         ({"aheads": [1]}, "a segment looks too far ahead"),
         ({"tokens": [0, 0]}, "the segments do not look ahead at all of the tokens"),
         ({"positions": [0, 1]}, "tokens are 1, allowed is one for each of 2 positions"),
@@ -144,7 +197,7 @@ def test_sizes_that_fill_no_vector_are_the_same_in_fp32_and_near_in_int8(shape: 
 def test_rows_that_name_what_does_not_exist_are_refused(wrong: dict[str, Any], told: str, tmp_path: Path) -> None:
     model = load_tiny("llama", tmp_path)
     step = RoutedStep(decoder_weights(model), "float32", num_blocks=1, num_threads=1)
-    right = StepRows([0], [0], [1], [[0]], [0], [3], [CHOOSE], [0], [0])
+    right = StepRows([0], [0], [1], [[0]], [0], [3], [CHOOSE], [0], [0], [0])
     router = RouterWeights(
         torch.zeros(NUM_LAYERS - 2), torch.zeros(1, model.spec.kv_dim).double(), torch.ones(1, NUM_LAYERS).char()
     )

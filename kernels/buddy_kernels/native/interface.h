@@ -54,6 +54,7 @@ struct Step {
     const int64_t *positions, *lengths, *aheads;
     const int64_t *tables, *table_starts;  // block tables end to end, and where in them each segment's starts [S + 1]
     const int64_t *lanes, *budgets, *wanted;
+    const int64_t* aligned;  // [S]: the earlier segment, of the same budget, whose path each shares; its own index: none
     const uint8_t* choices;
     int8_t* masks;        // [S, L], written
     float* logits;        // [wanted, V], written

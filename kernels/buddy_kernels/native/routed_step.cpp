@@ -99,6 +99,11 @@ class Decoder {
         if (outside(s.aheads, s.num_segments, 0, s.num_ahead + 1)) return "a segment looks too far ahead";
         int64_t row = 0;
         for (int64_t i = 0; i < s.num_segments; row += s.lengths[i++]) {
+            const int64_t leader = s.aligned[i];
+            if (leader < 0 || leader > i || s.aligned[leader] != leader || s.budgets[leader] != s.budgets[i])
+                return "a segment is aligned with one that is later, aligned itself, or of another budget";
+            if (leader != i && (s.choices[i] != CHOOSE || s.choices[leader] != CHOOSE))
+                return "a segment that chooses no path is aligned";
             if (row + s.lengths[i] > s.num_rows) break;
             const int64_t end = (s.table_starts[i + 1] - s.table_starts[i]) * LANES;
             if (outside(s.positions + row, s.lengths[i], 0, end)) return "a position is past its block table";
@@ -351,7 +356,9 @@ class Decoder {
                 for (int64_t i = 0; i < kv_dim; ++i) s.first_v[row * kv_dim + i] = state(row, i);
             s.choose();
         } else {
-            for (int64_t i = 0; i < s.num_segments; ++i) choose_for(s, router, i);
+            scores.assign(s.num_segments * (m.num_layers - 2), 0.f);
+            for (int64_t i = 0; i < s.num_segments; ++i) score(s, router, i);
+            for (int64_t i = 0; i < s.num_segments; ++i) select(s, router, i);
         }
         running.resize(m.num_layers);
         place_of_row.resize(m.num_layers);
@@ -375,58 +382,68 @@ class Decoder {
         return m.cache_kind == BF16 ? round_to_bf16(x) : x;
     }
 
-    void choose_for(Step& s, const Router& router, int64_t segment) {
+    // Counts a segment's features and adds its scores to those of the segment it is aligned with, mostly itself.
+    void score(const Step& s, const Router& router, int64_t segment) {
         const auto [start, length, ahead_start, ahead_length, table] = segments[segment];
-        const int64_t lane = s.lanes[segment], middle = m.num_layers - 2;
+        const int64_t middle = m.num_layers - 2;
         const int64_t last = ahead_length ? ahead_start + ahead_length - 1 : start + length - 1;
         const int64_t num_tokens = s.positions[start + length - 1] + 1 + ahead_length;
-        int8_t* const mask = s.masks + segment * m.num_layers;
-        int8_t* const before = router.last_masks + lane * m.num_layers;
-        double* const sums = router.sums + lane * kv_dim;
+        double* const sums = router.sums + s.lanes[segment] * kv_dim;
         if (s.choices[segment] != CONTINUE) {
             for (int64_t i = 0; i < kv_dim; ++i) {
                 for (int64_t row = start; row < start + length; ++row) sums[i] += state(row, i);
                 for (int64_t row = ahead_start; row < ahead_start + ahead_length; ++row) sums[i] += state(row, i);
             }
         }
-        if (s.choices[segment] != CHOOSE) {
-            std::copy_n(before, m.num_layers, mask);
-            return;
-        }
+        if (s.choices[segment] != CHOOSE) return;
+        float* const into = &scores[s.aligned[segment] * middle];
+        for (int64_t layer = 0; layer < middle; ++layer) into[layer] += router.prior[layer];
+        if (!router.down) return;
         features.resize(2 * kv_dim);
-        hidden_units.resize(router.rank);
-        scores.resize(middle);
         for (int64_t i = 0; i < kv_dim; ++i) {
             features[i] = static_cast<float>(sums[i] / static_cast<double>(num_tokens));
             features[kv_dim + i] = state(last, i);
         }
-        std::copy_n(router.prior, middle, scores.data());
-        if (router.down) {
-            for (int64_t unit = 0; unit < router.rank; ++unit) {
-                float x = router.down_bias[unit];
-                const float* const weights = router.down + unit * router.num_features;
-                Vec parts = Vec{};
-                int64_t i = 0;
-                for (; i + LANES <= router.num_features; i += LANES) parts += load(weights + i) * load(&features[i]);
-                for (; i < router.num_features; ++i) x += weights[i] * features[i];
-                x += sum(parts);
-                hidden_units[unit] = x / (1.f + std::exp(-x));
-            }
-            for (int64_t layer = 0; layer < middle; ++layer) {
-                scores[layer] += router.up_bias[layer];
-                for (int64_t unit = 0; unit < router.rank; ++unit)
-                    scores[layer] += router.up[layer * router.rank + unit] * hidden_units[unit];
+        hidden_units.resize(router.rank);
+        for (int64_t unit = 0; unit < router.rank; ++unit) {
+            float x = router.down_bias[unit];
+            const float* const weights = router.down + unit * router.num_features;
+            Vec parts = Vec{};
+            int64_t i = 0;
+            for (; i + LANES <= router.num_features; i += LANES) parts += load(weights + i) * load(&features[i]);
+            for (; i < router.num_features; ++i) x += weights[i] * features[i];
+            x += sum(parts);
+            hidden_units[unit] = x / (1.f + std::exp(-x));
+        }
+        for (int64_t layer = 0; layer < middle; ++layer) {
+            float x = router.up_bias[layer];
+            for (int64_t unit = 0; unit < router.rank; ++unit) x += router.up[layer * router.rank + unit] * hidden_units[unit];
+            into[layer] += x;
+        }
+    }
+
+    void select(Step& s, const Router& router, int64_t segment) {
+        const int64_t middle = m.num_layers - 2;
+        int8_t* const mask = s.masks + segment * m.num_layers;
+        int8_t* const last_mask = router.last_masks + s.lanes[segment] * m.num_layers;
+        if (s.choices[segment] != CHOOSE) {
+            std::copy_n(last_mask, m.num_layers, mask);
+            return;
+        }
+        if (s.aligned[segment] != segment) {
+            std::copy_n(s.masks + s.aligned[segment] * m.num_layers, m.num_layers, mask);
+        } else {
+            const float* const scored = &scores[segment * middle];
+            std::fill_n(mask, m.num_layers, int8_t{0});
+            mask[0] = mask[m.num_layers - 1] = 1;
+            for (int64_t left = s.budgets[segment] - 2; left > 0; --left) {
+                int64_t best = -1;  // of equals the lower index
+                for (int64_t layer = 0; layer < middle; ++layer)
+                    if (!mask[layer + 1] && (best < 0 || scored[layer] > scored[best])) best = layer;
+                mask[best + 1] = 1;
             }
         }
-        std::fill_n(mask, m.num_layers, int8_t{0});
-        mask[0] = mask[m.num_layers - 1] = 1;
-        for (int64_t left = s.budgets[segment] - 2; left > 0; --left) {
-            int64_t best = -1;  // of equals the lower index
-            for (int64_t layer = 0; layer < middle; ++layer)
-                if (!mask[layer + 1] && (best < 0 || scores[layer] > scores[best])) best = layer;
-            mask[best + 1] = 1;
-        }
-        std::copy_n(mask, m.num_layers, before);
+        std::copy_n(mask, m.num_layers, last_mask);
     }
 
     const Model m;

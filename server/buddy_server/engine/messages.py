@@ -37,13 +37,15 @@ class SamplingParams:
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """One admitted request. Its depth was decided at admission: `num_run_layers` layers for every token."""
+    """One admitted request. Its depth was decided at admission: `num_run_layers` layers for every token. With
+    `align_paths` its tokens may share their paths with the tenant's others of the same depth."""
 
     request_id: str
     tenant: str
     prompt_tokens: tuple[int, ...]
     num_run_layers: int
     sampling: SamplingParams
+    align_paths: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,12 +65,18 @@ def step_rows(works: list[Work], reroute_every: int) -> StepRows:
     tokens: list[int] = []
     positions: list[int] = []
     choices: list[int] = []
-    for work in works:
+    aligned: list[int] = []
+    leaders: dict[tuple[str, int], int] = {}
+    for index, work in enumerate(works):
         end = work.start + work.length
         tokens += work.sequence.tokens[work.start : end]
         positions += range(work.start, end)
-        output = work.start - work.sequence.num_prompt
-        choices.append(CHOOSE if output < 0 or (output + 1) % reroute_every == 0 else KEEP)
+        request, output = work.sequence.request, work.start - work.sequence.num_prompt
+        chooses = output < 0 or (output + 1) % reroute_every == 0
+        choices.append(CHOOSE if chooses else KEEP)
+        # Never a prompt's path: what the prefix cache keeps follows from the prompt alone.
+        alone = not (request.align_paths and chooses and output >= 0)
+        aligned.append(index if alone else leaders.setdefault((request.tenant, request.num_run_layers), index))
     return StepRows(
         tokens=tokens,
         positions=positions,
@@ -81,6 +87,7 @@ def step_rows(works: list[Work], reroute_every: int) -> StepRows:
         choices=choices,
         wanted=wanted_rows(works),
         aheads=[0] * len(works),
+        aligned=aligned,
     )
 
 
