@@ -135,6 +135,7 @@ class _Matrix(ctypes.Structure):
         ("scales", c_void_p),
         ("outputs", c_int64),
         ("inputs", c_int64),
+        ("kind", c_int64),
     )
 
 
@@ -352,6 +353,7 @@ class RoutedStep:
             None if matrix.scales is None else self._keep(matrix.scales),
             matrix.outputs,
             matrix.inputs,
+            KINDS[matrix.kind],
         )
 
     def _norm(self, weight: Tensor) -> int:

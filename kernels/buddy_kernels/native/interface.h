@@ -17,7 +17,7 @@ struct Matrix {
     const char* panels;
     const float* bias;    // [outputs], padded; or null
     const float* scales;  // int8 only
-    int64_t outputs, inputs;
+    int64_t outputs, inputs, kind;
 };
 
 struct Layer {

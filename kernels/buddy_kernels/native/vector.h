@@ -20,7 +20,7 @@ typedef uint32_t VecU __attribute__((vector_size(64), aligned(4), may_alias));
 typedef uint16_t VecH __attribute__((vector_size(32), aligned(2), may_alias));
 typedef uint8_t VecB __attribute__((vector_size(16), aligned(1), may_alias));
 
-inline Vec splat(float x) { return Vec{} + x; }
+inline Vec splat(float x) { return Vec{x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x}; }
 inline Vec load(const float* p) { return *reinterpret_cast<const Vec*>(p); }
 inline Vec load(const uint16_t* p) {
     return (Vec)(__builtin_convertvector(*reinterpret_cast<const VecH*>(p), VecU) << 16);
