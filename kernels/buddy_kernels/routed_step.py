@@ -8,6 +8,7 @@ native/routed_step.cpp. Weights are packed once; rows do not depend on each othe
 # D model dim, Hq query heads, Hkv key/value heads, Dh head dim
 
 import ctypes
+import math
 from collections.abc import Callable, Sequence
 from ctypes import POINTER, c_double, c_int64, c_void_p
 from dataclasses import dataclass
@@ -25,6 +26,9 @@ KINDS: dict[WeightKind, int] = {"float32": 0, "bfloat16": 1, "int8": 2}
 BLOCK_SIZE = LANES
 """Slots in a block of the cache: as many keys as fit a vector."""
 MAX_HEAD_DIM = 1024
+
+ChoosePaths = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""A router that is asked: the first layer's V [N, Hkv, Dh] fp32 to masks [S, L] int8 and RoutedOutput.sums."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +160,7 @@ class _Step(ctypes.Structure):
             (name, c_void_p)
             for name in (
                 *("tokens", "positions", "lengths", "tables", "lanes", "budgets", "wanted", "reroutes", "masks"),
-                *("logits", "first_v"),
+                *("logits", "sums", "first_v"),
             )
         ),
         ("choose", _Choose),
@@ -166,10 +170,12 @@ class _Step(ctypes.Structure):
 
 @dataclass(frozen=True, slots=True)
 class RoutedOutput:
-    """`logits` [W, V] fp32, `masks` [S, L] int8 that were run, and the seconds that choosing them took."""
+    """`logits` [W, V] fp32, `masks` [S, L] int8 that were run, `sums` [S, F] fp64 of the first layer's V over each
+    segment's sequence up to its last token, and the seconds that choosing took."""
 
     logits: Tensor
     masks: Tensor
+    sums: Tensor
     router_s: float
 
 
@@ -228,9 +234,8 @@ class RoutedStep:
         if hasattr(self, "_decoder"):
             self._library.buddy_free(self._decoder)
 
-    def __call__(self, rows: StepRows, router: RouterWeights | Callable[[Tensor], Tensor]) -> RoutedOutput:
-        """Run the rows; K/V of each are written at every layer. A callable router gets the first layer's V
-        [N, Hkv, Dh] fp32 and returns masks [S, L] int8.
+    def __call__(self, rows: StepRows, router: RouterWeights | ChoosePaths) -> RoutedOutput:
+        """Run the rows; K/V of each are written at every layer.
 
         Raises ValueError for rows that name what does not exist, or tensors of another layout; what the router raises.
         """
@@ -238,6 +243,7 @@ class RoutedStep:
         num_rows, num_segments, num_wanted = len(rows.tokens), len(rows.lanes), len(rows.wanted)
         logits = torch.empty(num_wanted, self.vocab_size)
         masks = torch.empty(num_segments, self.num_layers, dtype=torch.int8)
+        sums = torch.empty(num_segments, math.prod(self.v_shape), dtype=torch.float64)
         step = _Step(
             num_rows,
             num_segments,
@@ -253,6 +259,7 @@ class RoutedStep:
             rows.reroutes.data_ptr(),
             masks.data_ptr(),
             logits.data_ptr(),
+            sums.data_ptr(),
         )
         given = _Router()
         raised: list[BaseException] = []
@@ -266,7 +273,9 @@ class RoutedStep:
                 # An exception does not cross C++: the step ends on full depth and raises then.
                 masks.fill_(1)
                 try:
-                    masks.copy_(router(v))
+                    chosen, after = router(v)
+                    masks.copy_(chosen)
+                    sums.copy_(after)
                 except BaseException as error:
                     raised.append(error)
 
@@ -276,7 +285,7 @@ class RoutedStep:
             raise ValueError(f"native step: {mistake.decode()}")
         if raised:
             raise raised[0]
-        return RoutedOutput(logits, masks, step.router_s)
+        return RoutedOutput(logits, masks, sums, step.router_s)
 
     def _layer(self, layer: LayerWeights, index: int, kind: WeightKind) -> _Layer:
         gate_up = interleaved(layer.gate.weight.detach(), layer.up.weight.detach())

@@ -1,6 +1,6 @@
 """Runs a server's steps: decoder, cache and what routing remembers, in plain torch or as the CPU's one op."""
 
-# N rows, S segments, W wanted rows, L layers, V vocabulary
+# N rows, S segments, W wanted rows, L layers, V vocabulary, F width of one token's V
 
 import time
 from dataclasses import dataclass
@@ -30,7 +30,8 @@ class Stepper(Protocol):
     def device(self) -> torch.device: ...
 
     def step(self, batch: SegmentBatch) -> RoutedOutput:
-        """Logits [W, V] fp32 on the CPU after the wanted rows, and the masks [S, L] that were run."""
+        """Logits [W, V] fp32 on the CPU after the wanted rows, the masks [S, L] that were run, and the sums [S, F] that
+        a lane has after each segment, on the device of the planner."""
         ...
 
 
@@ -52,16 +53,17 @@ class TorchStepper:
 
     def step(self, batch: SegmentBatch) -> RoutedOutput:
         router_s = 0.0
+        sums = torch.empty(0)
 
         def choose(v: Tensor) -> Tensor:
-            nonlocal router_s
+            nonlocal router_s, sums
             started = time.perf_counter()
-            masks = self.planner.choose(batch, v)
+            masks, sums = self.planner.choose(batch, v)
             router_s = time.perf_counter() - started
             return masks
 
         logits, masks = self.model(batch, self.cache, choose)
-        return RoutedOutput(logits.float().cpu(), masks, router_s)
+        return RoutedOutput(logits.float().cpu(), masks, sums, router_s)
 
 
 class NativeStepper:

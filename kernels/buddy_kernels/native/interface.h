@@ -51,6 +51,7 @@ struct Step {
     const uint8_t* reroutes;
     int8_t* masks;        // [S, L], written
     float* logits;        // [wanted, V], written
+    double* sums;         // [S, F], written unless `choose`: the running sums of V after each segment
     float* first_v;       // [N, F], written for `choose`
     void (*choose)();     // writes the masks; null: the router does
     double router_s;      // written

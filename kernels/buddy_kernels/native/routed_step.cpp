@@ -360,6 +360,7 @@ class Decoder {
             features[i] = static_cast<float>(sums[i] / static_cast<double>(s.positions[last] + 1));
             features[kv_dim + i] = state(last, i);
         }
+        std::copy_n(sums, kv_dim, s.sums + segment * kv_dim);
         int8_t* const mask = s.masks + segment * m.num_layers;
         int8_t* const before = router.last_masks + lane * m.num_layers;
         if (!s.reroutes[segment]) {

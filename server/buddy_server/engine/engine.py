@@ -1,5 +1,6 @@
 """The engine: requests in, steps, events out. Single-threaded; service.py gives it a thread and an asyncio face."""
 
+from array import array
 from collections import defaultdict
 from dataclasses import dataclass, field
 
@@ -92,12 +93,17 @@ class Engine:
 
     def _commit(self, works: list[Work], result: StepResult) -> list[tuple[str, Event]]:
         events: list[tuple[str, Event]] = []
-        for work, layers, scored, token in zip(works, result.layers, result.scored, result.tokens, strict=True):
+        done = zip(works, result.layers, result.scored, result.tokens, strict=True)
+        for index, (work, layers, scored, token) in enumerate(done):
             sequence = work.sequence
+            # What nobody has computed for this request came from the prefix cache.
+            sequence.num_cached += max(0, work.start - sequence.num_charged)
             sequence.scored_prompt += scored
             sequence.prompt_layer_runs += work.num_new_prompt * len(layers)
             sequence.num_computed += work.length
             sequence.num_charged = max(sequence.num_charged, sequence.num_computed)
+            if self.scheduler.is_cacheable(work):
+                self.scheduler.cache(work, array("d", result.sums[index].tolist()))
             if token is not None:
                 request_id = sequence.request.request_id
                 events += [(request_id, event) for event in self._accept(sequence, token, layers)]
@@ -149,6 +155,7 @@ class Engine:
             completion_tokens=sequence.num_output,
             prompt_layer_runs=sequence.prompt_layer_runs,
             output_layer_runs=sequence.output_layer_runs,
+            cached_tokens=sequence.num_cached,
             text=detokenizer.flush(),
             error=error,
         )

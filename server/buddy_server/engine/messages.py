@@ -78,7 +78,8 @@ class TokenEvent:
 class FinishEvent:
     """The last event of every request, exactly once. `text` is what was held back and is now released.
 
-    `prompt_layer_runs` and `output_layer_runs` count layers executed, summed over tokens.
+    `prompt_layer_runs` and `output_layer_runs` count layers executed, summed over tokens. The first `cached_tokens` of
+    the prompt were found computed and ran none.
     """
 
     reason: FinishReason
@@ -88,6 +89,7 @@ class FinishEvent:
     output_layer_runs: int
     text: str = ""
     error: str | None = None
+    cached_tokens: int = 0
 
 
 Event = PromptEvent | TokenEvent | FinishEvent

@@ -1,6 +1,6 @@
 """Turns scheduled work into tensors, runs the model, samples. Takes masks as data; never asks about tenants."""
 
-# W wanted rows, V vocabulary
+# S works, W wanted rows, V vocabulary, F width of one token's V
 
 from dataclasses import dataclass
 
@@ -16,11 +16,12 @@ from buddy_server.engine.sequence import SampledToken, Sequence, Work
 @dataclass(frozen=True, slots=True)
 class StepResult:
     """One entry a work: the layers it ran, the log probabilities of prompt tokens behind its rows if they were asked
-    for, and its token if it makes one."""
+    for, its token if it makes one, and the running features' `sums` [S, F] after it."""
 
     layers: list[tuple[int, ...]]
     scored: list[list[SampledToken]]
     tokens: list[SampledToken | None]
+    sums: Tensor
     num_layers_read: int
     router_s: float
 
@@ -38,8 +39,8 @@ class ModelRunner:
     @torch.inference_mode()
     def run(self, works: list[Work], samplers: dict[Sequence, Sampler]) -> StepResult:
         for work in works:
-            if work.start == 0:
-                self.stepper.planner.start(work.sequence.lane)
+            if work.start == work.sequence.num_restored:
+                self.stepper.planner.start(work.sequence.lane, work.sequence.restored_sums)
         output = self.stepper.step(self._batch(works))
         layers = [tuple(index for index, action in enumerate(row) if action) for row in output.masks.tolist()]
         scored, tokens = sample(works, samplers, output.logits)
@@ -47,6 +48,7 @@ class ModelRunner:
             layers=layers,
             scored=scored,
             tokens=tokens,
+            sums=output.sums,
             num_layers_read=len(set().union(*layers)),
             router_s=output.router_s,
         )
