@@ -6,7 +6,7 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor
 
-from buddy_kernels import RoutedStep, WeightKind
+from buddy_kernels import RoutedOutput, RoutedStep, WeightKind
 from buddy_kernels.routed_step import BLOCK_SIZE as NATIVE_BLOCK_SIZE
 from buddy_routing.decoder import RoutedDecoder
 from buddy_routing.kv_cache import KVCache
@@ -48,6 +48,11 @@ class SparseDecode:
 
     def step(self, spans: Sequence[tuple[int, int, int]]) -> tuple[Tensor, Tensor]:
         """Run (sequence, start, end) segments in one step: logits [S, V] and masks [S, L]."""
+        output = self.run(spans)
+        return output.logits, output.masks
+
+    def run(self, spans: Sequence[tuple[int, int, int]]) -> RoutedOutput:
+        """All that a step of (sequence, start, end) segments gives."""
         positions = torch.cat([torch.arange(start, end) for _, start, end in spans])
         rows = torch.cat([torch.full((end - start,), sequence) for sequence, start, end in spans])
         batch = SegmentBatch(
@@ -61,8 +66,7 @@ class SparseDecode:
             reroutes=(True,) * len(spans),
         )
         with torch.inference_mode():
-            output = self.stepper.step(batch)
-        return output.logits, output.masks
+            return self.stepper.step(batch)
 
 
 def torch_stepper(model: RoutedDecoder, planner: PathPlanner, num_blocks: int) -> TorchStepper:

@@ -1,5 +1,6 @@
 """The native step against plain torch beyond what test_decoder.py holds together."""
 
+from array import array
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -57,6 +58,34 @@ def test_routers_that_the_op_asks_for_or_ranks_itself_choose_the_same(
     model = load_tiny("llama", tmp_path)
     torch_logits, native_logits = run_both(model, make_router(model), "float32")
     torch.testing.assert_close(native_logits, torch_logits, **TOLERANCE[torch.float32])
+
+
+@pytest.mark.parametrize("make_router", [prompt_sets, ties])
+@pytest.mark.parametrize("native", [None, "float32"])
+def test_running_sums_are_told_after_every_segment_and_a_lane_can_go_on_from_them(
+    native: WeightKind | None, make_router: Callable[[RoutedDecoder], Router], tmp_path: Path
+) -> None:
+    model = load_tiny("llama", tmp_path)
+    tokens = torch.randint(0, SHAPE["vocab_size"], (2, 50))
+    sparse = SparseDecode(model, make_router(model), tokens, [4, 3], native)
+    before = sparse.run([(0, 0, 16), (1, 0, 7), (0, 16, 32)])
+    assert before.sums.dtype == torch.float64
+    lanes = sparse.stepper.planner.features.sums
+    assert torch.equal(before.sums[[2, 1]], lanes)
+    after = sparse.run([(0, 32, 48), (0, 48, 50)])
+    assert torch.equal(after.sums[1], lanes[0])
+    sparse.stepper.planner.start(0, array("d", before.sums[2].tolist()))
+    assert torch.equal(before.sums[2], lanes[0])
+    again = sparse.run([(0, 32, 48), (0, 48, 50)])
+    assert torch.equal(again.sums, after.sums)
+    assert torch.equal(again.logits, after.logits)
+
+
+def test_running_sums_of_the_native_step_are_those_of_plain_torch(tmp_path: Path) -> None:
+    model = load_tiny("qwen3", tmp_path)
+    tokens = torch.randint(0, SHAPE["vocab_size"], (1, 40))
+    ours, theirs = (SparseDecode(model, ties(model), tokens, [4], kind).run([(0, 0, 33)]) for kind in (None, "float32"))
+    torch.testing.assert_close(theirs.sums, ours.sums, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3", "mistral-window"])
