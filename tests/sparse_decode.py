@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from buddy_kernels import RoutedStep, StepRows, WeightKind
+from buddy_kernels import RoutedOutput, RoutedStep, StepRows, WeightKind
 from buddy_kernels.routed_step import BLOCK_SIZE as NATIVE_BLOCK_SIZE
 from buddy_kernels.routed_step import CHOOSE
 from buddy_routing.decoder import RoutedDecoder
@@ -55,6 +56,18 @@ class SparseDecode:
     ) -> tuple[Tensor, Tensor]:
         """Run (sequence, start, end) segments in one step: logits [S, V] and masks [S, L]. `block_ends` says up to
         where each looks ahead, the others what StepRows says."""
+        output = self.run(spans, block_ends, choices, aligned)
+        return output.logits.clone(), output.masks[0]
+
+    def run(
+        self,
+        spans: Sequence[tuple[int, int, int]],
+        block_ends: Sequence[int] | None = None,
+        choices: Sequence[int] | None = None,
+        aligned: Sequence[int] | None = None,
+        **more: Any,
+    ) -> RoutedOutput:
+        """All that a step gives; `more` fields of StepRows."""
         ends = block_ends or [end for _, _, end in spans]
         ahead = [(sequence, end, ahead_end) for (sequence, _, end), ahead_end in zip(spans, ends, strict=True)]
         rows = StepRows(
@@ -72,9 +85,9 @@ class SparseDecode:
             wanted=[end - 1 for end in accumulate(end - start for _, start, end in spans)],
             aheads=[end - start for _, start, end in ahead],
             aligned=aligned or range(len(spans)),
+            **more,
         )
-        output = self.stepper.step(rows)
-        return output.logits.clone(), output.masks
+        return self.stepper.step(rows)
 
 
 def torch_stepper(model: RoutedDecoder, planner: PathPlanner, num_blocks: int) -> TorchStepper:

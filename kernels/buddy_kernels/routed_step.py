@@ -23,10 +23,13 @@ from buddy_kernels.native_library import NativeBuildError, load_native_library
 from buddy_kernels.packing import LANES, PackedMatrix, interleaved, pack, pad_to
 
 WeightKind = Literal["float32", "bfloat16", "int8"]
-KINDS: dict[WeightKind, int] = {"float32": 0, "bfloat16": 1, "int8": 2}
+KINDS: dict[str, int] = {"float32": 0, "bfloat16": 1, "int8": 2}
 BLOCK_SIZE = LANES
 """Slots in a block of the cache: as many keys as fit a vector."""
 MAX_HEAD_DIM = 1024
+
+ChoosePaths = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""A router that is asked: the first layer's V [N + A, Hkv, Dh] fp32 to masks [S, L] int8 and RoutedOutput.sums."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +117,9 @@ class StepRows:
     A prefill block that is cut short looks ahead to the rest of itself, since its path follows from its last token.
     Segments `aligned` [S] with an earlier one of the same budget share a path, the best by the sum of their scores; a
     segment's own index leaves it alone.
+
+    With `most_steps` over 1, where every row is a segment and wanted, rows go on by their likeliest tokens: for so many
+    steps, until one of those is an end token, or until `most_s` seconds are over. One step is what may always come.
     """
 
     tokens: Sequence[int]
@@ -126,6 +132,9 @@ class StepRows:
     wanted: Sequence[int]
     aheads: Sequence[int]
     aligned: Sequence[int]
+    most_steps: int = 1
+    most_s: float = 0.0
+    end_tokens: Sequence[int] = ()
 
 
 class _Matrix(ctypes.Structure):
@@ -183,27 +192,34 @@ _Choose = ctypes.CFUNCTYPE(None)
 
 class _Step(ctypes.Structure):
     _fields_ = (
-        *((name, c_int64) for name in ("num_rows", "num_ahead", "num_segments", "num_wanted")),
+        *(
+            (name, c_int64)
+            for name in (*("num_rows", "num_ahead", "num_segments", "num_wanted"), *("most_steps", "num_end_tokens"))
+        ),
         *(
             (name, c_void_p)
             for name in (
                 *("tokens", "positions", "lengths", "aheads", "tables", "table_starts", "lanes", "budgets", "wanted"),
-                *("aligned", "choices", "masks", "logits", "likeliest", "first_v"),
+                *("aligned", "end_tokens", "choices", "masks", "logits", "likeliest", "sums", "first_v"),
             )
         ),
         ("choose", _Choose),
+        ("most_s", c_double),
         ("router_s", c_double),
+        ("num_steps", c_int64),
     )
 
 
 @dataclass(frozen=True, slots=True)
 class RoutedOutput:
-    """`logits` [W, V] fp32, valid until the next step, and the `likeliest` token of each; `masks` [S, L] int8 that were
-    run, and the seconds that choosing them took."""
+    """What one step or several did. `logits` [W, V] fp32 of the last, valid until the next call; `likeliest` tokens [W]
+    of each step; `masks` [steps, S, L] int8 that were run; `sums` [S, F] fp64 of the first layer's V over each
+    segment's sequence up to its last token; and the seconds that choosing took."""
 
     logits: Tensor
-    likeliest: Sequence[int]
+    likeliest: Sequence[Sequence[int]]
     masks: Tensor
+    sums: Tensor
     router_s: float
 
 
@@ -253,7 +269,7 @@ class RoutedStep:
         self.num_layers = len(weights.layers)
         self.vocab_size = weights.embeddings.shape[0]
         self._logits = torch.empty(0, self.vocab_size)
-        self._v_shape = (weights.num_kv_heads, weights.head_dim)
+        self._v_shape = torch.Size((weights.num_kv_heads, weights.head_dim))
         made = self._library.buddy_decoder(ctypes.byref(model))
         if not made:
             raise NativeBuildError("there is no memory for the native step")
@@ -263,9 +279,8 @@ class RoutedStep:
         if hasattr(self, "_decoder"):
             self._library.buddy_free(self._decoder)
 
-    def __call__(self, rows: StepRows, router: RouterWeights | Callable[[Tensor], Tensor]) -> RoutedOutput:
-        """Run the rows; K/V of each are written at every layer. A callable router gets the first layer's V
-        [N + A, Hkv, Dh] fp32 and returns masks [S, L] int8.
+    def __call__(self, rows: StepRows, router: RouterWeights | ChoosePaths) -> RoutedOutput:
+        """Run the rows; K/V of each are written at every layer.
 
         Raises ValueError for rows that name what does not exist or do not belong together; what the router raises.
         """
@@ -273,8 +288,9 @@ class RoutedStep:
         check_counts(rows)
         if num_wanted > len(self._logits):
             self._logits = torch.empty(num_wanted, self.vocab_size)
-        masks = torch.empty(num_segments, self.num_layers, dtype=torch.int8)
-        likeliest = array("q", bytes(8 * num_wanted))
+        masks = torch.empty(rows.most_steps, num_segments, self.num_layers, dtype=torch.int8)
+        likeliest = array("q", bytes(8 * num_wanted * rows.most_steps))
+        sums = torch.empty(num_segments, self._v_shape.numel(), dtype=torch.float64)
         tables = array("q")
         for table in rows.tables:
             tables.extend(table)
@@ -282,7 +298,7 @@ class RoutedStep:
             *(array("q", values) for values in (rows.tokens, rows.positions, rows.lengths, rows.aheads)),
             tables,
             array("q", accumulate(map(len, rows.tables), initial=0)),
-            *(array("q", values) for values in (rows.lanes, rows.budgets, rows.wanted, rows.aligned)),
+            *(array("q", values) for values in (rows.lanes, rows.budgets, rows.wanted, rows.aligned, rows.end_tokens)),
             array("B", rows.choices),
         )
         step = _Step(
@@ -290,20 +306,25 @@ class RoutedStep:
             len(rows.tokens) - len(rows.positions),
             num_segments,
             num_wanted,
+            rows.most_steps,
+            len(rows.end_tokens),
             *(values.buffer_info()[0] for values in numbers),
             masks.data_ptr(),
             self._logits.data_ptr(),
             likeliest.buffer_info()[0],
+            sums.data_ptr(),
+            most_s=rows.most_s,
         )
         if isinstance(router, RouterWeights):
             mistake = self._library.buddy_step(self._decoder, ctypes.byref(step), ctypes.byref(router.pointers))
         else:
-            mistake = self._asking(router, step, masks)
+            mistake = self._asking(router, step, masks[0], sums)
         if mistake:
             raise ValueError(f"native step: {mistake.decode()}")
-        return RoutedOutput(self._logits[:num_wanted], likeliest, masks, step.router_s)
+        said = [likeliest[index * num_wanted : (index + 1) * num_wanted] for index in range(step.num_steps)]
+        return RoutedOutput(self._logits[:num_wanted], said, masks[: step.num_steps], sums, step.router_s)
 
-    def _asking(self, router: Callable[[Tensor], Tensor], step: _Step, masks: Tensor) -> bytes | None:
+    def _asking(self, router: ChoosePaths, step: _Step, masks: Tensor, sums: Tensor) -> bytes | None:
         """A step whose paths are chosen in Python."""
         v = torch.empty(step.num_rows + step.num_ahead, *self._v_shape)
         step.first_v = v.data_ptr()
@@ -313,7 +334,9 @@ class RoutedStep:
             # An exception does not cross C++: the step ends on full depth and raises then.
             masks.fill_(1)
             try:
-                masks.copy_(router(v))
+                chosen, after = router(v)
+                masks.copy_(chosen)
+                sums.copy_(after)
             except BaseException as error:
                 raised.append(error)
 

@@ -1,14 +1,14 @@
 """Runs a server's steps: decoder, cache and what routing remembers, in plain torch or as the CPU's one op."""
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from buddy_kernels import DecoderWeights, LayerWeights, Projection, RoutedOutput, RoutedStep, RouterWeights, StepRows
+from buddy_kernels.routed_step import ChoosePaths
 from buddy_routing.decoder import DecoderLayer, Linear, RoutedDecoder
 from buddy_routing.kv_cache import KVCache
 from buddy_routing.planner import PathPlanner, Planner
@@ -25,7 +25,9 @@ class Stepper(Protocol):
     @property
     def num_layers(self) -> int: ...
 
-    def step(self, rows: StepRows) -> RoutedOutput: ...
+    def step(self, rows: StepRows) -> RoutedOutput:
+        """What native ones do in several steps, others do in one."""
+        ...
 
 
 @dataclass(slots=True)
@@ -44,17 +46,18 @@ class TorchStepper:
     def step(self, rows: StepRows) -> RoutedOutput:
         batch = SegmentBatch.from_rows(rows, self.cache.k.device)
         router_s = 0.0
+        sums = torch.empty(0)
 
         def choose(v: Tensor) -> Tensor:
-            nonlocal router_s
+            nonlocal router_s, sums
             started = time.perf_counter()
-            masks = self.planner.choose(batch, v)
+            masks, sums = self.planner.choose(batch, v)
             router_s = time.perf_counter() - started
             return masks
 
         logits, masks = self.model(batch, self.cache, choose)
         logits = logits.float().cpu()
-        return RoutedOutput(logits, logits.argmax(-1).tolist(), masks, router_s)
+        return RoutedOutput(logits, [logits.argmax(-1).tolist()], masks[None], sums, router_s)
 
 
 class NativeStepper:
@@ -67,9 +70,11 @@ class NativeStepper:
         self._router_weights = router_weights(planner)
 
     def step(self, rows: StepRows) -> RoutedOutput:
-        return self.routed_step(rows, self._router_weights or self._asking_planner(rows))
+        if self._router_weights is None:
+            return self.routed_step(replace(rows, most_steps=1), self._asking_planner(rows))
+        return self.routed_step(rows, self._router_weights)
 
-    def _asking_planner(self, rows: StepRows) -> Callable[[Tensor], Tensor]:
+    def _asking_planner(self, rows: StepRows) -> ChoosePaths:
         batch = SegmentBatch.from_rows(rows, torch.device("cpu"))
         return torch.inference_mode()(lambda v: self.planner.choose(batch, v))
 

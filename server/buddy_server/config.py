@@ -108,6 +108,7 @@ class _EngineEntry(_Strict):
     max_sequences: Annotated[int, Field(ge=1)] = _SIZES.max_sequences
     max_step_tokens: Annotated[int, Field(ge=1)] = _SIZES.max_step_tokens
     thrift: Annotated[float, Field(ge=0)] = _SIZES.thrift
+    prefix_cache: bool = _SIZES.prefix_cache
 
 
 class _File(_Strict):

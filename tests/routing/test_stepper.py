@@ -1,5 +1,6 @@
 """The native step against plain torch beyond what test_decoder.py holds together."""
 
+from array import array
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -52,7 +53,7 @@ def some_tokens(num_sequences: int, num_tokens: int) -> Tensor:
     )
 
 
-def ties(_: RoutedDecoder) -> StaticRouter:
+def ties(_: RoutedDecoder | None) -> StaticRouter:
     return StaticRouter(torch.tensor([0.5, 0.7, 0.5, 0.5]), "ties")
 
 
@@ -75,6 +76,34 @@ def test_routers_that_the_op_asks_for_or_ranks_itself_choose_the_same(
     model = load_tiny("llama", tmp_path)
     torch_logits, native_logits = run_both(model, make_router(model), "float32")
     torch.testing.assert_close(native_logits, torch_logits, **TOLERANCE[torch.float32])
+
+
+@pytest.mark.parametrize("make_router", [prompt_sets, ties])
+@pytest.mark.parametrize("native", [None, "float32"])
+def test_running_sums_are_told_after_every_segment_and_a_lane_can_go_on_from_them(
+    native: WeightKind | None, make_router: Callable[[RoutedDecoder], Router], tmp_path: Path
+) -> None:
+    model = load_tiny("llama", tmp_path)
+    tokens = torch.randint(0, SHAPE["vocab_size"], (2, 50))
+    sparse = SparseDecode(model, make_router(model), tokens, [4, 3], native)
+    before = sparse.run([(0, 0, 16), (1, 0, 7), (0, 16, 32)])
+    assert before.sums.dtype == torch.float64
+    lanes = sparse.stepper.planner.features.sums
+    assert torch.equal(before.sums[[2, 1]], lanes)
+    after = sparse.run([(0, 32, 48), (0, 48, 50)])
+    assert torch.equal(after.sums[1], lanes[0])
+    sparse.stepper.planner.start(0, array("d", before.sums[2].tolist()))
+    assert torch.equal(before.sums[2], lanes[0])
+    again = sparse.run([(0, 32, 48), (0, 48, 50)])
+    assert torch.equal(again.sums, after.sums)
+    assert torch.equal(again.logits, after.logits)
+
+
+def test_running_sums_of_the_native_step_are_those_of_plain_torch(tmp_path: Path) -> None:
+    model = load_tiny("qwen3", tmp_path)
+    tokens = torch.randint(0, SHAPE["vocab_size"], (1, 40))
+    ours, theirs = (SparseDecode(model, ties(model), tokens, [4], kind).run([(0, 0, 33)]) for kind in (None, "float32"))
+    torch.testing.assert_close(theirs.sums, ours.sums, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3", "mistral-window"])
@@ -161,6 +190,44 @@ def test_a_prefill_block_run_in_pieces_is_the_block_run_at_once(native: WeightKi
         logits, token_masks = pieces.step([(0, token, token + 1)])
         assert torch.equal(token_masks, expected_masks)
         torch.testing.assert_close(logits, expected_logits, rtol=0, atol=0 if native else 1e-5)
+
+
+def test_steps_in_a_row_are_the_steps_one_by_one(tmp_path: Path) -> None:
+    model = load_tiny("qwen3", tmp_path)
+    router, tokens = random_router(model), some_tokens(2, 40)
+    in_a_row, one_by_one = (SparseDecode(model, router, tokens.clone(), (4, 3), "float32") for _ in range(2))
+    for decode in (in_a_row, one_by_one):
+        decode.step([(0, 0, 20), (1, 0, 9)])
+    output = in_a_row.run([(0, 20, 21), (1, 9, 10)], most_steps=6, most_s=60.0)
+    for step in range(6):
+        spans = [(0, 20 + step, 21 + step), (1, 9 + step, 10 + step)]
+        logits, masks = one_by_one.step(spans)
+        assert list(output.likeliest[step]) == logits.argmax(-1).tolist()
+        assert torch.equal(output.masks[step], masks)
+        one_by_one.tokens[[0, 1], [21 + step, 10 + step]] = logits.argmax(-1)
+    assert torch.equal(output.logits, logits)
+
+
+@pytest.mark.parametrize(
+    ("most_s", "ends_with_said", "num_steps"), [(60.0, False, 8), (60.0, True, 1), (0.0, False, 1)]
+)
+def test_steps_in_a_row_stop_at_an_end_token_and_when_the_time_is_over(
+    most_s: float, ends_with_said: bool, num_steps: int, tmp_path: Path
+) -> None:
+    model = load_tiny("llama", tmp_path)
+    router, tokens = random_router(model), some_tokens(1, 32)
+    first = int(SparseDecode(model, router, tokens, [4], "float32").run([(0, 0, 1)]).likeliest[0][0])
+    end_tokens = [first if ends_with_said else SHAPE["vocab_size"]]
+    output = SparseDecode(model, router, tokens, [4], "float32").run(
+        [(0, 0, 1)], most_steps=8, most_s=most_s, end_tokens=end_tokens
+    )
+    assert len(output.likeliest) == len(output.masks) == num_steps
+
+
+def test_rows_go_on_by_themselves_only_where_each_is_a_segment(tmp_path: Path) -> None:
+    decode = SparseDecode(load_tiny("llama", tmp_path), ties(None), some_tokens(1, 32), [4], "float32")
+    with pytest.raises(ValueError, match="each is a segment and wanted"):
+        decode.run([(0, 0, 2)], most_steps=2)
 
 
 @pytest.mark.parametrize("native", [None, "float32"])

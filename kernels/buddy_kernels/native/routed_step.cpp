@@ -60,13 +60,27 @@ class Decoder {
     Decoder(const Decoder&) = delete;
 
     // Null, or what is wrong with the step; then nothing has run.
-    const char* run(Step& new_step, const Router& new_router) {
-        if (const char* mistake = check(new_step, new_router)) return mistake;
-        prepare(new_step);
-        step = &new_step, router = &new_router;
-        gate.wait();
-        run_thread(*step, *router, 0);
-        gate.wait();
+    const char* run(Step& given, const Router& given_router) {
+        if (const char* mistake = check(given, given_router)) return mistake;
+        const auto started = std::chrono::steady_clock::now();
+        Step now = given;
+        router = &given_router;
+        for (;;) {
+            prepare(now);
+            step = &now;
+            gate.wait();
+            run_thread(now, *router, 0);
+            gate.wait();
+            ++given.num_steps;
+            const std::chrono::duration<double> passed = std::chrono::steady_clock::now() - started;
+            if (given.num_steps == given.most_steps || passed.count() >= given.most_s || ends(now)) break;
+            next_tokens.assign(now.likeliest, now.likeliest + now.num_rows);
+            next_positions.assign(now.positions, now.positions + now.num_rows);
+            for (int64_t& position : next_positions) ++position;
+            now.tokens = next_tokens.data(), now.positions = next_positions.data();
+            now.masks += now.num_segments * m.num_layers, now.likeliest += now.num_wanted;
+        }
+        given.router_s = now.router_s;
         return nullptr;
     }
 
@@ -106,13 +120,24 @@ class Decoder {
                 return "a segment that chooses no path is aligned";
             if (row + s.lengths[i] > s.num_rows) break;
             const int64_t end = (s.table_starts[i + 1] - s.table_starts[i]) * LANES;
-            if (outside(s.positions + row, s.lengths[i], 0, end)) return "a position is past its block table";
+            if (outside(s.positions + row, s.lengths[i], 0, end - s.most_steps + 1)) return "a position is past its block table";
         }
         if (std::accumulate(s.lengths, s.lengths + s.num_segments, int64_t{0}) != s.num_rows)
             return "the segments are not all of the rows";
         if (std::accumulate(s.aheads, s.aheads + s.num_segments, int64_t{0}) != s.num_ahead)
             return "the segments do not look ahead at all of the tokens";
+        if (s.most_steps > 1) {
+            bool alone = !s.choose && s.num_wanted == s.num_rows && s.num_segments == s.num_rows && !s.num_ahead;
+            for (int64_t i = 0; i < s.num_wanted && alone; ++i) alone = s.wanted[i] == i;
+            if (!alone) return "rows go on by themselves where each is a segment and wanted, and no callable chooses";
+        }
         return nullptr;
+    }
+
+    static bool ends(const Step& s) {
+        return std::any_of(s.likeliest, s.likeliest + s.num_wanted, [&](int64_t token) {
+            return std::find(s.end_tokens, s.end_tokens + s.num_end_tokens, token) != s.end_tokens + s.num_end_tokens;
+        });
     }
 
     void prepare(const Step& s) {
@@ -373,7 +398,7 @@ class Decoder {
                 }
             }
         }
-        s.router_s = std::chrono::duration<double>(std::chrono::steady_clock::now() - started).count();
+        s.router_s += std::chrono::duration<double>(std::chrono::steady_clock::now() - started).count();
     }
 
     // The first layer's V as the cache has it.
@@ -395,6 +420,7 @@ class Decoder {
                 for (int64_t row = ahead_start; row < ahead_start + ahead_length; ++row) sums[i] += state(row, i);
             }
         }
+        std::copy_n(sums, kv_dim, s.sums + segment * kv_dim);
         if (s.choices[segment] != CHOOSE) return;
         float* const into = &scores[s.aligned[segment] * middle];
         for (int64_t layer = 0; layer < middle; ++layer) into[layer] += router.prior[layer];
@@ -457,7 +483,7 @@ class Decoder {
     bool one_row_each = false;
     Inputs shared;
     std::vector<float> hidden, q, kv, attended, gated, cos, sin, features, hidden_units, scores;
-    std::vector<int64_t> segment_of_row;
+    std::vector<int64_t> segment_of_row, next_tokens, next_positions;
     std::vector<int32_t> all_rows, wanted;
     std::vector<Segment> segments;
     std::vector<std::vector<int32_t>> running, place_of_row;  // by layer: rows that run it, and each row's place there

@@ -34,6 +34,11 @@ class SamplingParams:
     top_logprobs: int | None = None
     prompt_logprobs: int | None = None
 
+    @property
+    def takes_likeliest(self) -> bool:
+        """Whether the likeliest token is the answer as it stands."""
+        return self.temperature == 0 and not (self.presence_penalty or self.frequency_penalty or self.logit_bias)
+
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
@@ -80,7 +85,8 @@ class TokenEvent:
 class FinishEvent:
     """The last event of every request, exactly once. `text` is what was held back and is now released.
 
-    `prompt_layer_runs` and `output_layer_runs` count layers executed, summed over tokens.
+    `prompt_layer_runs` and `output_layer_runs` count layers executed, summed over tokens. The first `cached_tokens` of
+    the prompt were found computed and ran none.
     """
 
     reason: FinishReason
@@ -90,6 +96,7 @@ class FinishEvent:
     output_layer_runs: int
     text: str = ""
     error: str | None = None
+    cached_tokens: int = 0
 
 
 Event = PromptEvent | TokenEvent | FinishEvent

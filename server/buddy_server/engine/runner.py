@@ -1,7 +1,8 @@
 """Turns scheduled work into rows, runs the model, samples. Takes masks as data; never asks about tenants."""
 
-# V vocabulary, L layers
+# S works, V vocabulary, F width of one token's V, L layers
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -9,21 +10,29 @@ from torch import Tensor
 
 from buddy_kernels import RoutedOutput, StepRows
 from buddy_kernels.routed_step import CHOOSE, KEEP
+from buddy_routing.router import NEVER
 from buddy_routing.stepper import Stepper
 from buddy_server.engine.sampler import Sampler, top_logprobs
 from buddy_server.engine.sequence import SampledToken, Sequence, Work
+
+MOST_S = 0.004
+"""How long answers may go on by themselves: less than anyone sees, many times what Python costs between two steps."""
 
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
     """One entry a work: the layers it ran, the log probabilities of prompt tokens behind its rows if they were asked
-    for, and its token if it makes one."""
+    for, its token if it makes one, and the running features' `sums` [S, F] after it."""
 
     layers: list[tuple[int, ...]]
     scored: list[list[SampledToken]]
     tokens: list[SampledToken | None]
-    num_layers_read: int
+    sums: Tensor
     router_s: float
+
+    @property
+    def num_layers_read(self) -> int:
+        return len(set().union(*self.layers))
 
 
 class ModelRunner:
@@ -36,22 +45,35 @@ class ModelRunner:
     def num_layers(self) -> int:
         return self.stepper.num_layers
 
-    def run(self, works: list[Work], samplers: dict[Sequence, Sampler]) -> StepResult:
+    def run(
+        self,
+        works: list[Work],
+        samplers: dict[Sequence, Sampler],
+        most_steps: int = 1,
+        end_token_ids: Collection[int] = (),
+    ) -> list[StepResult]:
+        """One step, or as many as `most_steps` for answers that go on by their likeliest tokens; fewer when one of them
+        comes to an end token."""
         planner = self.stepper.planner
         for work in works:
-            if work.start == 0:
-                planner.start(work.sequence.lane)
-        output = self.stepper.step(step_rows(works, planner.router.reroute_every))
+            if work.start == work.sequence.num_restored:
+                planner.start(work.sequence.lane, work.sequence.restored_sums)
+        output = self.stepper.step(step_rows(works, planner.router.reroute_every, most_steps, end_token_ids))
         masks, num_layers = output.masks.numpy().tobytes(), self.num_layers
         layers = [layers_of(masks[start : start + num_layers]) for start in range(0, len(masks), num_layers)]
-        scored, tokens = sample(works, samplers, output)
-        return StepResult(
-            layers=layers,
-            scored=scored,
-            tokens=tokens,
-            num_layers_read=len(set().union(*layers)),
-            router_s=output.router_s,
-        )
+        if len(output.likeliest) == 1:
+            scored, tokens = sample(works, samplers, output)
+            return [StepResult(layers, scored, tokens, output.sums, output.router_s)]
+        return [
+            StepResult(
+                layers=layers[step * len(works) : (step + 1) * len(works)],
+                scored=[[] for _ in works],
+                tokens=[SampledToken(token) for token in likeliest],
+                sums=output.sums,
+                router_s=output.router_s / len(output.likeliest),
+            )
+            for step, likeliest in enumerate(output.likeliest)
+        ]
 
 
 @lru_cache(maxsize=1 << 16)
@@ -60,7 +82,9 @@ def layers_of(mask: bytes) -> tuple[int, ...]:
     return tuple(index for index, action in enumerate(mask) if action)
 
 
-def step_rows(works: list[Work], reroute_every: int) -> StepRows:
+def step_rows(
+    works: list[Work], reroute_every: int, most_steps: int = 1, end_token_ids: Collection[int] = ()
+) -> StepRows:
     """Works as the stepper takes them."""
     tokens: list[int] = []
     positions: list[int] = []
@@ -88,6 +112,13 @@ def step_rows(works: list[Work], reroute_every: int) -> StepRows:
         wanted=wanted_rows(works),
         aheads=[0] * len(works),
         aligned=aligned,
+        # Where choosing and keeping take turns, no two steps are alike.
+        most_steps=most_steps if reroute_every in (1, NEVER) else 1,
+        most_s=MOST_S,
+        end_tokens=[
+            *end_token_ids,
+            *(token for work in works for token in work.sequence.request.sampling.stop_token_ids),
+        ],
     )
 
 
@@ -107,7 +138,7 @@ def sample(
     works: list[Work], samplers: dict[Sequence, Sampler], output: RoutedOutput
 ) -> tuple[list[list[SampledToken]], list[SampledToken | None]]:
     """From the logits of the wanted rows in their order: every work's scored prompt tokens, and its token."""
-    rows = iter(zip(output.logits, output.likeliest, strict=True))
+    rows = iter(zip(output.logits, output.likeliest[0], strict=True))
     scored: list[list[SampledToken]] = []
     tokens: list[SampledToken | None] = []
     for work in works:
@@ -123,8 +154,9 @@ def _scored(work: Work, index: int, logits: Tensor) -> SampledToken:
 
 
 def _sampled(sampler: Sampler, logits: Tensor, likeliest: int) -> SampledToken:
-    token = likeliest if sampler.is_plain_greedy else sampler.sample(logits)
-    count = sampler.params.top_logprobs
+    params = sampler.params
+    token = likeliest if params.takes_likeliest else sampler.sample(logits)
+    count = params.top_logprobs
     if count is None:
         return SampledToken(token)
     logprob, top = top_logprobs(logits, token, count)
