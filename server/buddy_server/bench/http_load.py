@@ -91,8 +91,8 @@ class Exchange(asyncio.Protocol):
 
 
 def run_undisturbed(work: Coroutine[None, None, T]) -> T:
-    """`work`'s result. Garbage is collected before it, not during it: a sweep over a loaded model's objects would show as
-    a pause of the server."""
+    """`work`'s result. Garbage is collected before it, not during it: a sweep over a loaded model's objects would show
+    as a pause of the server."""
     gc.collect()
     gc.disable()
     try:

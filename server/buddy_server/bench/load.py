@@ -132,7 +132,7 @@ def _load_row(measured: str, site: BenchSite, budget: float, rounds: Sequence[_R
         e2e_p50_ms=percentile_ms(spans, 50),
         e2e_p95_ms=percentile_ms(spans, 95),
         e2e_p99_ms=percentile_ms(spans, 99),
-        tokens_per_chunk=sum(r.num_tokens for r in replies) / sum(len(r.chunk_times_s) for r in replies),
+        tokens_per_arrival=sum(r.num_tokens for r in replies) / sum(len(r.arrival_times_s) for r in replies),
         engine_tokens_per_s=None,
         share_of_engine=None,
         engine_prefill_ms=None,

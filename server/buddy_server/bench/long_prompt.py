@@ -105,9 +105,9 @@ async def _until(
 
 
 def _gaps(streams: Sequence[Reply], late: Reply) -> _Gaps:
-    all_decode_s = max(stream.chunk_times_s[0] for stream in streams)
-    prefilled_s = late.chunk_times_s[0]
-    gaps = [gap for stream in streams for gap in pairwise(stream.chunk_times_s)]
+    all_decode_s = max(stream.arrival_times_s[0] for stream in streams)
+    prefilled_s = late.arrival_times_s[0]
+    gaps = [gap for stream in streams for gap in pairwise(stream.arrival_times_s)]
     return _Gaps(
         calm_s=[after - before for before, after in gaps if before >= all_decode_s and after <= late.sent_s],
         disturbed_s=[after - before for before, after in gaps if before < prefilled_s and after > late.sent_s],

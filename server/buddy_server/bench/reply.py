@@ -12,12 +12,12 @@ from buddy_server.bench.http_load import Exchange
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """`chunk_times_s` are those of the chunks with text: a token without any, half a character for instance, has none.
-    `num_tokens` is what the server counted. `error` is None for an answer that came whole."""
+    """`arrival_times_s` are when text came. What came in one read came at one time, and tokens without text, half
+    characters for instance, have no time of their own: there may be fewer arrivals than tokens. `num_tokens` is what the server counted. `error` is None for an answer that came whole."""
 
     sent_s: float
     ended_s: float
-    chunk_times_s: tuple[float, ...] = ()
+    arrival_times_s: tuple[float, ...] = ()
     text: str = ""
     num_tokens: int = 0
     cached_tokens: int | None = None
@@ -25,12 +25,12 @@ class Reply:
 
     @property
     def ttft_s(self) -> float:
-        return self.chunk_times_s[0] - self.sent_s
+        return self.arrival_times_s[0] - self.sent_s
 
     @property
     def gaps_s(self) -> list[float]:
-        """Inter-token latencies."""
-        return [later - earlier for earlier, later in zip(self.chunk_times_s, self.chunk_times_s[1:], strict=False)]
+        """Between arrivals: inter-token latencies."""
+        return [later - earlier for earlier, later in zip(self.arrival_times_s, self.arrival_times_s[1:], strict=False)]
 
     @property
     def duration_s(self) -> float:
@@ -67,14 +67,15 @@ def _read(exchange: Exchange, ended_s: float, new_tokens: int, may_end_early: bo
         usage = chunk.get("usage") or usage
         for choice in chunk["choices"]:
             # An answer without any text, a single half character for instance, still has a time: that of its end.
-            if choice["text"] or (choice["finish_reason"] and not times):
+            tells = choice["text"] or (choice["finish_reason"] and not times)
+            if tells and time_s not in times[-1:]:
                 times.append(time_s)
             text += choice["text"]
             reason = choice["finish_reason"] or reason
     num_tokens = usage.get("completion_tokens", 0)
     if not exchange.cut:
         if not done:
-            raise _Broken(f"the stream broke off after {len(times)} chunks")
+            raise _Broken(f"the stream broke off; text had come {len(times)} times")
         if num_tokens != new_tokens and not (may_end_early and reason == "stop"):
             raise _Broken(f"{num_tokens} of {new_tokens} tokens came, finish_reason {reason!r}")
     cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens")

@@ -23,7 +23,7 @@ class Facts:
 class LoadRow:
     """Many requests: a closed loop of `concurrency` streams, or Poisson arrivals at `rate_per_s`.
 
-    Percentiles are over the requests, or the gaps between chunks, of all rounds; speeds and comparisons are medians of
+    Percentiles are over the requests, or the gaps between arrivals of text, of all rounds; speeds and comparisons are medians of
     rounds. `share_of_engine` is output tokens a second over those of the engine alone in the same round, for the same
     prompts as one batch after the other; `ttft_over_prefill_ms`, at concurrency 1, the time to the first token less the
     engine's. Both are None without an engine to compare with.
@@ -49,7 +49,7 @@ class LoadRow:
     e2e_p50_ms: float
     e2e_p95_ms: float
     e2e_p99_ms: float
-    tokens_per_chunk: float
+    tokens_per_arrival: float
     engine_tokens_per_s: float | None
     share_of_engine: float | None
     engine_prefill_ms: float | None
