@@ -56,6 +56,8 @@ def plot_server(rows: Sequence[ServerRow], path: Path) -> None:
             members = [row for row in loads if (row.facts.dtype, row.budget) == (dtype, budget)]
             _plot_latency(axes, members, name, f"{dtype or ''} budget {budget:g}".strip(), f"C{index}")
         axes.set(xlabel="output tokens a second", ylabel=f"{what}, ms (p50; p99 dashed)", yscale="log")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("{x:g}")
         _finish(axes)
     first = loads[0]
     figure.suptitle(f"{first.facts.shape}, {first.prompt_tokens} + {first.new_tokens} tokens, {first.facts.machine}")

@@ -4,7 +4,7 @@ import json
 from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any
 
 from buddy_server.bench.http_load import Exchange
@@ -13,7 +13,8 @@ from buddy_server.bench.http_load import Exchange
 @dataclass(frozen=True, slots=True)
 class Reply:
     """`arrival_times_s` are when text came. What came in one read came at one time, and tokens without text, half
-    characters for instance, have no time of their own: there may be fewer arrivals than tokens. `num_tokens` is what the server counted. `error` is None for an answer that came whole."""
+    characters for instance, have no time of their own: there may be fewer arrivals than tokens. `num_tokens` is what
+    the server counted. `error` is None for an answer that came whole."""
 
     sent_s: float
     ended_s: float
@@ -30,7 +31,7 @@ class Reply:
     @property
     def gaps_s(self) -> list[float]:
         """Between arrivals: inter-token latencies."""
-        return [later - earlier for earlier, later in zip(self.arrival_times_s, self.arrival_times_s[1:], strict=False)]
+        return [later - earlier for earlier, later in pairwise(self.arrival_times_s)]
 
     @property
     def duration_s(self) -> float:

@@ -23,10 +23,10 @@ class Facts:
 class LoadRow:
     """Many requests: a closed loop of `concurrency` streams, or Poisson arrivals at `rate_per_s`.
 
-    Percentiles are over the requests, or the gaps between arrivals of text, of all rounds; speeds and comparisons are medians of
-    rounds. `share_of_engine` is output tokens a second over those of the engine alone in the same round, for the same
-    prompts as one batch after the other; `ttft_over_prefill_ms`, at concurrency 1, the time to the first token less the
-    engine's. Both are None without an engine to compare with.
+    Percentiles are over the requests, or the gaps between arrivals of text, of all rounds; speeds and comparisons are
+    medians of rounds. `share_of_engine` is output tokens a second over those of the engine alone in the same round, for
+    the same prompts as one batch after the other; `ttft_over_prefill_ms`, at concurrency 1, the time to the first token
+    less the engine's. Both are None without an engine to compare with.
     """
 
     measured: str
