@@ -17,6 +17,7 @@ class _Round:
     """`timings` are the engine's, a batch each; empty without one."""
 
     replies: list[Reply]
+    client_cpu_s: float
     timings: list[Timing]
 
     @property
@@ -56,8 +57,8 @@ class ClosedLoop:
         batches = [[site.prompt() for _ in range(self.concurrency)] for _ in range(self.per_stream)]
         timings = self._engine_alone(batches)
         streams = [[site.request(prompt, self.budget) for prompt in stream] for stream in zip(*batches, strict=True)]
-        exchanges = run_undisturbed(closed_loop(site.target, streams))
-        self._rounds.append(_Round(self.tally.read(site, exchanges), timings))
+        exchanges, cpu_s = run_undisturbed(closed_loop(site.target, streams))
+        self._rounds.append(_Round(self.tally.read(site, exchanges), cpu_s, timings))
 
     def _engine_alone(self, batches: Sequence[list[Tokens]]) -> list[Timing]:
         if self.site.ours is None:
@@ -98,8 +99,8 @@ class PoissonArrivals:
         site = self.site
         arrivals_s = list(accumulate(site.rng.expovariate(self.rate_per_s) for _ in range(self.arrivals)))
         requests = [site.request(site.prompt(), self.budget) for _ in arrivals_s]
-        exchanges = run_undisturbed(open_loop(site.target, requests, arrivals_s))
-        self._rounds.append(_Round(self.tally.read(site, exchanges), []))
+        exchanges, cpu_s = run_undisturbed(open_loop(site.target, requests, arrivals_s))
+        self._rounds.append(_Round(self.tally.read(site, exchanges), cpu_s, []))
 
     def row(self) -> LoadRow:
         return replace(
@@ -111,6 +112,7 @@ def _load_row(measured: str, site: BenchSite, budget: float, rounds: Sequence[_R
     replies = list(chain.from_iterable(one.replies for one in rounds))
     ttfts, spans = [reply.ttft_s for reply in replies], [reply.duration_s for reply in replies]
     gaps = list(chain.from_iterable(reply.gaps_s for reply in replies))
+    num_tokens = sum(reply.num_tokens for reply in replies)
     return LoadRow(
         measured=measured,
         facts=site.facts,
@@ -132,7 +134,8 @@ def _load_row(measured: str, site: BenchSite, budget: float, rounds: Sequence[_R
         e2e_p50_ms=percentile_ms(spans, 50),
         e2e_p95_ms=percentile_ms(spans, 95),
         e2e_p99_ms=percentile_ms(spans, 99),
-        tokens_per_arrival=sum(r.num_tokens for r in replies) / sum(len(r.arrival_times_s) for r in replies),
+        tokens_per_arrival=num_tokens / sum(len(reply.arrival_times_s) for reply in replies),
+        client_cpu_us_per_token=sum(one.client_cpu_s for one in rounds) / num_tokens * 1e6,
         engine_tokens_per_s=None,
         share_of_engine=None,
         engine_prefill_ms=None,

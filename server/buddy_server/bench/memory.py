@@ -52,4 +52,5 @@ def memory_rows(
 def _answer(site: BenchSite, count: int, concurrency: int, budget: float, tally: Tally) -> None:
     requests = [site.request(site.prompt(SHORT_PROMPT_TOKENS), budget, SHORT_NEW_TOKENS) for _ in range(count)]
     streams = [requests[start::concurrency] for start in range(concurrency)]
-    tally.read(site, run_undisturbed(closed_loop(site.target, streams)), SHORT_NEW_TOKENS)
+    exchanges, _ = run_undisturbed(closed_loop(site.target, streams))
+    tally.read(site, exchanges, SHORT_NEW_TOKENS)

@@ -172,4 +172,5 @@ def _warm_up(site: BenchSite, concurrency: int, budget: float) -> None:
     if site.ours is not None:
         site.ours.answer(prompts, WARM_UP_TOKENS)
     streams = [[site.request(prompt, budget, WARM_UP_TOKENS)] for prompt in prompts]
-    Tally().read(site, run_undisturbed(closed_loop(site.target, streams)), WARM_UP_TOKENS)
+    exchanges, _ = run_undisturbed(closed_loop(site.target, streams))
+    Tally().read(site, exchanges, WARM_UP_TOKENS)

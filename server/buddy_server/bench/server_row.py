@@ -26,7 +26,8 @@ class LoadRow:
     Percentiles are over the requests, or the gaps between arrivals of text, of all rounds; speeds and comparisons are
     medians of rounds. `share_of_engine` is output tokens a second over those of the engine alone in the same round, for
     the same prompts as one batch after the other; `ttft_over_prefill_ms`, at concurrency 1, the time to the first token
-    less the engine's. Both are None without an engine to compare with.
+    less the engine's. Both are None without an engine to compare with. `client_cpu_us_per_token` is what the client
+    took from the same cores.
     """
 
     measured: str
@@ -50,6 +51,7 @@ class LoadRow:
     e2e_p95_ms: float
     e2e_p99_ms: float
     tokens_per_arrival: float
+    client_cpu_us_per_token: float
     engine_tokens_per_s: float | None
     share_of_engine: float | None
     engine_prefill_ms: float | None

@@ -28,7 +28,8 @@ class SharedPrefix:
         prefix = site.prompt(self.prefix_tokens)
         first, second = (prefix + site.prompt(SUFFIX_TOKENS) for _ in range(2))
         requests = [site.request(prompt, self.budget) for prompt in (first, second, first)]
-        replies = self.tally.read(site, run_undisturbed(closed_loop(site.target, [requests])))
+        exchanges, _ = run_undisturbed(closed_loop(site.target, [requests]))
+        replies = self.tally.read(site, exchanges)
         if len(replies) < len(requests):
             raise ServerBenchError(f"a request with a shared prefix failed: {self.tally.errors[-1]}")
         self._rounds.append((replies[0], replies[1], replies[2]))
