@@ -75,7 +75,10 @@ def test_the_server_is_compared_with_the_engine_alone(rows: list[dict[str, Any]]
 def test_percentiles_are_in_order(rows: list[dict[str, Any]]) -> None:
     for row in of_kind(rows, "closed loop") + of_kind(rows, "poisson"):
         for name in ("ttft", "itl", "e2e"):
-            assert 0 < row[f"{name}_p50_ms"] <= row[f"{name}_p95_ms"] <= row[f"{name}_p99_ms"]
+            percentiles = [row[f"{name}_p{percent}_ms"] for percent in (50, 95, 99)]
+            # On a busy machine a short answer may come in one piece, which leaves no gaps.
+            if name != "itl" or percentiles != [None] * 3:
+                assert 0 < percentiles[0] <= percentiles[1] <= percentiles[2]
 
 
 def test_a_long_prompt_is_measured_by_the_gaps_of_the_others(rows: list[dict[str, Any]]) -> None:

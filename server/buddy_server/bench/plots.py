@@ -18,7 +18,7 @@ OURS = "buddy"
 def plot_engine(rows: Sequence[BenchRow], path: Path) -> None:
     """Speedup over our budget 1.0 against the budget, a line for every dtype, batch and prompt, dotted what the weights
     read promise; peers, which know no budgets, as horizontal marks."""
-    figure = _figure(7)
+    figure = _figure(9)
     axes = figure.subplots()
     lines: dict[str, list[tuple[float, float, float]]] = defaultdict(list)
     peers: dict[str, float] = {}
@@ -44,7 +44,7 @@ def plot_engine(rows: Sequence[BenchRow], path: Path) -> None:
 def plot_server(rows: Sequence[ServerRow], path: Path) -> None:
     """Time to the first token, inter-token latency and whole answers against output tokens a second: a line for every
     dtype and budget, its points marked with the number of streams, p99 dashed; Poisson arrivals as crosses."""
-    figure = _figure(15)
+    figure = _figure(18)
     panels = figure.subplots(1, 3)
     loads = [row for row in rows if isinstance(row, LoadRow)]
     for axes, (name, what) in zip(
@@ -87,4 +87,5 @@ def _figure(width: float) -> "Figure":
 
 def _finish(axes: "Axes") -> None:
     axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
+    # Beside the axes, where no line is.
+    axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
