@@ -34,6 +34,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_eval(commands.add_parser("eval", help="measure quality and speed at budgets, against baselines"))
     bench = commands.add_parser("bench", help="measure speed").add_subparsers(required=True, metavar="WHAT")
     _add_bench_engine(bench.add_parser("engine", help="the engine alone, against its own budgets and other engines"))
+    _add_bench_server(bench.add_parser("server", help="a server over HTTP, beside the engine alone"))
     train = commands.add_parser("train", help="train models and routers").add_subparsers(required=True, metavar="WHAT")
     _add_train_router(train.add_parser("router", help="make a router for your model from your conversations"))
     _add_train_predictor(train.add_parser("predictor", help="teach a router to choose budgets itself"))
@@ -83,6 +84,13 @@ def _add_bench_engine(parser: argparse.ArgumentParser) -> None:
 
     add_engine_arguments(parser)
     parser.set_defaults(run=_bench_engine)
+
+
+def _add_bench_server(parser: argparse.ArgumentParser) -> None:
+    from buddy_server.bench.server_command import add_server_arguments
+
+    add_server_arguments(parser)
+    parser.set_defaults(run=_bench_server)
 
 
 def _add_train_router(parser: argparse.ArgumentParser) -> None:
@@ -154,6 +162,15 @@ def _bench_engine(parsed: argparse.Namespace) -> None:
         run_engine(parsed)
     except (ValueError, OSError) as error:
         sys.exit(f"buddy bench engine: {error}")
+
+
+def _bench_server(parsed: argparse.Namespace) -> None:
+    from buddy_server.bench.server_command import run_server
+
+    try:
+        run_server(parsed)
+    except (ValueError, OSError) as error:
+        sys.exit(f"buddy bench server: {error}")
 
 
 def _train_router(parsed: argparse.Namespace) -> None:

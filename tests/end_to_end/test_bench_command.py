@@ -16,12 +16,25 @@ def run_bench(*arguments: str) -> "subprocess.CompletedProcess[str]":
 
 
 def test_budgets_batches_dtypes_and_a_peer_become_rows_and_a_table(tmp_path: Path) -> None:
-    out = tmp_path / "rows.jsonl"
+    out, picture = tmp_path / "rows.jsonl", tmp_path / "plot.png"
     done = run_bench(
-        *("--budgets", "0.5", "--batch", "1,4", "--dtype", "bf16,int8", "--peers", "transformers", "--mixed"),
+        *(
+            "--plot",
+            str(picture),
+            "--budgets",
+            "0.5",
+            "--batch",
+            "1,4",
+            "--dtype",
+            "bf16,int8",
+            "--peers",
+            "transformers",
+            "--mixed",
+        ),
         *("--prompt", "16", "--new-tokens", "6", "--rounds", "1", "--json", str(out)),
     )
     assert done.returncode == 0, done.stderr
+    assert picture.read_bytes().startswith(b"\x89PNG")
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     runs = [(row["engine"], row["dtype"], row["batch"], row["budget"]) for row in rows]
     ours = [(1.0, 0.5, None), ("bf16", "int8"), (1, 4)]

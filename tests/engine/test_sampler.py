@@ -40,7 +40,7 @@ def kept(tokens: list[int], temperature: float = 1.0) -> Tensor:
 
 def test_temperature_0_takes_the_likeliest_and_the_lower_of_two() -> None:
     sampler = make_sampler(temperature=0)
-    assert sampler.is_plain_greedy
+    assert sampler.params.takes_likeliest
     assert sampler.sample(LOGITS) == 1
     assert sampler.sample(torch.tensor([1.0, 3.0, 3.0])) == 1
 

@@ -15,6 +15,7 @@ from buddy_server.engine.messages import FinishEvent, GenerationRequest, Samplin
 from buddy_server.engine.settings import EngineSettings
 
 MAX_STEP_TOKENS = 1024
+WEIGHT_BYTES = {"fp32": 4, "bf16": 2, "int8": 1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,23 +24,33 @@ class OurEngine:
 
     spec: ModelSpec
     built: BuiltEngine
+    settings: EngineSettings
     dtype: str
     budgets: tuple[float, ...]
     engine: str = "buddy"
 
     @classmethod
-    def load(cls, directory: Path, router: str | None, dtype: str, dtype_name: str, max_sequences: int) -> "OurEngine":
-        """Of a checkpoint; `router` None is random and changes its paths all the time."""
+    def load(
+        cls,
+        directory: Path,
+        router: str | None,
+        dtype: str,
+        dtype_name: str,
+        max_sequences: int,
+        max_step_tokens: int = MAX_STEP_TOKENS,
+    ) -> "OurEngine":
+        """Of a checkpoint; `router` None is random and changes its paths all the time. A step computes
+        `max_step_tokens`, or more where so many sequences need it."""
         served = load_served_model(str(directory), router, "cpu", dtype_name)
         spec = served.loaded.model.spec
         routing = make_routing(router, served) if router else Routing(random_router(spec.kv_dim, spec.num_layers))
-        step_tokens = max(MAX_STEP_TOKENS, max_sequences + routing.route_block)
+        step_tokens = max(max_step_tokens, max_sequences + routing.route_block)
         # Every round asks the same again, and is to compute it again.
         settings = EngineSettings(max_sequences=max_sequences, max_step_tokens=step_tokens, prefix_cache=False)
         built = assemble(served, routing, settings)
         # Answers end with their number of tokens and no sooner.
         built.engine.end_token_ids = frozenset()
-        return cls(spec, built, dtype, (1.0,))
+        return cls(spec, built, settings, dtype, (1.0,))
 
     def answer(self, prompts: list[Tokens], new_tokens: int) -> Timing:
         engine = self.built.engine
@@ -71,14 +82,31 @@ class OurEngine:
         projections of the others, the head. The router's are too few to count. None where budgets differ."""
         if len(self.budgets) > 1:
             return None
+        kv, layer, head = self._num_weights
+        num_layers = self.spec.num_layers
+        run = num_run_layers(self.budgets[0], num_layers)
+        return (num_layers * layer + head) / (run * layer + (num_layers - run) * kv + head)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of the matrices, each once."""
+        _, layer, head = self._num_weights
+        num_heads = 1 if self.spec.tie_embeddings else 2
+        return (self.spec.num_layers * layer + num_heads * head) * WEIGHT_BYTES[self.dtype]
+
+    @property
+    def kv_cache_bytes(self) -> int:
+        # K/V are kept in what "int8" weights were made of.
+        token = 2 * self.spec.num_layers * self.spec.kv_dim * max(2, WEIGHT_BYTES[self.dtype])
+        return self.built.info.kv_capacity_tokens * token
+
+    @property
+    def _num_weights(self) -> tuple[int, int, int]:
+        """In the K/V projections of a layer, in a whole layer, in the head."""
         spec = self.spec
         kv = 2 * spec.kv_dim * spec.hidden_size
         q_and_o = 2 * spec.num_heads * spec.head_dim * spec.hidden_size
-        layer = kv + q_and_o + 3 * spec.intermediate_size * spec.hidden_size
-        head = spec.vocab_size * spec.hidden_size
-        run = num_run_layers(self.budgets[0], spec.num_layers)
-        full = spec.num_layers * layer + head
-        return full / (run * layer + (spec.num_layers - run) * kv + head)
+        return kv, kv + q_and_o + 3 * spec.intermediate_size * spec.hidden_size, spec.vocab_size * spec.hidden_size
 
 
 def random_router(kv_dim: int, num_layers: int) -> LearnedRouter:

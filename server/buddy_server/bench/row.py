@@ -4,8 +4,8 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -32,9 +32,9 @@ class BenchRow:
     machine: str
 
 
-def write_row(path: Path, row: BenchRow, first: bool) -> None:
+def write_row(path: Path, row: Mapping[str, object], first: bool) -> None:
     with path.open("w" if first else "a", encoding="utf-8") as file:
-        file.write(json.dumps(asdict(row)) + "\n")
+        file.write(json.dumps(row) + "\n")
 
 
 def markdown_table(rows: Sequence[BenchRow]) -> str:
