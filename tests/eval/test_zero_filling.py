@@ -16,7 +16,7 @@ def num_filled_slots(built: BuiltEngine) -> list[int]:
 
 def test_skipped_layers_leave_zeros_and_the_model_is_itself_again_afterwards(tiny: TinySite) -> None:
     request = make_request(num_prompt=20, num_run=3, temperature=0)
-    usual, ablated = build_tiny_engine(tiny.model, tiny.router), build_tiny_engine(tiny.model, tiny.router)
+    usual, ablated = (build_tiny_engine(tiny.model, tiny.router, prefix_cache=False) for _ in range(2))
     before = run_engine(usual.engine, [request]).answers["r"]
     with zero_filled(ablated):
         filled = run_engine(ablated.engine, [request]).answers["r"]
@@ -29,7 +29,7 @@ def test_skipped_layers_leave_zeros_and_the_model_is_itself_again_afterwards(tin
 
 
 def test_full_depth_has_nothing_to_fill(tiny: TinySite) -> None:
-    built = build_tiny_engine(tiny.model, tiny.router)
+    built = build_tiny_engine(tiny.model, tiny.router, prefix_cache=False)
     request = make_request(num_prompt=20, num_run=NUM_LAYERS, temperature=0)
     before = run_engine(built.engine, [request]).answers["r"]
     with zero_filled(built):

@@ -93,18 +93,19 @@ class Scheduler:
         return steps if all(grown) else 1
 
     def is_cacheable(self, work: Work) -> bool:
-        """Whether the work computes a full prefill block that the prefix cache wants."""
-        sequence = work.sequence
-        return bool(sequence.prefix_keys) and work.start + self._route_block <= sequence.num_prompt
+        """Whether the work completes a full prefill block, and there is a prefix cache."""
+        end = work.start + work.length
+        return bool(work.sequence.prefix_keys) and end % self._route_block == 0 and end <= work.sequence.num_prompt
 
     def cache(self, work: Work, sums: "array[float]") -> None:
-        """Keep what a cacheable work has computed; `sums` are the running features after it."""
+        """Keep the block that a cacheable work has completed; `sums` are the running features after it."""
         table = work.sequence.block_table
-        first, end = work.start // self.pool.block_size, (work.start + work.length) // self.pool.block_size
-        key = work.sequence.prefix_keys[work.start // self._route_block]
+        index = (work.start + work.length) // self._route_block - 1
+        num_blocks = self._route_block // self.pool.block_size
+        key, first = work.sequence.prefix_keys[index], index * num_blocks
         kept = self.pool.find(key)
         if kept is None:
-            self.pool.keep(key, table[first:end], sums)
+            self.pool.keep(key, table[first : first + num_blocks], sums)
         else:
             # Someone else was quicker. To hold theirs saves room, and keeps the chain before what this one adds to it.
             self.pool.share(kept, table, first)

@@ -34,7 +34,8 @@ class NotingPlanner:
 
 @contextmanager
 def zero_filled(built: BuiltEngine) -> Iterator[None]:
-    """Within, an engine that runs in plain torch writes zeros where a row skips a layer."""
+    """Within, an engine that runs in plain torch writes zeros where a row skips a layer. It must be one without a
+    prefix cache, which would keep them."""
     stepper = built.engine.runner.stepper
     assert isinstance(stepper, TorchStepper)
     planner = stepper.planner
