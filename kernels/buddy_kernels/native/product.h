@@ -63,9 +63,11 @@ struct Inputs {
 
 
 // P panels times R rows into `out`. Each output is one accumulator that takes its inputs in order, so P and R do not
-// show in the result.
+// show in the result. Inlined always: else the sums live in memory.
 template <int P, int R>
-inline void tile_fp32(const Matrix& m, int64_t panel, const Inputs& x, const int32_t* rows, Vec (&out)[P][R]) {
+[[gnu::always_inline]] inline void tile_fp32(
+    const Matrix& m, int64_t panel, const Inputs& x, const int32_t* rows, Vec (&out)[P][R]
+) {
     const float* w[P];
     const float* in[R];
     for (int p = 0; p < P; ++p) w[p] = reinterpret_cast<const float*>(m.panels) + (panel + p) * m.inputs * LANES;
@@ -84,7 +86,9 @@ inline void tile_fp32(const Matrix& m, int64_t panel, const Inputs& x, const int
 
 // Widened to fp32: the processors' own bf16 products are half as fast where they exist, and round the inputs.
 template <int P, int R>
-inline void tile_bf16(const Matrix& m, int64_t panel, const Inputs& x, const int32_t* rows, Vec (&out)[P][R]) {
+[[gnu::always_inline]] inline void tile_bf16(
+    const Matrix& m, int64_t panel, const Inputs& x, const int32_t* rows, Vec (&out)[P][R]
+) {
     const uint32_t* w[P];
     const float* in[R];
     const int64_t pairs = m.inputs / 2;
@@ -122,7 +126,9 @@ inline VecI dot_int8(VecI total, const uint32_t* weights, int32_t inputs) {
 }
 
 template <int P, int R>
-inline void tile_int8(const Matrix& m, int64_t panel, const Inputs& x, const int32_t* rows, Vec (&out)[P][R]) {
+[[gnu::always_inline]] inline void tile_int8(
+    const Matrix& m, int64_t panel, const Inputs& x, const int32_t* rows, Vec (&out)[P][R]
+) {
     const int64_t groups = m.inputs / PAD, fours = m.inputs / 4;
     const auto* weights = reinterpret_cast<const uint32_t*>(m.panels) + panel * fours * LANES;
     const float* scales = m.scales + panel * groups * LANES;

@@ -1,6 +1,8 @@
 // 16 floats at once, in the compiler's vector types: it makes of them what the processor has.
 #pragma once
 
+#include <immintrin.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -23,6 +25,10 @@ typedef uint8_t VecB __attribute__((vector_size(16), aligned(1), may_alias));
 inline Vec splat(float x) { return Vec{x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x}; }
 inline Vec load(const float* p) { return *reinterpret_cast<const Vec*>(p); }
 inline Vec load(const uint16_t* p) {
+#if defined(__AVX512F__)
+    // The compiler makes it of halves.
+    return (Vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))), 16);
+#endif
     return (Vec)(__builtin_convertvector(*reinterpret_cast<const VecH*>(p), VecU) << 16);
 }
 inline void store(float* p, Vec x) { *reinterpret_cast<Vec*>(p) = x; }
