@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import os
+import sys
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +15,17 @@ from buddy_server.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+def import_without_torch() -> None:
+    """Import transformers, now and without torch, which it would import for a tokenizer. For a process that computes
+    nothing; torch stays where it is there already."""
+    # What is None here cannot be imported, and counts as not installed.
+    sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
+    # transformers would tell everyone that there is no torch.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    from transformers import AutoTokenizer  # noqa: F401
+
 
 Message = Mapping[str, Any]
 """A chat message as the OpenAI API has it, its content already one text or None."""

@@ -1,4 +1,4 @@
-"""Sizes of the engine, as plain data."""
+"""What an engine is built from, as plain data."""
 
 from dataclasses import dataclass
 
@@ -15,3 +15,14 @@ class EngineSettings:
     max_step_tokens: int = 512
     thrift: float = 0.0
     native: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class EnginePlan:
+    """The arguments of build_engine (build.py)."""
+
+    model: str | None
+    router: str | None
+    settings: EngineSettings
+    device: str = "auto"
+    dtype: str = "auto"
