@@ -23,7 +23,7 @@ from buddy_server.engine.worker_process import WorkerProcess
 from buddy_server.errors import ConfigError, EngineStartError
 from buddy_server.logs import configure_logs
 from buddy_server.metrics import Metrics
-from buddy_server.tokenizer import ChatTokenizer, import_without_torch
+from buddy_server.tokenizer import ChatTokenizer, import_transformers_without_torch
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ def make_server(options: ServeOptions) -> Server:
     worker = WorkerProcess(plan)
     try:
         # While the child loads the model.
-        import_without_torch()
+        import_transformers_without_torch()
         ready = worker.wait_until_ready()
         metrics = Metrics(ready.info, config.tenants)
         engine = EngineProcess(plan, worker, ready, metrics.observe_step, metrics.count_restart)

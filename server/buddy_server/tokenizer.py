@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def import_without_torch() -> None:
+def import_transformers_without_torch() -> None:
     """Import transformers, now and without torch, which it would import for a tokenizer. For a process that computes
     nothing; torch stays where it is there already."""
     # What is None here cannot be imported, and counts as not installed.
