@@ -24,7 +24,6 @@ ENDLESS = {
     "model": "buddy-7m",
     "messages": [{"role": "user", "content": "Tell me a story."}],
     "stream": True,
-    "max_tokens": 1000,
     "logit_bias": {"0": -100, "1": -100},
 }
 SHORT = {"model": "buddy-7m", "prompt": "Once upon a time", "max_tokens": 5}
@@ -38,7 +37,7 @@ def server() -> Iterator[Running]:
 
 @dataclass(frozen=True)
 class Stream:
-    """The data lines of a stream, and when it ended."""
+    """The data of a stream, line by line, and when it ended."""
 
     lines: list[str]
     ended_s: float
@@ -48,9 +47,11 @@ class Stream:
         return None if self.lines[-1] == "[DONE]" else json.loads(self.lines[-1])["error"]
 
 
-def read_stream(url: str, started: threading.Semaphore) -> Stream:
+def read_stream(url: str, started: threading.Semaphore, max_tokens: int) -> Stream:
+    """`started` is released at the first token."""
     lines = []
-    with httpx.stream("POST", f"{url}/v1/chat/completions", json=ENDLESS, timeout=60) as response:
+    body = {**ENDLESS, "max_tokens": max_tokens}
+    with httpx.stream("POST", f"{url}/v1/chat/completions", json=body, timeout=60) as response:
         for line in response.iter_lines():
             if line.startswith("data: "):
                 lines.append(line.removeprefix("data: "))
@@ -78,7 +79,7 @@ def test_the_server_itself_has_not_loaded_torch(server: Running) -> None:
 def test_sixteen_clients_hear_of_a_killed_engine_at_once_and_the_next_request_works(server: Running) -> None:
     started = threading.Semaphore(0)
     with ThreadPoolExecutor(NUM_CLIENTS) as pool:
-        streams = [pool.submit(read_stream, server.url, started) for _ in range(NUM_CLIENTS)]
+        streams = [pool.submit(read_stream, server.url, started, 1000) for _ in range(NUM_CLIENTS)]
         for _ in range(NUM_CLIENTS):
             assert started.acquire(timeout=START_TIMEOUT_S)
         pid = engine_pid(server)
@@ -115,7 +116,7 @@ def test_interrupt_from_a_terminal_lets_running_streams_finish(server: Running) 
     pid = engine_pid(server)
     started = threading.Semaphore(0)
     with ThreadPoolExecutor(1) as pool:
-        stream = pool.submit(read_stream, server.url, started)
+        stream = pool.submit(read_stream, server.url, started, 300)
         assert started.acquire(timeout=START_TIMEOUT_S)
         os.killpg(server.process.pid, signal.SIGINT)
         assert stream.result().error is None

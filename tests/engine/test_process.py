@@ -6,12 +6,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from buddy_routing.artifact import save_predictor
@@ -160,6 +162,30 @@ async def test_stop_ends_every_request_and_the_process(plan: EnginePlan) -> None
     for *_, end in [*await asyncio.gather(*tasks), await ask(engine, make_request("late"))]:
         assert isinstance(end, FinishEvent)
         assert (end.reason, end.error) == ("cancelled", "the server is shutting down")
+
+
+async def test_another_model_is_not_served_in_place_of_the_first(
+    plan: EnginePlan, caplog: pytest.LogCaptureFixture
+) -> None:
+    worker = WorkerProcess(plan)
+    first = msgspec.structs.replace(worker.wait_until_ready(), directory="another")
+    engine = EngineProcess(plan, worker, first)
+    engine.start()
+    os.kill(worker.pid, signal.SIGKILL)
+    await until(lambda: "engine does not start again" in caplog.messages)
+    assert not engine.is_ready
+    await asyncio.to_thread(engine.stop)
+
+
+def test_directory_that_holds_no_sockets_is_named(
+    plan: EnginePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = tmp_path / ("x" * 100)
+    long.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    with pytest.raises(EngineStartError, match=r"cannot be started: .*xxx"):
+        WorkerProcess(plan)
+    assert not list(long.iterdir())
 
 
 def test_engine_that_cannot_be_built_says_why(plan: EnginePlan) -> None:

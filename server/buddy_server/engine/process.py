@@ -1,6 +1,7 @@
 """The engine in a process of its own, which is started again when it dies."""
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import math
@@ -169,7 +170,8 @@ class EngineProcess:
             try:
                 worker = self._start_again()
             except (EngineStartError, OSError) as error:
-                log.error("engine does not start again", extra={"reason": error})
+                if not self._stopping.is_set():
+                    log.error("engine does not start again", extra={"reason": error})
                 continue
             with self._lock:
                 self._worker = worker
@@ -188,7 +190,9 @@ class EngineProcess:
     def _answer(self, question_id: int, num_run_layers: int | None) -> None:
         answer = self._questions.get(question_id)
         if answer is not None:
-            answer.get_loop().call_soon_threadsafe(_settle, answer, num_run_layers)
+            # An event loop that is closed has nobody left to ask.
+            with contextlib.suppress(RuntimeError):
+                answer.get_loop().call_soon_threadsafe(_settle, answer, num_run_layers)
 
 
 def _settle(answer: "asyncio.Future[int | None]", num_run_layers: int | None) -> None:

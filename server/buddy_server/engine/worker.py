@@ -43,6 +43,7 @@ def main() -> None:
     directory = sys.argv[1]
     follow_parent()
     configure_logs()
+    threading.excepthook = _end_with_thread
     orders: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.PULL)
     orders.setsockopt(zmq.RCVHWM, 0)
     orders.bind(orders_address(directory))
@@ -132,6 +133,12 @@ def _exit_at_end_of_input() -> None:
     """The parent holds the other end of standard input for as long as it lives."""
     while os.read(sys.stdin.fileno(), 1):
         pass
+    os._exit(1)
+
+
+def _end_with_thread(failed: threading.ExceptHookArgs) -> None:
+    """The others would wait for a thread that failed, and clients for them; a new process is better."""
+    log.critical("engine thread failed", exc_info=failed.exc_value)
     os._exit(1)
 
 

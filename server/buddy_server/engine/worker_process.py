@@ -33,6 +33,8 @@ class WorkerProcess:
     """
 
     def __init__(self, plan: EnginePlan) -> None:
+        """Raises EngineStartError when there is no place for the sockets or no such process; OSError when there is no
+        directory for temporary files."""
         self.started_s = time.monotonic()
         self._directory = tempfile.TemporaryDirectory(prefix="buddy-")
         self._context = zmq.Context()
@@ -40,13 +42,18 @@ class WorkerProcess:
         for option in (zmq.SNDHWM, zmq.RCVHWM, zmq.LINGER):
             self._context.setsockopt(option, 0)
         self._notices = self._context.socket(zmq.PULL)
-        self._notices.bind(notices_address(self._directory.name))
-        # Connected, not bound: orders then wait for the child where a bound socket would refuse them.
         self._orders = self._context.socket(zmq.PUSH)
-        self._orders.connect(orders_address(self._directory.name))
         # -P: what lies in the current directory is not ours to import.
         command = [sys.executable, "-P", "-m", "buddy_server.engine.worker", self._directory.name]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE)  # noqa: S603, all of it is ours
+        try:
+            self._notices.bind(notices_address(self._directory.name))
+            # Connected, not bound: orders then wait for the child where a bound socket would refuse them.
+            self._orders.connect(orders_address(self._directory.name))
+            self._process = subprocess.Popen(command, stdin=subprocess.PIPE)  # noqa: S603, all of it is ours
+        except (zmq.ZMQError, OSError) as error:
+            self._context.destroy()
+            self._directory.cleanup()
+            raise EngineStartError(f"the engine's process cannot be started: {error}") from error
         self.send(Build(plan))
 
     @property
