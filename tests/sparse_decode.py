@@ -2,17 +2,18 @@
 
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from buddy_kernels import RoutedStep, WeightKind
+from buddy_kernels import RoutedOutput, RoutedStep, StepRows, WeightKind
 from buddy_kernels.routed_step import BLOCK_SIZE as NATIVE_BLOCK_SIZE
+from buddy_kernels.routed_step import CHOOSE
 from buddy_routing.decoder import RoutedDecoder
 from buddy_routing.kv_cache import KVCache
 from buddy_routing.planner import PathPlanner
 from buddy_routing.router import Router
-from buddy_routing.segments import SegmentBatch
 from buddy_routing.stepper import NativeStepper, TorchStepper, decoder_weights
 
 BLOCK_SIZE = 4
@@ -46,23 +47,47 @@ class SparseDecode:
         for lane in range(num_sequences):
             planner.start(lane)
 
-    def step(self, spans: Sequence[tuple[int, int, int]]) -> tuple[Tensor, Tensor]:
-        """Run (sequence, start, end) segments in one step: logits [S, V] and masks [S, L]."""
-        positions = torch.cat([torch.arange(start, end) for _, start, end in spans])
-        rows = torch.cat([torch.full((end - start,), sequence) for sequence, start, end in spans])
-        batch = SegmentBatch(
-            tokens=self.tokens[rows, positions],
-            positions=positions,
-            lengths=torch.tensor([end - start for _, start, end in spans]),
-            block_tables=self.tables[[sequence for sequence, _, _ in spans]],
-            lanes=tuple(sequence for sequence, _, _ in spans),
-            budgets=tuple(self.num_run[sequence] for sequence, _, _ in spans),
-            wanted_rows=tuple(end - 1 for end in accumulate(end - start for _, start, end in spans)),
-            reroutes=(True,) * len(spans),
+    def step(
+        self,
+        spans: Sequence[tuple[int, int, int]],
+        block_ends: Sequence[int] | None = None,
+        choices: Sequence[int] | None = None,
+        aligned: Sequence[int] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Run (sequence, start, end) segments in one step: logits [S, V] and masks [S, L]. `block_ends` says up to
+        where each looks ahead, the others what StepRows says."""
+        output = self.run(spans, block_ends, choices, aligned)
+        return output.logits.clone(), output.masks[0]
+
+    def run(
+        self,
+        spans: Sequence[tuple[int, int, int]],
+        block_ends: Sequence[int] | None = None,
+        choices: Sequence[int] | None = None,
+        aligned: Sequence[int] | None = None,
+        **more: Any,
+    ) -> RoutedOutput:
+        """All that a step gives; `more` fields of StepRows."""
+        ends = block_ends or [end for _, _, end in spans]
+        ahead = [(sequence, end, ahead_end) for (sequence, _, end), ahead_end in zip(spans, ends, strict=True)]
+        rows = StepRows(
+            tokens=[
+                token
+                for sequence, start, end in [*spans, *ahead]
+                for token in self.tokens[sequence, start:end].tolist()
+            ],
+            positions=[position for _, start, end in spans for position in range(start, end)],
+            lengths=[end - start for _, start, end in spans],
+            tables=[self.tables[sequence].tolist() for sequence, _, _ in spans],
+            lanes=[sequence for sequence, _, _ in spans],
+            budgets=[self.num_run[sequence] for sequence, _, _ in spans],
+            choices=choices or [CHOOSE] * len(spans),
+            wanted=[end - 1 for end in accumulate(end - start for _, start, end in spans)],
+            aheads=[end - start for _, start, end in ahead],
+            aligned=aligned or range(len(spans)),
+            **more,
         )
-        with torch.inference_mode():
-            output = self.stepper.step(batch)
-        return output.logits, output.masks
+        return self.stepper.step(rows)
 
 
 def torch_stepper(model: RoutedDecoder, planner: PathPlanner, num_blocks: int) -> TorchStepper:

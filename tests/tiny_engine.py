@@ -92,6 +92,7 @@ def build_tiny_engine(
     max_sequences: int = 16,
     max_step_tokens: int = 256,
     native: bool = False,
+    prefix_cache: bool = True,
 ) -> BuiltEngine:
     """`num_blocks` None gives every sequence a full context; a block holds 4 tokens, in the native step 16."""
     block_size = NATIVE_BLOCK_SIZE if native else BLOCK_SIZE
@@ -99,7 +100,7 @@ def build_tiny_engine(
     block_bytes = 2 * NUM_LAYERS * KV_DIM * itemsize * block_size
     # Half a block more, so that rounding takes none away.
     gib = 1.0 if num_blocks is None else (num_blocks + 0.5) * block_bytes / 2**30
-    settings = EngineSettings(gib, block_size, max_sequences, max_step_tokens)
+    settings = EngineSettings(gib, block_size, max_sequences, max_step_tokens, prefix_cache=prefix_cache)
     built = build_engine(str(model), str(router), settings, "cpu", dtype)
     assert isinstance(built.engine.runner.stepper, NativeStepper) == native
     return built

@@ -18,6 +18,7 @@ GROUP = 64
 class PackedMatrix:
     """`outputs` and `inputs` are the padded sizes. `scales` belong to int8."""
 
+    kind: str
     panels: Tensor
     bias: Tensor | None
     scales: Tensor | None
@@ -42,10 +43,10 @@ def pack(weight: Tensor, bias: Tensor | None, kind: str) -> PackedMatrix:
     packed_bias = None if bias is None else pad_to(bias.detach().float(), LANES, 0).contiguous()
     if kind == "float32":
         panels = w.float().view(-1, LANES, inputs).transpose(1, 2).contiguous()
-        return PackedMatrix(panels, packed_bias, None, outputs, inputs)
+        return PackedMatrix(kind, panels, packed_bias, None, outputs, inputs)
     if kind == "bfloat16":
         panels = w.bfloat16().view(-1, LANES, inputs // 2, 2).transpose(1, 2).contiguous()
-        return PackedMatrix(panels, packed_bias, None, outputs, inputs)
+        return PackedMatrix(kind, panels, packed_bias, None, outputs, inputs)
     if kind != "int8":
         raise ValueError(f"kind is {kind!r}, allowed is float32, bfloat16 or int8")
     grouped = w.float().view(outputs, -1, GROUP)
@@ -53,7 +54,7 @@ def pack(weight: Tensor, bias: Tensor | None, kind: str) -> PackedMatrix:
     whole = (grouped / scales[..., None].clamp_min(1e-30)).round() + 128
     panels = whole.to(torch.uint8).view(-1, LANES, inputs // 4, 4).transpose(1, 2).contiguous()
     by_panel = scales.view(-1, LANES, inputs // GROUP).transpose(1, 2).contiguous()
-    return PackedMatrix(panels, packed_bias, by_panel, outputs, inputs)
+    return PackedMatrix(kind, panels, packed_bias, by_panel, outputs, inputs)
 
 
 def interleaved(first: Tensor, second: Tensor) -> Tensor:

@@ -4,27 +4,32 @@ The reference is `buddy_routing.decoder.RoutedDecoder.forward` with the ops besi
 native/routed_step.cpp. Weights are packed once; rows do not depend on each other, whatever the batch.
 """
 
-# N rows, S segments, W wanted rows, T block table columns, L layers, V vocabulary, F width of one token's V,
+# N rows, A rows ahead, S segments, W wanted rows, L layers, V vocabulary, F width of one token's V,
 # D model dim, Hq query heads, Hkv key/value heads, Dh head dim
 
 import ctypes
+from array import array
 from collections.abc import Callable, Sequence
 from ctypes import POINTER, c_double, c_int64, c_void_p
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from buddy_kernels.checks import check_dtype, check_shape
 from buddy_kernels.native_library import NativeBuildError, load_native_library
 from buddy_kernels.packing import LANES, PackedMatrix, interleaved, pack, pad_to
 
 WeightKind = Literal["float32", "bfloat16", "int8"]
-KINDS: dict[WeightKind, int] = {"float32": 0, "bfloat16": 1, "int8": 2}
+KINDS: dict[str, int] = {"float32": 0, "bfloat16": 1, "int8": 2}
 BLOCK_SIZE = LANES
 """Slots in a block of the cache: as many keys as fit a vector."""
 MAX_HEAD_DIM = 1024
+
+ChoosePaths = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""A router that is asked: the first layer's V [N + A, Hkv, Dh] fp32 to masks [S, L] int8 and RoutedOutput.sums."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +75,7 @@ class DecoderWeights:
     head: Projection
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class RouterWeights:
     """Scores are prior [L - 2] + up(silu(down(features))); without `down` the prior alone. `sums` [lanes, F] fp64 and
     `last_masks` [lanes, L] int8 are what routing remembers, changed in place."""
@@ -81,20 +86,55 @@ class RouterWeights:
     down: Projection | None = None
     up: Projection | None = None
 
+    @cached_property
+    def pointers(self) -> "_Router":
+        given = _Router(
+            prior=self.prior.data_ptr(),
+            num_lanes=len(self.sums),
+            sums=self.sums.data_ptr(),
+            last_masks=self.last_masks.data_ptr(),
+        )
+        if self.down is not None and self.up is not None:
+            assert self.down.bias is not None
+            assert self.up.bias is not None
+            given.down, given.down_bias = self.down.weight.data_ptr(), self.down.bias.data_ptr()
+            given.up, given.up_bias = self.up.weight.data_ptr(), self.up.bias.data_ptr()
+            given.rank, given.num_features = self.down.weight.shape
+        return given
+
+
+KEEP, CHOOSE, CONTINUE = 0, 1, 2
+"""What a segment does about its path: keep the lane's last one, choose anew, or go on with a prefill block whose path
+is chosen and whose features are counted."""
+
 
 @dataclass(frozen=True, slots=True)
 class StepRows:
-    """A step's work: `tokens` and `positions` [N]; `lengths`, `lanes`, `budgets` (layers to run) and `reroutes` [S],
-    `block_tables` [S, T]; the rows whose logits are `wanted` [W]. uint8 `reroutes`, int64 all else."""
+    """A step's work in plain numbers: the smallest steps take less time than a few tensors take to make.
 
-    tokens: Tensor
-    positions: Tensor
-    lengths: Tensor
-    block_tables: Tensor
-    lanes: Tensor
-    budgets: Tensor
-    reroutes: Tensor
-    wanted: Tensor
+    `tokens` [N + A]: the rows', then those that segments look ahead to. `positions` [N]; `lengths`, `aheads`, `lanes`,
+    `budgets` (layers to run) and `choices` [S]; a block table for each segment; the rows whose logits are `wanted` [W].
+    A prefill block that is cut short looks ahead to the rest of itself, since its path follows from its last token.
+    Segments `aligned` [S] with an earlier one of the same budget share a path, the best by the sum of their scores; a
+    segment's own index leaves it alone.
+
+    With `most_steps` over 1, where every row is a segment and wanted, rows go on by their likeliest tokens: for so many
+    steps, until one of those is an end token, or until `most_s` seconds are over. One step is what may always come.
+    """
+
+    tokens: Sequence[int]
+    positions: Sequence[int]
+    lengths: Sequence[int]
+    tables: Sequence[Sequence[int]]
+    lanes: Sequence[int]
+    budgets: Sequence[int]
+    choices: Sequence[int]
+    wanted: Sequence[int]
+    aheads: Sequence[int]
+    aligned: Sequence[int]
+    most_steps: int = 1
+    most_s: float = 0.0
+    end_tokens: Sequence[int] = ()
 
 
 class _Matrix(ctypes.Structure):
@@ -104,6 +144,7 @@ class _Matrix(ctypes.Structure):
         ("scales", c_void_p),
         ("outputs", c_int64),
         ("inputs", c_int64),
+        ("kind", c_int64),
     )
 
 
@@ -151,25 +192,34 @@ _Choose = ctypes.CFUNCTYPE(None)
 
 class _Step(ctypes.Structure):
     _fields_ = (
-        *((name, c_int64) for name in ("num_rows", "num_segments", "num_wanted", "table_width")),
+        *(
+            (name, c_int64)
+            for name in (*("num_rows", "num_ahead", "num_segments", "num_wanted"), *("most_steps", "num_end_tokens"))
+        ),
         *(
             (name, c_void_p)
             for name in (
-                *("tokens", "positions", "lengths", "tables", "lanes", "budgets", "wanted", "reroutes", "masks"),
-                *("logits", "first_v"),
+                *("tokens", "positions", "lengths", "aheads", "tables", "table_starts", "lanes", "budgets", "wanted"),
+                *("aligned", "end_tokens", "choices", "masks", "logits", "likeliest", "sums", "first_v"),
             )
         ),
         ("choose", _Choose),
+        ("most_s", c_double),
         ("router_s", c_double),
+        ("num_steps", c_int64),
     )
 
 
 @dataclass(frozen=True, slots=True)
 class RoutedOutput:
-    """`logits` [W, V] fp32, `masks` [S, L] int8 that were run, and the seconds that choosing them took."""
+    """What one step or several did. `logits` [W, V] fp32 of the last, valid until the next call; `likeliest` tokens [W]
+    of each step; `masks` [steps, S, L] int8 that were run; `sums` [S, F] fp64 of the first layer's V over each
+    segment's sequence up to its last token; and the seconds that choosing took."""
 
     logits: Tensor
+    likeliest: Sequence[Sequence[int]]
     masks: Tensor
+    sums: Tensor
     router_s: float
 
 
@@ -218,7 +268,8 @@ class RoutedStep:
         )
         self.num_layers = len(weights.layers)
         self.vocab_size = weights.embeddings.shape[0]
-        self.v_shape = (weights.num_kv_heads, weights.head_dim)
+        self._logits = torch.empty(0, self.vocab_size)
+        self._v_shape = torch.Size((weights.num_kv_heads, weights.head_dim))
         made = self._library.buddy_decoder(ctypes.byref(model))
         if not made:
             raise NativeBuildError("there is no memory for the native step")
@@ -228,55 +279,72 @@ class RoutedStep:
         if hasattr(self, "_decoder"):
             self._library.buddy_free(self._decoder)
 
-    def __call__(self, rows: StepRows, router: RouterWeights | Callable[[Tensor], Tensor]) -> RoutedOutput:
-        """Run the rows; K/V of each are written at every layer. A callable router gets the first layer's V
-        [N, Hkv, Dh] fp32 and returns masks [S, L] int8.
+    def __call__(self, rows: StepRows, router: RouterWeights | ChoosePaths) -> RoutedOutput:
+        """Run the rows; K/V of each are written at every layer.
 
-        Raises ValueError for rows that name what does not exist, or tensors of another layout; what the router raises.
+        Raises ValueError for rows that name what does not exist or do not belong together; what the router raises.
         """
-        check_rows(rows)
-        num_rows, num_segments, num_wanted = len(rows.tokens), len(rows.lanes), len(rows.wanted)
-        logits = torch.empty(num_wanted, self.vocab_size)
-        masks = torch.empty(num_segments, self.num_layers, dtype=torch.int8)
+        num_segments, num_wanted = len(rows.lanes), len(rows.wanted)
+        check_counts(rows)
+        if num_wanted > len(self._logits):
+            self._logits = torch.empty(num_wanted, self.vocab_size)
+        masks = torch.empty(rows.most_steps, num_segments, self.num_layers, dtype=torch.int8)
+        likeliest = array("q", bytes(8 * num_wanted * rows.most_steps))
+        sums = torch.empty(num_segments, self._v_shape.numel(), dtype=torch.float64)
+        tables = array("q")
+        for table in rows.tables:
+            tables.extend(table)
+        numbers = (
+            *(array("q", values) for values in (rows.tokens, rows.positions, rows.lengths, rows.aheads)),
+            tables,
+            array("q", accumulate(map(len, rows.tables), initial=0)),
+            *(array("q", values) for values in (rows.lanes, rows.budgets, rows.wanted, rows.aligned, rows.end_tokens)),
+            array("B", rows.choices),
+        )
         step = _Step(
-            num_rows,
+            len(rows.positions),
+            len(rows.tokens) - len(rows.positions),
             num_segments,
             num_wanted,
-            rows.block_tables.shape[1],
-            rows.tokens.data_ptr(),
-            rows.positions.data_ptr(),
-            rows.lengths.data_ptr(),
-            rows.block_tables.data_ptr(),
-            rows.lanes.data_ptr(),
-            rows.budgets.data_ptr(),
-            rows.wanted.data_ptr(),
-            rows.reroutes.data_ptr(),
+            rows.most_steps,
+            len(rows.end_tokens),
+            *(values.buffer_info()[0] for values in numbers),
             masks.data_ptr(),
-            logits.data_ptr(),
+            self._logits.data_ptr(),
+            likeliest.buffer_info()[0],
+            sums.data_ptr(),
+            most_s=rows.most_s,
         )
-        given = _Router()
-        raised: list[BaseException] = []
         if isinstance(router, RouterWeights):
-            given = _router(router)
+            mistake = self._library.buddy_step(self._decoder, ctypes.byref(step), ctypes.byref(router.pointers))
         else:
-            v = torch.empty(num_rows, *self.v_shape)
-            step.first_v = v.data_ptr()
-
-            def choose() -> None:
-                # An exception does not cross C++: the step ends on full depth and raises then.
-                masks.fill_(1)
-                try:
-                    masks.copy_(router(v))
-                except BaseException as error:
-                    raised.append(error)
-
-            step.choose = _Choose(choose)
-        mistake = self._library.buddy_step(self._decoder, ctypes.byref(step), ctypes.byref(given))
+            mistake = self._asking(router, step, masks[0], sums)
         if mistake:
             raise ValueError(f"native step: {mistake.decode()}")
+        said = [likeliest[index * num_wanted : (index + 1) * num_wanted] for index in range(step.num_steps)]
+        return RoutedOutput(self._logits[:num_wanted], said, masks[: step.num_steps], sums, step.router_s)
+
+    def _asking(self, router: ChoosePaths, step: _Step, masks: Tensor, sums: Tensor) -> bytes | None:
+        """A step whose paths are chosen in Python."""
+        v = torch.empty(step.num_rows + step.num_ahead, *self._v_shape)
+        step.first_v = v.data_ptr()
+        raised: list[BaseException] = []
+
+        def choose() -> None:
+            # An exception does not cross C++: the step ends on full depth and raises then.
+            masks.fill_(1)
+            try:
+                chosen, after = router(v)
+                masks.copy_(chosen)
+                sums.copy_(after)
+            except BaseException as error:
+                raised.append(error)
+
+        step.choose = _Choose(choose)
+        mistake: bytes | None = self._library.buddy_step(self._decoder, ctypes.byref(step), ctypes.byref(_Router()))
         if raised:
             raise raised[0]
-        return RoutedOutput(logits, masks, step.router_s)
+        return mistake
 
     def _layer(self, layer: LayerWeights, index: int, kind: WeightKind) -> _Layer:
         gate_up = interleaved(layer.gate.weight.detach(), layer.up.weight.detach())
@@ -308,6 +376,7 @@ class RoutedStep:
             None if matrix.scales is None else self._keep(matrix.scales),
             matrix.outputs,
             matrix.inputs,
+            KINDS[matrix.kind],
         )
 
     def _norm(self, weight: Tensor) -> int:
@@ -320,40 +389,12 @@ class RoutedStep:
         return tensor.data_ptr()
 
 
-def check_rows(rows: StepRows) -> None:
-    """Raises ValueError for a tensor that is not as StepRows says, contiguous and on the CPU."""
-    num_rows, num_segments = len(rows.tokens), len(rows.lanes)
-    shapes = {
-        "tokens": (num_rows,),
-        "positions": (num_rows,),
-        "lengths": (num_segments,),
-        "block_tables": (num_segments, None),
-        "lanes": (num_segments,),
-        "budgets": (num_segments,),
-        "reroutes": (num_segments,),
-        "wanted": (None,),
-    }
-    for name, shape in shapes.items():
-        tensor: Tensor = getattr(rows, name)
-        check_shape(name, tensor, shape)
-        check_dtype(name, tensor, torch.uint8 if name == "reroutes" else torch.int64)
-        if not tensor.is_contiguous() or tensor.device.type != "cpu":
-            raise ValueError(
-                f"{name} is on {tensor.device} with strides {tensor.stride()}, allowed is contiguous, on cpu"
-            )
-
-
-def _router(router: RouterWeights) -> _Router:
-    given = _Router(
-        prior=router.prior.data_ptr(),
-        num_lanes=len(router.sums),
-        sums=router.sums.data_ptr(),
-        last_masks=router.last_masks.data_ptr(),
-    )
-    if router.down is not None and router.up is not None:
-        assert router.down.bias is not None
-        assert router.up.bias is not None
-        given.down, given.down_bias = router.down.weight.data_ptr(), router.down.bias.data_ptr()
-        given.up, given.up_bias = router.up.weight.data_ptr(), router.up.bias.data_ptr()
-        given.rank, given.num_features = router.down.weight.shape
-    return given
+def check_counts(rows: StepRows) -> None:
+    """Raises ValueError for rows or segments of which some lack what others have."""
+    num_segments = len(rows.lanes)
+    for name in ("lengths", "tables", "budgets", "choices", "aheads", "aligned"):
+        count = len(getattr(rows, name))
+        if count != num_segments:
+            raise ValueError(f"{name} are {count}, allowed is one for each of {num_segments} lanes")
+    if len(rows.positions) > len(rows.tokens):
+        raise ValueError(f"tokens are {len(rows.tokens)}, allowed is one for each of {len(rows.positions)} positions")

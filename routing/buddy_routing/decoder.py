@@ -202,7 +202,7 @@ class RoutedDecoder(nn.Module):
         return [cast(DecoderLayer, layer) for layer in self.layers]
 
     def first_layer_v(self, tokens: Tensor) -> Tensor:
-        """What routing looks at: the first layer's V states [B, T, Hkv, Dh] of tokens [B, T]. Needs no attention."""
+        """What routing looks at: the first layer's V states [..., Hkv, Dh] of tokens [...]. Needs no attention."""
         layer = self.blocks[0]
         v = layer.self_attn.v_proj(layer.input_layernorm(self.embed_tokens(tokens)))
         return v.unflatten(-1, (-1, self.spec.head_dim))
@@ -226,7 +226,8 @@ class RoutedDecoder(nn.Module):
             k, v = layer.self_attn.key_value(normed, cos, sin)
             write_kv(cache_k, cache_v, slots, k, v)
             if index == 0:
-                masks = choose_paths(v)  # [S, L]
+                ahead = self.first_layer_v(batch.ahead_tokens)  # [A, Hkv, Dh]
+                masks = choose_paths(torch.cat((v, ahead)))  # [S, L]
                 plan = rows_by_layer(batch, masks)
             if plan[index].num_rows:
                 todo = plan[index]
@@ -240,8 +241,7 @@ class RoutedDecoder(nn.Module):
                     h = ran
                 else:
                     scatter_rows(h, todo.rows, ran)
-        predicting = torch.tensor(batch.wanted_rows, dtype=torch.int64, device=h.device)  # [W]
-        return self.lm_head(self.norm(gather_rows(h, predicting))), masks
+        return self.lm_head(self.norm(gather_rows(h, batch.wanted))), masks
 
     def dense(
         self,

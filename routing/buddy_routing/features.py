@@ -4,11 +4,14 @@ The paper pools V over the cached tokens and does not say how; we take the runni
 token, and set the newest token's own V beside it.
 """
 
-# B sequences, T tokens, N rows, S segments, F width of one token's V (key/value heads x head dim)
+# B sequences, T tokens, N rows, A rows ahead, S segments, F width of one token's V (key/value heads x head dim)
+
+from array import array
 
 import torch
 from torch import Tensor
 
+from buddy_kernels.routed_step import CONTINUE
 from buddy_routing.router_config import FeatureKind
 from buddy_routing.segments import SegmentBatch
 
@@ -41,19 +44,20 @@ class RunningFeatures:
     def __init__(self, num_lanes: int, kv_dim: int, device: torch.device) -> None:
         self.sums = torch.zeros(num_lanes, kv_dim, dtype=torch.float64, device=device)
 
-    def reset(self, lane: int) -> None:
-        """A new sequence, or one that starts over after preemption, takes the lane."""
-        self.sums[lane] = 0.0
+    def reset(self, lane: int, sums: "array[float] | None" = None) -> None:
+        """A sequence takes the lane, at its beginning or, with its `sums` [F] so far, further on."""
+        self.sums[lane] = 0.0 if sums is None else torch.frombuffer(sums, dtype=torch.float64).to(self.sums.device)
 
-    def update(self, batch: SegmentBatch, v: Tensor) -> Tensor:
-        """Add a step's V states [N, ...]; features [S, 2F] fp32 at the last token of every segment."""
-        rows = v.flatten(1)  # [N, F]
+    def update(self, batch: SegmentBatch, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Add the V states [N + A, ...] of a step's rows and of those ahead, where they were not added before; features
+        [S, 2F] fp32 and sums [S, F] fp64 at every segment's deciding row."""
+        rows = v.flatten(1)  # [N + A, F]
         added = self.sums.new_zeros(len(batch.lanes), rows.shape[1])
-        added.index_add_(0, batch.segment_of_row, rows.double())
+        added.index_add_(0, torch.cat((batch.segment_of_row, batch.segment_of_ahead)), rows.double())
         sums = torch.empty_like(added)
         for segment, lane in enumerate(batch.lanes):
-            self.sums[lane] += added[segment]
+            if batch.choices[segment] != CONTINUE:
+                self.sums[lane] += added[segment]
             sums[segment] = self.sums[lane]
-        counts = (batch.positions[batch.last_rows] + 1).double()[:, None]
-        newest = rows[batch.last_rows].float()
-        return torch.cat(((sums / counts).float(), newest), -1)
+        newest = rows[batch.deciding_rows].float()
+        return torch.cat(((sums / batch.num_counted[:, None]).float(), newest), -1), sums

@@ -1,16 +1,19 @@
 """Keeps what routing remembers between steps and asks the router for a step's paths."""
 
-# N rows, S segments, Hkv key/value heads, Dh head dim, L layers
+# N rows, A rows ahead, S segments, Hkv key/value heads, Dh head dim, F = Hkv x Dh, L layers
 
+from array import array
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from buddy_kernels.routed_step import CHOOSE
 from buddy_routing.features import RunningFeatures
 from buddy_routing.model_spec import ModelSpec
 from buddy_routing.router import Router
 from buddy_routing.segments import SegmentBatch
+from buddy_routing.selection import select_layers
 
 
 class Planner(Protocol):
@@ -18,9 +21,9 @@ class Planner(Protocol):
 
     router: Router
 
-    def start(self, lane: int) -> None: ...
+    def start(self, lane: int, sums: "array[float] | None" = None) -> None: ...
 
-    def choose(self, batch: SegmentBatch, v: Tensor) -> Tensor: ...
+    def choose(self, batch: SegmentBatch, v: Tensor) -> tuple[Tensor, Tensor]: ...
 
 
 class PathPlanner:
@@ -31,17 +34,21 @@ class PathPlanner:
         self.features = RunningFeatures(num_lanes, spec.kv_dim, device)
         self.last_masks = torch.ones(num_lanes, spec.num_layers, dtype=torch.int8)
 
-    def start(self, lane: int) -> None:
-        """A sequence begins in the lane, at position 0."""
-        self.features.reset(lane)
+    def start(self, lane: int, sums: "array[float] | None" = None) -> None:
+        """A sequence begins in the lane: at position 0, or within its prompt where its running features are `sums` [F],
+        as `choose` told them."""
+        self.features.reset(lane, sums)
 
-    def choose(self, batch: SegmentBatch, v: Tensor) -> Tensor:
-        """Masks [S, L] int8 on the CPU, from the first layer's V states [N, Hkv, Dh] of the step's rows."""
-        features = self.features.update(batch, v)
-        num_run = torch.tensor(batch.budgets, device=features.device)
-        masks = self.router.choose(features, num_run).cpu()
+    def choose(self, batch: SegmentBatch, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Masks [S, L] int8 on the CPU, from the first layer's V states [N + A, Hkv, Dh] of the step's rows and those
+        ahead; and the running features' sums [S, F] fp64 after each segment."""
+        features, sums = self.features.update(batch, v)
+        scores = self.router.scores(features)
+        together = torch.zeros_like(scores).index_add_(0, torch.tensor(batch.aligned, device=scores.device), scores)
+        num_run = torch.tensor(batch.budgets, device=scores.device)
+        masks = select_layers(together, num_run)[list(batch.aligned)].cpu()
         for segment, lane in enumerate(batch.lanes):
-            if not batch.reroutes[segment]:
+            if batch.choices[segment] != CHOOSE:
                 masks[segment] = self.last_masks[lane]
             self.last_masks[lane] = masks[segment]
-        return masks
+        return masks, sums

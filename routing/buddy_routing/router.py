@@ -1,4 +1,4 @@
-"""Sources of masks. The engine asks for paths and does not know how they were chosen."""
+"""Sources of paths: how much each layer matters now. The engine runs the best of them and does not ask why."""
 
 # S segments, K rankings, L layers, F width of one token's V
 
@@ -8,14 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from buddy_kernels import linear, silu
-from buddy_routing.selection import select_layers
 
 NEVER = 2**31
 """As `reroute_every`: an answer keeps the path of its prompt's end."""
 
 
 class Router(Protocol):
-    """Chooses a path for every segment. `router_id` names it in logs, metrics and cache keys."""
+    """Ranks the layers for every segment. `router_id` names it in logs, metrics and cache keys."""
 
     @property
     def router_id(self) -> str: ...
@@ -25,8 +24,8 @@ class Router(Protocol):
         """Decode tokens between two choices; 1 chooses at every token."""
         ...
 
-    def choose(self, features: Tensor, num_run: Tensor) -> Tensor:
-        """features [S, 2F] fp32, num_run [S] int64 -> masks [S, L] int8 of 0 (skip) and 1 (run)."""
+    def scores(self, features: Tensor) -> Tensor:
+        """features [S, 2F] fp32 -> scores [S, L - 2] fp32 of the layers between the first and the last."""
         ...
 
 
@@ -70,10 +69,6 @@ class LearnedRouter(nn.Module):
         fused: Tensor = self.decision(features[..., : self.decision.down.in_features]) + self.prior_weight * self.prior
         return fused
 
-    @torch.inference_mode()
-    def choose(self, features: Tensor, num_run: Tensor) -> Tensor:
-        return select_layers(self.scores(features), num_run)
-
 
 class StaticRouter:
     """One ranking of the layers for every token, whatever the input: a prior of [L - 2] importances."""
@@ -84,8 +79,8 @@ class StaticRouter:
         self.prior = prior
         self.router_id = router_id
 
-    def choose(self, features: Tensor, num_run: Tensor) -> Tensor:
-        return select_layers(self.prior.to(features.device).expand(len(num_run), -1), num_run)
+    def scores(self, features: Tensor) -> Tensor:
+        return self.prior.to(features.device, torch.float32).expand(len(features), -1)
 
 
 class PromptSetRouter:
@@ -99,6 +94,5 @@ class PromptSetRouter:
         self.bias = bias  # [K]
         self.router_id = router_id
 
-    def choose(self, features: Tensor, num_run: Tensor) -> Tensor:
-        chosen = linear(features, self.weight, self.bias).argmax(-1)
-        return select_layers(self.rankings[chosen], num_run)
+    def scores(self, features: Tensor) -> Tensor:
+        return self.rankings[linear(features, self.weight, self.bias).argmax(-1)]

@@ -1,40 +1,78 @@
 """A step's work as segments: runs of rows of one sequence that share one path."""
 
-# N rows (tokens) in the step, W of them wanted, S segments, T block table columns, L layers
+# N rows (tokens) in the step, W of them wanted, A rows ahead, S segments, T block table columns, L layers
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from buddy_kernels import StepRows
+
 
 @dataclass(frozen=True)
 class SegmentBatch:
-    """What one step computes, as data. A segment is a prefill block or one decode token, the unit of routing.
+    """StepRows as tensors. A segment is a prefill block, a part of one, or one decode token.
 
     Sequences are named by a small integer, their *lane*, under which the router keeps their running features.
-    Segments of one sequence stand in order of position.
+    Segments of one sequence stand in order of position. A segment that is the beginning of a prefill block looks ahead
+    to the rest of it: rows `ahead_tokens` that nothing is computed of but features.
     """
 
     tokens: Tensor  # [N] int64
     positions: Tensor  # [N] int64
     lengths: Tensor  # [S] int64, rows of each segment
     block_tables: Tensor  # [S, T] int64
-    lanes: tuple[int, ...]  # [S]
-    budgets: tuple[int, ...]  # [S], layers to run, n(b)
-    wanted_rows: tuple[int, ...]  # [W], rows whose next token is asked for
-    reroutes: tuple[bool, ...]  # [S], False keeps the lane's last path (`reroute_every` > 1)
+    lanes: Sequence[int]  # [S]
+    budgets: Sequence[int]  # [S], layers to run, n(b)
+    choices: Sequence[int]  # [S], KEEP, CHOOSE or CONTINUE
+    wanted: Tensor  # [W] int64, rows whose next token is asked for
+    ahead_tokens: Tensor  # [A] int64
+    aheads: Tensor  # [S] int64, rows ahead of each segment
+    aligned: Sequence[int]  # [S], the segment whose path each shares; its own index: none
 
-    @cached_property
-    def last_rows(self) -> Tensor:
-        """[S] the last row of each segment: the one whose features decide, and which predicts the next token."""
-        return self.lengths.cumsum(0) - 1
+    @classmethod
+    def from_rows(cls, rows: StepRows, device: torch.device) -> "SegmentBatch":
+        def tensor(values: Sequence[int]) -> Tensor:
+            return torch.tensor(values, dtype=torch.int64, device=device)
+
+        num_rows, widest = len(rows.positions), max(map(len, rows.tables))
+        return cls(
+            tokens=tensor(rows.tokens[:num_rows]),
+            positions=tensor(rows.positions),
+            lengths=tensor(rows.lengths),
+            block_tables=torch.tensor([[*t, *[0] * (widest - len(t))] for t in rows.tables], device=device),
+            lanes=rows.lanes,
+            budgets=rows.budgets,
+            choices=rows.choices,
+            wanted=tensor(rows.wanted),
+            ahead_tokens=tensor(rows.tokens[num_rows:]),
+            aheads=tensor(rows.aheads),
+            aligned=rows.aligned,
+        )
 
     @cached_property
     def segment_of_row(self) -> Tensor:
         """[N] int64."""
         return torch.repeat_interleave(torch.arange(len(self.lanes), device=self.lengths.device), self.lengths)
+
+    @cached_property
+    def segment_of_ahead(self) -> Tensor:
+        """[A] int64."""
+        return torch.repeat_interleave(torch.arange(len(self.lanes), device=self.aheads.device), self.aheads)
+
+    @cached_property
+    def deciding_rows(self) -> Tensor:
+        """[S] of the N + A rows the one whose features decide: a segment's last, or the last it looks ahead to."""
+        ahead = len(self.tokens) + self.aheads.cumsum(0) - 1
+        return torch.where(self.aheads > 0, ahead, self.lengths.cumsum(0) - 1)
+
+    @cached_property
+    def num_counted(self) -> Tensor:
+        """[S] int64: tokens of its sequence up to a segment's deciding row."""
+        return self.positions[self.lengths.cumsum(0) - 1] + 1 + self.aheads
 
     def slots(self, block_size: int) -> Tensor:
         """[N] int64, where each row's K/V goes in a cache of blocks of that size."""

@@ -1,15 +1,14 @@
 """Runs a server's steps: decoder, cache and what routing remembers, in plain torch or as the CPU's one op."""
 
-# N rows, S segments, W wanted rows, L layers, V vocabulary
-
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from buddy_kernels import DecoderWeights, LayerWeights, Projection, RoutedOutput, RoutedStep, RouterWeights, StepRows
+from buddy_kernels.routed_step import ChoosePaths
 from buddy_routing.decoder import DecoderLayer, Linear, RoutedDecoder
 from buddy_routing.kv_cache import KVCache
 from buddy_routing.planner import PathPlanner, Planner
@@ -18,7 +17,7 @@ from buddy_routing.segments import SegmentBatch
 
 
 class Stepper(Protocol):
-    """What the engine's runner drives. Batches come on `device`."""
+    """What the engine's runner drives."""
 
     @property
     def planner(self) -> Planner: ...
@@ -26,11 +25,8 @@ class Stepper(Protocol):
     @property
     def num_layers(self) -> int: ...
 
-    @property
-    def device(self) -> torch.device: ...
-
-    def step(self, batch: SegmentBatch) -> RoutedOutput:
-        """Logits [W, V] fp32 on the CPU after the wanted rows, and the masks [S, L] that were run."""
+    def step(self, rows: StepRows) -> RoutedOutput:
+        """What native ones do in several steps, others do in one."""
         ...
 
 
@@ -46,22 +42,22 @@ class TorchStepper:
     def num_layers(self) -> int:
         return self.model.spec.num_layers
 
-    @property
-    def device(self) -> torch.device:
-        return self.cache.k.device
-
-    def step(self, batch: SegmentBatch) -> RoutedOutput:
+    @torch.inference_mode()
+    def step(self, rows: StepRows) -> RoutedOutput:
+        batch = SegmentBatch.from_rows(rows, self.cache.k.device)
         router_s = 0.0
+        sums = torch.empty(0)
 
         def choose(v: Tensor) -> Tensor:
-            nonlocal router_s
+            nonlocal router_s, sums
             started = time.perf_counter()
-            masks = self.planner.choose(batch, v)
+            masks, sums = self.planner.choose(batch, v)
             router_s = time.perf_counter() - started
             return masks
 
         logits, masks = self.model(batch, self.cache, choose)
-        return RoutedOutput(logits.float().cpu(), masks, router_s)
+        logits = logits.float().cpu()
+        return RoutedOutput(logits, [logits.argmax(-1).tolist()], masks[None], sums, router_s)
 
 
 class NativeStepper:
@@ -70,25 +66,17 @@ class NativeStepper:
     def __init__(self, routed_step: RoutedStep, planner: PathPlanner) -> None:
         self.routed_step = routed_step
         self.planner = planner
-        self.device = torch.device("cpu")
+        self.num_layers = routed_step.num_layers
         self._router_weights = router_weights(planner)
 
-    @property
-    def num_layers(self) -> int:
-        return self.routed_step.num_layers
+    def step(self, rows: StepRows) -> RoutedOutput:
+        if self._router_weights is None:
+            return self.routed_step(replace(rows, most_steps=1), self._asking_planner(rows))
+        return self.routed_step(rows, self._router_weights)
 
-    def step(self, batch: SegmentBatch) -> RoutedOutput:
-        rows = StepRows(
-            tokens=batch.tokens,
-            positions=batch.positions,
-            lengths=batch.lengths,
-            block_tables=batch.block_tables,
-            lanes=torch.tensor(batch.lanes),
-            budgets=torch.tensor(batch.budgets),
-            reroutes=torch.tensor(batch.reroutes, dtype=torch.uint8),
-            wanted=torch.tensor(batch.wanted_rows, dtype=torch.int64),
-        )
-        return self.routed_step(rows, self._router_weights or (lambda v: self.planner.choose(batch, v)))
+    def _asking_planner(self, rows: StepRows) -> ChoosePaths:
+        batch = SegmentBatch.from_rows(rows, torch.device("cpu"))
+        return torch.inference_mode()(lambda v: self.planner.choose(batch, v))
 
 
 def router_weights(planner: PathPlanner) -> RouterWeights | None:

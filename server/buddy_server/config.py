@@ -85,6 +85,7 @@ class _TierEntry(_Strict):
     min_budget: _Budget = 0.0
     max_budget: _Budget = 1.0
     default_budget: Annotated[float | Auto, BeforeValidator(_number_or_auto)] = "auto"
+    align_paths: bool = False
 
     @model_validator(mode="after")
     def _in_order(self) -> "_TierEntry":
@@ -107,6 +108,7 @@ class _EngineEntry(_Strict):
     max_sequences: Annotated[int, Field(ge=1)] = _SIZES.max_sequences
     max_step_tokens: Annotated[int, Field(ge=1)] = _SIZES.max_step_tokens
     thrift: Annotated[float, Field(ge=0)] = _SIZES.thrift
+    prefix_cache: bool = _SIZES.prefix_cache
 
 
 class _File(_Strict):

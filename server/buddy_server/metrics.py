@@ -94,6 +94,12 @@ class Metrics:
             _TENANT,
             registry=self.registry,
         )
+        self._prefix_cache_hits = Counter(
+            "buddy_prefix_cache_hits",
+            "Prompt tokens of finished requests that were found in the prefix cache and not computed.",
+            _TENANT,
+            registry=self.registry,
+        )
         self._completion_tokens = Counter(
             "buddy_completion_tokens", "Tokens generated.", _TENANT, registry=self.registry
         )
@@ -231,6 +237,10 @@ class RequestMetrics:
         self._last_token[choice] = now
         self._completion_tokens.inc()
         self._layers_per_token.observe(num_layers)
+
+    def cached(self, num_prompt_tokens: int) -> None:
+        """So many prompt tokens were found in the prefix cache."""
+        self._metrics._prefix_cache_hits.labels(*self._labels).inc(num_prompt_tokens)
 
     def finish(self, outcome: Outcome) -> None:
         """The request has ended. Only the first call counts."""

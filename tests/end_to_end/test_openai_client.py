@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import httpx
 import openai
 import pytest
 
@@ -112,6 +113,25 @@ def test_a_request_longer_than_the_context_is_refused(client: openai.OpenAI) -> 
     with pytest.raises(openai.BadRequestError) as caught:
         ask(client, messages=[{"role": "user", "content": "word " * 2000}])
     assert caught.value.code == "context_length_exceeded"
+
+
+def test_a_prompt_seen_before_is_cached_and_says_the_same(client: openai.OpenAI) -> None:
+    messages = [{"role": "system", "content": "Be kind to everyone you meet. " * 40}, *QUESTION]
+    first, again, shallow = (ask(client, {"budget": budget}, messages=messages) for budget in (1.0, 1.0, 0.5))
+    text, last = stream(client, {"budget": 1.0}, messages=messages)
+    assert text == again.choices[0].message.content == first.choices[0].message.content
+    usages = [answer.usage for answer in (first, again, shallow, last)]
+    num_cached = (usages[0].prompt_tokens - 1) // 128 * 128
+    assert num_cached > 0
+    assert [usage.prompt_tokens_details.cached_tokens for usage in usages] == [0, num_cached, 0, num_cached]
+    layer_tokens = [answer.model_extra["buddy"]["layer_tokens"] for answer in (first, again)]
+    assert layer_tokens[0] - layer_tokens[1] == num_cached
+    plain = client.completions.create(model=MODEL_ID, prompt="Once upon a time. " * 40, temperature=0)
+    assert plain.usage.prompt_tokens_details.cached_tokens == 0
+    plain = client.completions.create(model=MODEL_ID, prompt="Once upon a time. " * 40, temperature=0)
+    assert plain.usage.prompt_tokens_details.cached_tokens >= 128
+    counted = httpx.get(str(client.base_url).replace("/v1/", "/metrics")).text
+    assert 'buddy_prefix_cache_hits_total{tenant="default",tier="default"}' in counted
 
 
 def test_a_conversation_of_several_turns_is_answered(client: openai.OpenAI) -> None:

@@ -1,4 +1,6 @@
-"""Blocks are free or borrowed by one sequence, never both, never lost."""
+"""Every block is free, held, or idle with something worth keeping; never two of these, never lost."""
+
+from array import array
 
 import pytest
 
@@ -54,3 +56,115 @@ def test_check_finds_a_lost_block_and_one_held_twice() -> None:
         pool.check([])
     with pytest.raises(AssertionError, match="lost or held twice"):
         pool.check([table, table[:1]])
+
+
+SUMS = array("d")
+
+
+def kept_chain(pool: BlockPool, *keys: bytes) -> list[int]:
+    """A table of two blocks a key, kept in that order."""
+    table: list[int] = []
+    assert pool.grow(table, 2 * len(keys) * pool.block_size)
+    for index, key in enumerate(keys):
+        pool.keep(key, table[2 * index : 2 * index + 2], SUMS)
+    return table
+
+
+def found(pool: BlockPool, *keys: bytes) -> list[bool]:
+    return [pool.find(key) is not None for key in keys]
+
+
+def test_kept_blocks_are_idle_when_nobody_holds_them_and_do_not_count_as_used() -> None:
+    pool = BlockPool(8, 4)
+    table = kept_chain(pool, b"a", b"b")
+    assert (pool.num_free, pool.num_idle, pool.usage_ratio) == (4, 0, 0.5)
+    pool.check([table])
+    pool.release(table)
+    assert (pool.num_free, pool.num_idle, pool.usage_ratio) == (8, 4, 0.0)
+    assert found(pool, b"a", b"b") == [True, True]
+    pool.check([])
+
+
+def test_shared_blocks_stay_held_until_the_last_holder_lets_go() -> None:
+    pool = BlockPool(8, 4)
+    first = kept_chain(pool, b"a")
+    kept = pool.find(b"a")
+    assert kept is not None
+    second: list[int] = []
+    pool.share(kept, second, 0)
+    assert second == first
+    assert pool.grow(second, 12)
+    pool.check([first, second])
+    pool.release(first)
+    assert (pool.num_idle, pool.num_free) == (0, 5)
+    pool.check([second])
+    pool.release(second)
+    assert (pool.num_idle, pool.num_free) == (2, 8)
+
+
+def test_sharing_in_place_of_own_blocks_gives_those_back() -> None:
+    pool = BlockPool(8, 4)
+    quicker = kept_chain(pool, b"a")
+    table: list[int] = []
+    assert pool.grow(table, 12)
+    own, last = table[:2], table[2]
+    kept = pool.find(b"a")
+    assert kept is not None
+    pool.share(kept, table, 0)
+    assert table == [*quicker, last]
+    assert pool.num_free == 5
+    pool.check([quicker, table])
+    other: list[int] = []
+    assert pool.grow(other, 20)
+    assert set(own) <= set(other)
+
+
+def test_free_blocks_are_taken_before_idle_ones() -> None:
+    pool = BlockPool(6, 4)
+    pool.release(kept_chain(pool, b"a"))
+    table: list[int] = []
+    assert pool.grow(table, 16)
+    assert found(pool, b"a") == [True]
+    assert pool.grow(table, 17)
+    assert found(pool, b"a") == [False]
+    pool.check([table])
+
+
+def test_longest_unused_goes_first_and_of_a_chain_the_end() -> None:
+    pool = BlockPool(8, 4)
+    pool.release(kept_chain(pool, b"a", b"b"))
+    pool.release(kept_chain(pool, b"x", b"y"))
+    again: list[int] = []
+    kept = pool.find(b"a")
+    assert kept is not None
+    pool.share(kept, again, 0)
+    pool.release(again)
+    order = []
+    table: list[int] = []
+    for num_tokens in (8, 16, 24, 32):
+        assert pool.grow(table, num_tokens)
+        order.append(found(pool, b"a", b"b", b"x", b"y"))
+        pool.check([table])
+    assert order == [
+        [True, False, True, True],
+        [True, False, True, False],
+        [True, False, False, False],
+        [False, False, False, False],
+    ]
+
+
+def test_held_blocks_are_never_evicted() -> None:
+    pool = BlockPool(4, 4)
+    held = kept_chain(pool, b"a")
+    table: list[int] = []
+    assert not pool.grow(table, 12)
+    assert pool.grow(table, 8)
+    assert found(pool, b"a") == [True]
+    pool.check([held, table])
+
+
+def test_check_counts_the_holders_of_a_shared_block() -> None:
+    pool = BlockPool(4, 4)
+    table = kept_chain(pool, b"a")
+    with pytest.raises(AssertionError, match="held twice"):
+        pool.check([table, table])

@@ -1,22 +1,30 @@
 """What each step computes, without a model: tokens are made up, blocks and lanes are real."""
 
 import random
+from array import array
 from collections.abc import Iterator
 
 import pytest
 
 from buddy_server.engine.block_pool import BlockPool
 from buddy_server.engine.messages import GenerationRequest, SamplingParams
+from buddy_server.engine.prefix_keys import PrefixKeys
 from buddy_server.engine.scheduler import Scheduler
 from buddy_server.engine.sequence import Sequence, Work
 
 ROUTE_BLOCK = 8
+SUMS = array("d", [0.5])
 
 
 def make_scheduler(
-    num_blocks: int = 100, block_size: int = 4, max_sequences: int = 4, max_step_tokens: int = 32
+    num_blocks: int = 100,
+    block_size: int = 4,
+    max_sequences: int = 4,
+    max_step_tokens: int = 32,
+    prefix_cache: bool = False,
 ) -> Scheduler:
-    return Scheduler(BlockPool(num_blocks, block_size), max_sequences, max_step_tokens, ROUTE_BLOCK)
+    keys = PrefixKeys("router", ROUTE_BLOCK) if prefix_cache else None
+    return Scheduler(BlockPool(num_blocks, block_size), max_sequences, max_step_tokens, ROUTE_BLOCK, keys)
 
 
 def request(name: str, num_prompt: int, max_tokens: int = 4) -> GenerationRequest:
@@ -29,6 +37,8 @@ def commit(scheduler: Scheduler, works: list[Work]) -> None:
         sequence = work.sequence
         makes_token = work.makes_token
         sequence.num_computed += work.length
+        if scheduler.is_cacheable(work):
+            scheduler.cache(work, SUMS)
         if makes_token:
             sequence.tokens.append(7)
             if sequence.num_output >= sequence.request.sampling.max_tokens:
@@ -167,6 +177,101 @@ def test_finish_takes_everything_back_wherever_the_request_stands() -> None:
     assert (scheduler.has_work, scheduler.pool.num_free) == (False, 100)
 
 
+def test_prompt_goes_on_behind_the_full_blocks_that_another_has_computed() -> None:
+    scheduler = make_scheduler(prefix_cache=True)
+    scheduler.add(request("a", 20, max_tokens=1))
+    assert list(steps(scheduler)) == [[("a", 0, 8), ("a", 8, 8), ("a", 16, 4)]]
+    assert (scheduler.pool.num_idle, scheduler.pool.num_free, scheduler.pool.usage_ratio) == (4, 100, 0)
+    b = scheduler.add(request("b", 30, max_tokens=1))
+    works = scheduler.schedule()
+    assert [(work.start, work.length) for work in works] == [(16, 8), (24, 6)]
+    assert (b.num_restored, b.restored_sums) == (16, SUMS)
+    scheduler.check_idle()
+
+
+@pytest.mark.parametrize(("num_prompt", "start"), [(7, 0), (8, 0), (9, 8), (16, 8), (17, 16), (24, 16)])
+def test_last_token_of_a_prompt_is_always_computed(num_prompt: int, start: int) -> None:
+    scheduler = make_scheduler(prefix_cache=True)
+    for name in ("a", "b"):
+        scheduler.add(request(name, num_prompt, max_tokens=1))
+        last = list(steps(scheduler))
+    assert last[0][0] == ("b", start, min(8, num_prompt - start))
+    assert sum(length for works in last for _, _, length in works) == num_prompt - start
+
+
+def test_block_computed_twice_at_the_same_time_is_kept_once() -> None:
+    scheduler = make_scheduler(prefix_cache=True)
+    a, b = (scheduler.add(request(name, 12)) for name in ("a", "b"))
+    assert step(scheduler) == [("a", 0, 8), ("a", 8, 4), ("b", 0, 8), ("b", 8, 4)]
+    assert a.block_table[:2] == b.block_table[:2]
+    assert scheduler.pool.num_free == 96
+    scheduler.check_idle()
+    scheduler.finish(a)
+    scheduler.check_idle()
+    scheduler.finish(b)
+    assert (scheduler.pool.num_free, scheduler.pool.num_idle) == (100, 2)
+
+
+def test_those_who_wait_for_their_turn_find_what_the_first_has_computed_meanwhile() -> None:
+    scheduler = make_scheduler(max_step_tokens=20, prefix_cache=True)
+    for name in ("a", "b"):
+        scheduler.add(request(name, 28, max_tokens=1))
+    assert list(steps(scheduler)) == [
+        [("a", 0, 8), ("a", 8, 8)],
+        [("a", 16, 8), ("a", 24, 4), ("b", 16, 8)],
+        [("b", 24, 4)],
+    ]
+    scheduler.check_idle()
+
+
+def test_scored_prompt_is_computed_whole_and_fills_the_cache() -> None:
+    scheduler = make_scheduler(prefix_cache=True)
+    for _ in range(2):
+        scored = GenerationRequest("s", "default", (7,) * 20, 2, SamplingParams(1, prompt_logprobs=0))
+        scheduler.add(scored)
+        assert list(steps(scheduler)) == [[("s", 0, 8), ("s", 8, 8), ("s", 16, 4)]]
+    scheduler.add(request("b", 20, max_tokens=1))
+    assert list(steps(scheduler)) == [[("b", 16, 4)]]
+
+
+def test_preempted_request_comes_back_to_its_own_blocks() -> None:
+    scheduler = make_scheduler(num_blocks=6, prefix_cache=True)
+    scheduler.add(request("a", 7, max_tokens=6))
+    scheduler.add(GenerationRequest("b", "default", (8,) * 12, 2, SamplingParams(6)))
+    seen = list(steps(scheduler))
+    assert scheduler.take_preemptions() == 1
+    # Of its prompt the full block was still there; the rest, and the outputs known by then, are computed again.
+    assert [("b", 8, 4), ("b", 12, 1), ("b", 13, 1)] in seen
+    assert scheduler.pool.num_free == 6
+
+
+def test_idle_blocks_never_keep_a_request_out() -> None:
+    scheduler = make_scheduler(num_blocks=6, prefix_cache=True)
+    for token in range(5):
+        sequence = scheduler.add(GenerationRequest("r", "default", (token,) * 23, 2, SamplingParams(1)))
+        assert step(scheduler) == [("r", 0, 8), ("r", 8, 8), ("r", 16, 7)]
+        assert sequence not in scheduler.running
+        scheduler.check_idle()
+
+
+def test_request_that_cannot_be_let_in_yet_holds_nothing() -> None:
+    scheduler = make_scheduler(num_blocks=7, prefix_cache=True)
+    scheduler.add(request("a", 9, max_tokens=9))
+    step(scheduler)
+    waiting = scheduler.add(request("b", 24, max_tokens=1))
+    # It shares 2 of its 6 blocks and needs 4; a holds 3 of 7, and soon more.
+    scheduler.pool.grow(scheduler.running[0].block_table, 16)
+    assert step(scheduler) == [("a", 9, 1)]
+    assert (waiting.block_table, waiting.num_computed, waiting.num_restored) == ([], 0, 0)
+    scheduler.check_idle()
+    assert [works[0][0] for works in steps(scheduler)][-1] == "b"
+
+
+def test_route_block_of_no_whole_blocks_cannot_be_cached() -> None:
+    with pytest.raises(ValueError, match="route_block 8 cannot be cached: allowed are multiples of block_size 3"):
+        make_scheduler(block_size=3, prefix_cache=True)
+
+
 def test_prompt_rows_are_charged_once_however_often_they_are_computed() -> None:
     sequence = Sequence(request("a", 10), [7] * 12, num_charged=8)
     assert Work(sequence, 0, 8).num_new_prompt == 0
@@ -186,16 +291,18 @@ def test_request_larger_than_the_cache_is_our_own_bug() -> None:
         make_scheduler(num_blocks=4).add(request("a", 13, max_tokens=4))
 
 
+@pytest.mark.parametrize("prefix_cache", [False, True])
 @pytest.mark.parametrize("seed", range(30))
-def test_every_request_ends_and_all_blocks_come_back_whatever_happens(seed: int) -> None:
+def test_every_request_ends_and_all_blocks_come_back_whatever_happens(seed: int, prefix_cache: bool) -> None:
     rng = random.Random(seed)
     num_blocks, max_sequences = rng.randint(4, 30), rng.randint(1, 6)
     max_step_tokens = max_sequences + ROUTE_BLOCK + rng.randint(0, 20)
-    scheduler = make_scheduler(num_blocks, 4, max_sequences, max_step_tokens)
+    scheduler = make_scheduler(num_blocks, 4, max_sequences, max_step_tokens, prefix_cache)
     to_come = [
-        request(str(index), num_prompt, rng.randint(1, num_blocks * 4 - num_prompt))
+        forked(rng, str(index), num_prompt, rng.randint(1, num_blocks * 4 - num_prompt))
         for index, num_prompt in enumerate(rng.choices(range(1, num_blocks * 4), k=40))
     ]
+    memory = Memory()
     alive: list[Sequence] = []
     num_steps = 0
     while to_come or scheduler.has_work:
@@ -205,6 +312,7 @@ def test_every_request_ends_and_all_blocks_come_back_whatever_happens(seed: int)
             scheduler.finish(alive.pop(rng.randrange(len(alive))))
         works = scheduler.schedule()
         check_step(scheduler, works, max_sequences, max_step_tokens)
+        memory.compute(works)
         commit(scheduler, works)
         alive = [s for s in alive if s.num_output < s.request.sampling.max_tokens]
         num_steps += 1
@@ -212,6 +320,31 @@ def test_every_request_ends_and_all_blocks_come_back_whatever_happens(seed: int)
     assert not alive
     assert scheduler.pool.num_free == num_blocks
     scheduler.check_idle()
+
+
+def forked(rng: random.Random, name: str, num_prompt: int, max_tokens: int) -> GenerationRequest:
+    """Two tenants' prompts, of which many begin alike."""
+    fork = rng.randint(0, num_prompt)
+    prompt = (7,) * fork + (rng.randint(1, 2),) * (num_prompt - fork)
+    return GenerationRequest(name, rng.choice(("acme", "hobby")), prompt, 2, SamplingParams(max_tokens))
+
+
+class Memory:
+    """What the blocks contain: for each slot the tenant and all tokens up to the one whose K/V is there."""
+
+    def __init__(self) -> None:
+        self._slots: dict[tuple[int, int], tuple[str, tuple[int, ...]]] = {}
+
+    def compute(self, works: list[Work]) -> None:
+        """Write the works' rows, which may see nothing but their own past."""
+        for work in works:
+            table, tokens, tenant = work.sequence.block_table, work.sequence.tokens, work.sequence.request.tenant
+            for position in range(work.start + work.length):
+                slot = (table[position // 4], position % 4)
+                content = (tenant, tuple(tokens[: position + 1]))
+                if position >= work.start:
+                    self._slots[slot] = content
+                assert self._slots[slot] == content, f"row {position} of {work.sequence.request.request_id}"
 
 
 def check_step(scheduler: Scheduler, works: list[Work], max_sequences: int, max_step_tokens: int) -> None:

@@ -54,6 +54,8 @@ class FakeEngine:
     finished: list[str] = field(default_factory=list)
     stopped: bool = False
     predicted: int | None = None
+    num_cached: tuple[int, ...] = (0,)
+    """Of the prompts of requests in turn."""
 
     async def predict_depth(self, prompt_tokens: tuple[int, ...], lowest: int, highest: int) -> int | None:
         """As if the predictor wanted `predicted` layers; None is none."""
@@ -64,6 +66,7 @@ class FakeEngine:
         self.stopped = True
 
     async def submit(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
+        cached_tokens = self.num_cached[len(self.requests) % len(self.num_cached)]
         self.requests.append(request)
         ended = False
         try:
@@ -91,6 +94,7 @@ class FakeEngine:
                 prompt_layer_runs=len(request.prompt_tokens) * request.num_run_layers,
                 output_layer_runs=num_tokens * request.num_run_layers,
                 text="!",
+                cached_tokens=cached_tokens,
             )
         finally:
             (self.finished if ended else self.cancelled).append(request.request_id)

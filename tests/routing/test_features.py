@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from buddy_kernels.routed_step import CHOOSE
 from buddy_routing.features import RunningFeatures, causal_features, feature_dim
 from buddy_routing.segments import SegmentBatch
 
@@ -25,8 +26,11 @@ def batch_of(spans: list[tuple[int, int, int]]) -> SegmentBatch:
         block_tables=nothing,
         lanes=tuple(lane for lane, _, _ in spans),
         budgets=(2,) * len(spans),
-        wanted_rows=(),
-        reroutes=(True,) * len(spans),
+        choices=(CHOOSE,) * len(spans),
+        wanted=nothing,
+        ahead_tokens=nothing,
+        aheads=torch.zeros(len(spans), dtype=torch.int64),
+        aligned=range(len(spans)),
     )
 
 
@@ -53,7 +57,7 @@ def test_running_features_equal_causal_ones_for_every_cut_into_segments(dtype: t
         ends = [token + 1 for token in range(7) if inner[token]] + [8]
         running = RunningFeatures(1, KV_DIM, torch.device("cpu"))
         for start, end in itertools.pairwise([0, *ends]):
-            assert torch.equal(running.update(batch_of([(0, start, end)]), v[0, start:end])[0], expected[end - 1])
+            assert torch.equal(running.update(batch_of([(0, start, end)]), v[0, start:end])[0][0], expected[end - 1])
 
 
 def test_conversations_end_to_end_have_the_features_of_each_alone() -> None:
@@ -76,7 +80,7 @@ def test_several_segments_of_several_lanes_in_one_step_do_not_mix() -> None:
     ]
     for step in steps:
         rows = torch.cat([v[sequence, start:end] for sequence, start, end in step])
-        features = running.update(batch_of([(lanes[s], start, end) for s, start, end in step]), rows)
+        features, _ = running.update(batch_of([(lanes[s], start, end) for s, start, end in step]), rows)
         for got, (sequence, _, end) in zip(features, step, strict=True):
             assert torch.equal(got, expected[sequence, end - 1])
 
@@ -86,7 +90,7 @@ def test_reset_forgets_the_lane_and_no_other() -> None:
     running = RunningFeatures(2, KV_DIM, torch.device("cpu"))
     running.update(batch_of([(0, 0, 5), (1, 0, 5)]), v[:, :5].flatten(0, 1))
     running.reset(0)
-    features = running.update(batch_of([(0, 0, 5), (1, 5, 6)]), torch.cat((v[1, :5], v[1, 5:6])))
+    features, _ = running.update(batch_of([(0, 0, 5), (1, 5, 6)]), torch.cat((v[1, :5], v[1, 5:6])))
     assert torch.equal(features, causal_features(v)[1, 4:6])
 
 

@@ -1,8 +1,10 @@
 """The native step against plain torch beyond what test_decoder.py holds together."""
 
+from array import array
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,10 +12,12 @@ from torch import Tensor
 from transformers import LlamaConfig
 
 from buddy_kernels import RoutedStep, RouterWeights, StepRows, WeightKind
+from buddy_kernels.routed_step import CHOOSE, CONTINUE
 from buddy_routing.checkpoint import load_model
 from buddy_routing.decoder import RoutedDecoder
+from buddy_routing.features import causal_features
 from buddy_routing.model_spec import ModelSpec
-from buddy_routing.router import PromptSetRouter, Router, StaticRouter
+from buddy_routing.router import DecisionModule, LearnedRouter, PromptSetRouter, Router, StaticRouter
 from buddy_routing.selection import select_layers
 from buddy_routing.stepper import decoder_weights
 from sparse_decode import SparseDecode, segment_bounds
@@ -34,7 +38,22 @@ def prompt_sets(model: RoutedDecoder) -> PromptSetRouter:
     return PromptSetRouter(rankings, weight, torch.zeros(3), "sets")
 
 
-def ties(_: RoutedDecoder) -> StaticRouter:
+def random_router(model: RoutedDecoder) -> LearnedRouter:
+    torch.manual_seed(3)
+    decision = DecisionModule(2 * model.spec.kv_dim, NUM_LAYERS)
+    with torch.no_grad():
+        decision.down.weight.mul_(10)
+        decision.up.bias.zero_()
+    return LearnedRouter(decision, torch.zeros(NUM_LAYERS - 2), 0.0, "random")
+
+
+def some_tokens(num_sequences: int, num_tokens: int) -> Tensor:
+    return torch.randint(
+        1, SHAPE["vocab_size"], (num_sequences, num_tokens), generator=torch.Generator().manual_seed(4)
+    )
+
+
+def ties(_: RoutedDecoder | None) -> StaticRouter:
     return StaticRouter(torch.tensor([0.5, 0.7, 0.5, 0.5]), "ties")
 
 
@@ -59,6 +78,34 @@ def test_routers_that_the_op_asks_for_or_ranks_itself_choose_the_same(
     torch.testing.assert_close(native_logits, torch_logits, **TOLERANCE[torch.float32])
 
 
+@pytest.mark.parametrize("make_router", [prompt_sets, ties])
+@pytest.mark.parametrize("native", [None, "float32"])
+def test_running_sums_are_told_after_every_segment_and_a_lane_can_go_on_from_them(
+    native: WeightKind | None, make_router: Callable[[RoutedDecoder], Router], tmp_path: Path
+) -> None:
+    model = load_tiny("llama", tmp_path)
+    tokens = torch.randint(0, SHAPE["vocab_size"], (2, 50))
+    sparse = SparseDecode(model, make_router(model), tokens, [4, 3], native)
+    before = sparse.run([(0, 0, 16), (1, 0, 7), (0, 16, 32)])
+    assert before.sums.dtype == torch.float64
+    lanes = sparse.stepper.planner.features.sums
+    assert torch.equal(before.sums[[2, 1]], lanes)
+    after = sparse.run([(0, 32, 48), (0, 48, 50)])
+    assert torch.equal(after.sums[1], lanes[0])
+    sparse.stepper.planner.start(0, array("d", before.sums[2].tolist()))
+    assert torch.equal(before.sums[2], lanes[0])
+    again = sparse.run([(0, 32, 48), (0, 48, 50)])
+    assert torch.equal(again.sums, after.sums)
+    assert torch.equal(again.logits, after.logits)
+
+
+def test_running_sums_of_the_native_step_are_those_of_plain_torch(tmp_path: Path) -> None:
+    model = load_tiny("qwen3", tmp_path)
+    tokens = torch.randint(0, SHAPE["vocab_size"], (1, 40))
+    ours, theirs = (SparseDecode(model, ties(model), tokens, [4], kind).run([(0, 0, 33)]) for kind in (None, "float32"))
+    torch.testing.assert_close(theirs.sums, ours.sums, rtol=1e-5, atol=1e-4)
+
+
 @pytest.mark.parametrize("name", ["llama", "qwen3", "mistral-window"])
 @pytest.mark.parametrize(("kind", "error"), [("bfloat16", 0.05), ("int8", 0.15)])
 def test_rounded_weights_stay_near_fp32(name: str, kind: WeightKind, error: float, tmp_path: Path) -> None:
@@ -73,10 +120,10 @@ def test_an_error_of_the_router_comes_through_and_the_next_step_works(tmp_path: 
     class Broken:
         router_id, reroute_every, is_broken = "broken", 1, True
 
-        def choose(self, features: Tensor, num_run: Tensor) -> Tensor:
+        def scores(self, features: Tensor) -> Tensor:
             if self.is_broken:
                 raise RuntimeError("no path today")
-            return select_layers(torch.zeros(len(features), NUM_LAYERS - 2), num_run)
+            return torch.zeros(len(features), NUM_LAYERS - 2)
 
     router = Broken()
     sparse = SparseDecode(model, router, torch.ones(1, 20, dtype=torch.int64), [4], "float32")
@@ -123,25 +170,101 @@ def test_sizes_that_fill_no_vector_are_the_same_in_fp32_and_near_in_int8(shape: 
     assert (exact - int8).norm() / exact.norm() < 0.15
 
 
+@pytest.mark.parametrize("native", [None, "float32", "bfloat16"])
+def test_a_prefill_block_run_in_pieces_is_the_block_run_at_once(native: WeightKind | None, tmp_path: Path) -> None:
+    model = load_tiny("qwen3", tmp_path)
+    router, tokens = random_router(model), some_tokens(2, 40)
+    whole, pieces = (SparseDecode(model, router, tokens, (4, 3), native) for _ in range(2))
+    expected_logits, expected_masks = whole.step([(0, 0, 32), (1, 0, 32)])
+    masks = [
+        pieces.step([(0, 0, 5), (1, 0, 32)], block_ends=[32, 32])[1][0],
+        pieces.step([(0, 5, 18)], choices=[CONTINUE])[1][0],
+    ]
+    logits, last_masks = pieces.step([(0, 18, 32)], choices=[CONTINUE])
+    for mask in (*masks, last_masks[0]):
+        assert torch.equal(mask, expected_masks[0])
+    torch.testing.assert_close(logits[0], expected_logits[0], rtol=0, atol=0 if native else 1e-5)
+    # The features go on as if the block had been one, too.
+    for token in range(32, 40):
+        expected_logits, expected_masks = whole.step([(0, token, token + 1)])
+        logits, token_masks = pieces.step([(0, token, token + 1)])
+        assert torch.equal(token_masks, expected_masks)
+        torch.testing.assert_close(logits, expected_logits, rtol=0, atol=0 if native else 1e-5)
+
+
+def test_steps_in_a_row_are_the_steps_one_by_one(tmp_path: Path) -> None:
+    model = load_tiny("qwen3", tmp_path)
+    router, tokens = random_router(model), some_tokens(2, 40)
+    in_a_row, one_by_one = (SparseDecode(model, router, tokens.clone(), (4, 3), "float32") for _ in range(2))
+    for decode in (in_a_row, one_by_one):
+        decode.step([(0, 0, 20), (1, 0, 9)])
+    output = in_a_row.run([(0, 20, 21), (1, 9, 10)], most_steps=6, most_s=60.0)
+    for step in range(6):
+        spans = [(0, 20 + step, 21 + step), (1, 9 + step, 10 + step)]
+        logits, masks = one_by_one.step(spans)
+        assert list(output.likeliest[step]) == logits.argmax(-1).tolist()
+        assert torch.equal(output.masks[step], masks)
+        one_by_one.tokens[[0, 1], [21 + step, 10 + step]] = logits.argmax(-1)
+    assert torch.equal(output.logits, logits)
+
+
+@pytest.mark.parametrize(
+    ("most_s", "ends_with_said", "num_steps"), [(60.0, False, 8), (60.0, True, 1), (0.0, False, 1)]
+)
+def test_steps_in_a_row_stop_at_an_end_token_and_when_the_time_is_over(
+    most_s: float, ends_with_said: bool, num_steps: int, tmp_path: Path
+) -> None:
+    model = load_tiny("llama", tmp_path)
+    router, tokens = random_router(model), some_tokens(1, 32)
+    first = int(SparseDecode(model, router, tokens, [4], "float32").run([(0, 0, 1)]).likeliest[0][0])
+    end_tokens = [first if ends_with_said else SHAPE["vocab_size"]]
+    output = SparseDecode(model, router, tokens, [4], "float32").run(
+        [(0, 0, 1)], most_steps=8, most_s=most_s, end_tokens=end_tokens
+    )
+    assert len(output.likeliest) == len(output.masks) == num_steps
+
+
+def test_rows_go_on_by_themselves_only_where_each_is_a_segment(tmp_path: Path) -> None:
+    decode = SparseDecode(load_tiny("llama", tmp_path), ties(None), some_tokens(1, 32), [4], "float32")
+    with pytest.raises(ValueError, match="each is a segment and wanted"):
+        decode.run([(0, 0, 2)], most_steps=2)
+
+
+@pytest.mark.parametrize("native", [None, "float32"])
+def test_aligned_segments_share_the_path_of_their_summed_scores(native: WeightKind | None, tmp_path: Path) -> None:
+    model = load_tiny("llama", tmp_path)
+    router, tokens = random_router(model), some_tokens(4, 6)
+    decode = SparseDecode(model, router, tokens, (4, 4, 4, 3), native)
+    spans = [(sequence, 0, 6) for sequence in range(4)]
+    with torch.inference_mode():
+        scores = router.scores(causal_features(model.first_layer_v(tokens))[:, -1])
+    _, masks = decode.step(spans, aligned=[0, 1, 0, 3])
+    expected = select_layers(torch.stack((scores[0] + scores[2], scores[1])), torch.tensor(4))
+    assert torch.equal(masks[[0, 2, 1]], expected[[0, 0, 1]])
+    assert masks[3].sum() == 3
+
+
 @pytest.mark.parametrize(
     ("wrong", "told"),
     [
-        ({"tokens": torch.tensor([SHAPE["vocab_size"]])}, "a token is not in the vocabulary"),
-        ({"positions": torch.tensor([16])}, "a position is past its block table"),
-        ({"block_tables": torch.tensor([[1]])}, "a block is not in the pool"),
-        ({"lanes": torch.tensor([1])}, "a lane is unknown"),
-        ({"budgets": torch.tensor([1])}, "a budget is not 2 to all layers"),
-        ({"wanted": torch.tensor([1])}, "a wanted row is not in the step"),
-        ({"lengths": torch.tensor([2])}, "a segment is empty or too long"),
-        ({"tokens": torch.tensor([0], dtype=torch.int32)}, "tokens has dtype torch.int32, allowed is torch.int64"),
-        ({"positions": torch.tensor([0, 1])}, "positions has shape"),
+        ({"tokens": [SHAPE["vocab_size"]]}, "a token is not in the vocabulary"),
+        ({"positions": [16]}, "a position is past its block table"),
+        ({"tables": [[1]]}, "a block is not in the pool"),
+        ({"lanes": [1]}, "a lane is unknown"),
+        ({"budgets": [1]}, "a budget is not 2 to all layers"),
+        ({"wanted": [1]}, "a wanted row is not in the step"),
+        ({"lengths": [2]}, "a segment is empty or too long"),
+        ({"aligned": [1]}, "a segment is aligned with one that is later"),
+        ({"aheads": [1]}, "a segment looks too far ahead"),
+        ({"tokens": [0, 0]}, "the segments do not look ahead at all of the tokens"),
+        ({"positions": [0, 1]}, "tokens are 1, allowed is one for each of 2 positions"),
+        ({"tables": []}, "tables are 0, allowed is one for each of 1 lanes"),
     ],
 )
-def test_rows_that_name_what_does_not_exist_are_refused(wrong: dict[str, Tensor], told: str, tmp_path: Path) -> None:
+def test_rows_that_name_what_does_not_exist_are_refused(wrong: dict[str, Any], told: str, tmp_path: Path) -> None:
     model = load_tiny("llama", tmp_path)
     step = RoutedStep(decoder_weights(model), "float32", num_blocks=1, num_threads=1)
-    zero, one = torch.zeros(1, dtype=torch.int64), torch.ones(1, dtype=torch.int64)
-    right = StepRows(zero, zero, one, torch.zeros(1, 1, dtype=torch.int64), zero, 3 * one, torch.ones(1).byte(), zero)
+    right = StepRows([0], [0], [1], [[0]], [0], [3], [CHOOSE], [0], [0], [0])
     router = RouterWeights(
         torch.zeros(NUM_LAYERS - 2), torch.zeros(1, model.spec.kv_dim).double(), torch.ones(1, NUM_LAYERS).char()
     )

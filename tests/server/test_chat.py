@@ -28,7 +28,12 @@ def test_completion_has_the_shape_of_the_specification(site: Site) -> None:
         }
     ]
     # The prompt is <|user|> hi <|end|> <|assistant|>.
-    assert body["usage"] == {"prompt_tokens": 4, "completion_tokens": 6, "total_tokens": 10}
+    assert body["usage"] == {
+        "prompt_tokens": 4,
+        "completion_tokens": 6,
+        "total_tokens": 10,
+        "prompt_tokens_details": {"cached_tokens": 0},
+    }
 
 
 def test_official_client_reads_a_completion(site: Site) -> None:
@@ -59,11 +64,24 @@ def test_several_choices_come_in_order_and_with_seeds_of_their_own(site: Site) -
     ChatCompletion.model_validate(body, strict=True)
     assert [choice["index"] for choice in body["choices"]] == [0, 1, 2]
     assert {choice["message"]["content"] for choice in body["choices"]} == {TEXT}
-    assert body["usage"] == {"prompt_tokens": 4, "completion_tokens": 18, "total_tokens": 22}
+    usage = body["usage"]
+    assert (usage["prompt_tokens"], usage["completion_tokens"], usage["total_tokens"]) == (4, 18, 22)
     assert body["buddy"]["layer_tokens"] == 3 * (4 + 6)
     seeds = {request.sampling.seed for request in site.engine.requests}
     assert all(seed is not None and seed < 2**63 for seed in seeds)
     assert len({request.request_id for request in site.engine.requests}) == 3
+
+
+def test_usage_tells_the_prompt_tokens_that_no_choice_had_to_compute(serve: Serve) -> None:
+    site = serve(FakeEngine(num_cached=(3, 2, 4)))
+    client = site.client()
+    one = client.chat.completions.create(model=INFO.model_id, messages=SAY_HI)
+    three = client.chat.completions.create(model=INFO.model_id, messages=SAY_HI, n=3)
+    for answer, num_cached in ((one, 3), (three, 2)):
+        assert answer.usage is not None
+        assert answer.usage.prompt_tokens_details is not None
+        assert (answer.usage.prompt_tokens, answer.usage.prompt_tokens_details.cached_tokens) == (4, num_cached)
+    assert site.sample("buddy_prefix_cache_hits_total", tenant="default") == 5
 
 
 def test_logprobs_have_bytes_and_no_infinity(site: Site) -> None:

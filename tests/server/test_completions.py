@@ -36,6 +36,15 @@ def test_several_prompts_with_two_choices_each_stand_in_order(site: Site) -> Non
     assert asked[0] == asked[1] != asked[2] == asked[3]
     assert answer.usage is not None
     assert answer.usage.prompt_tokens == len(asked[0]) + len(asked[2])
+    assert answer.usage.prompt_tokens_details is not None
+    assert answer.usage.prompt_tokens_details.cached_tokens == 0
+
+
+def test_cached_tokens_of_several_prompts_add_up(serve: Serve) -> None:
+    answer = complete(serve(FakeEngine(num_cached=(1, 1, 2, 2))), prompt=["hi", "you are"], n=2)
+    assert answer.usage is not None
+    assert answer.usage.prompt_tokens_details is not None
+    assert answer.usage.prompt_tokens_details.cached_tokens == 3
 
 
 def test_token_ids_are_taken_as_they_are(site: Site) -> None:

@@ -54,11 +54,17 @@ def test_buddy_object_is_on_the_last_chunk_alone(site: Site) -> None:
         assert [chunk for chunk in chunks if "buddy" in chunk] == chunks[-1:]
 
 
-def test_usage_comes_once_in_a_last_chunk_with_empty_choices_and_only_if_asked(site: Site) -> None:
+def test_usage_comes_once_in_a_last_chunk_with_empty_choices_and_only_if_asked(serve: Serve) -> None:
+    site = serve(FakeEngine(num_cached=(3,)))
     chunks = events_of(site.chat(stream=True, stream_options={"include_usage": True}).text)
     ChatCompletionChunk.model_validate(chunks[-1], strict=True)
     assert chunks[-1]["choices"] == []
-    assert chunks[-1]["usage"] == {"prompt_tokens": 4, "completion_tokens": 6, "total_tokens": 10}
+    assert chunks[-1]["usage"] == {
+        "prompt_tokens": 4,
+        "completion_tokens": 6,
+        "total_tokens": 10,
+        "prompt_tokens_details": {"cached_tokens": 3},
+    }
     assert all(chunk["usage"] is None and chunk["choices"] for chunk in chunks[:-1])
 
 

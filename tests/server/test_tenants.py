@@ -107,3 +107,10 @@ def test_key_of_two_tenants_is_refused(tmp_path: Path) -> None:
     path.write_text(f"tiers: {{a: {{}}}}\ntenants: {{t: {tenant}, u: {tenant}}}")
     with pytest.raises(ConfigError, match="a key of 't' is given again"):
         load_config(path)
+
+
+def test_prefix_cache_is_on_unless_the_file_says_otherwise(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("engine: {prefix_cache: false}")
+    assert ServerConfig().engine.prefix_cache
+    assert not load_config(file).engine.prefix_cache

@@ -43,53 +43,62 @@ inline void put(float* to, float x) { *to = x; }
 template <>
 inline void put(uint16_t* to, float x) { *to = to_bf16(x); }
 
-// G query heads that share a key/value head, over positions first .. last of one sequence, block by block of 16.
-template <int G, class Element>
+// One row's head and where its sum goes. It sees positions first .. last.
+struct Query {
+    int64_t first, last;
+    float* out;
+};
+
+// Q queries of one sequence that share a key/value head, over its blocks of 16. What one of them may not see weighs
+// nothing: its sums are the same in whatever company it comes.
+template <int Q, class Element>
 void attend(
     const Element* k, const Element* v, const int64_t* table, int64_t block_stride_k, int64_t block_stride_v,
-    int64_t first, int64_t last, const float* q, int64_t head_dim, int64_t v_width, float scale, float* scores,
-    int64_t scores_width, float* out
+    const Query* queries, const float* q, int64_t head_dim, int64_t v_width, float scale, float* scores, int64_t scores_width
 ) {
+    int64_t first = queries[0].first, last = queries[0].last;
+    for (int i = 1; i < Q; ++i) first = std::min(first, queries[i].first), last = std::max(last, queries[i].last);
     const int64_t first_block = first / LANES, last_block = last / LANES;
     const Vec lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-    Vec most[G];
-    for (int g = 0; g < G; ++g) most[g] = splat(-INFINITY);
+    Vec most[Q];
+    for (int i = 0; i < Q; ++i) most[i] = splat(-INFINITY);
     for (int64_t block = first_block; block <= last_block; ++block) {
         const Element* const keys = k + table[block] * block_stride_k;
-        Vec even[G] = {}, odd[G] = {};
+        Vec even[Q] = {}, odd[Q] = {};
         for (int64_t d = 0; d < head_dim; d += 2) {
             const Vec key = load(keys + d * LANES), next = load(keys + (d + 1) * LANES);
-            for (int g = 0; g < G; ++g) {
-                even[g] += key * q[g * head_dim + d];
-                odd[g] += next * q[g * head_dim + d + 1];
+            for (int i = 0; i < Q; ++i) {
+                even[i] += key * q[i * head_dim + d];
+                odd[i] += next * q[i * head_dim + d + 1];
             }
         }
         const Vec position = lane + static_cast<float>(block * LANES);
-        const VecI unseen = (position < static_cast<float>(first)) | (position > static_cast<float>(last));
-        for (int g = 0; g < G; ++g) {
-            const Vec score = unseen ? splat(-INFINITY) : (even[g] + odd[g]) * scale;
-            store(scores + g * scores_width + (block - first_block) * LANES, score);
-            most[g] = max(most[g], score);
+        for (int i = 0; i < Q; ++i) {
+            const VecI unseen =
+                (position < static_cast<float>(queries[i].first)) | (position > static_cast<float>(queries[i].last));
+            const Vec score = unseen ? splat(-INFINITY) : (even[i] + odd[i]) * scale;
+            store(scores + i * scores_width + (block - first_block) * LANES, score);
+            most[i] = max(most[i], score);
         }
     }
     const int64_t num_scores = (last_block - first_block + 1) * LANES;
-    float inverse[G];
-    for (int g = 0; g < G; ++g) {
-        const float top = largest(most[g]);
+    float inverse[Q];
+    for (int i = 0; i < Q; ++i) {
+        const float top = largest(most[i]);
         Vec total = Vec{};
-        for (int64_t i = 0; i < num_scores; i += LANES) {
-            float* const at = scores + g * scores_width + i;
+        for (int64_t j = 0; j < num_scores; j += LANES) {
+            float* const at = scores + i * scores_width + j;
             const Vec score = load(at), weight = score == -INFINITY ? Vec{} : exp(score - top);
             store(at, weight);
             total += weight;
         }
-        inverse[g] = 1.f / sum(total);
+        inverse[i] = 1.f / sum(total);
     }
-    const auto add = [scores_width](Vec(&totals)[G], const Element* value, const float* weights) {
-        for (int g = 0; g < G; ++g) totals[g] += load(value) * weights[g * scores_width];
+    const auto add = [scores_width](Vec(&totals)[Q], const Element* value, const float* weights) {
+        for (int i = 0; i < Q; ++i) totals[i] += load(value) * weights[i * scores_width];
     };
     for (int64_t d = 0; d < v_width; d += LANES) {
-        Vec even[G] = {}, odd[G] = {};
+        Vec even[Q] = {}, odd[Q] = {};
         for (int64_t block = first_block; block <= last_block; ++block) {
             const Element* const values = v + table[block] * block_stride_v + d;
             const float* const weights = scores + (block - first_block) * LANES;
@@ -103,10 +112,10 @@ void attend(
             }
             if (t < end) add(even, values + t * v_width, weights + t);
         }
-        for (int g = 0; g < G; ++g) {
+        for (int i = 0; i < Q; ++i) {
             float values[LANES];
-            store(values, (even[g] + odd[g]) * inverse[g]);
-            std::copy_n(values, std::min(LANES, head_dim - d), out + g * head_dim + d);
+            store(values, (even[i] + odd[i]) * inverse[i]);
+            std::copy_n(values, std::min(LANES, head_dim - d), queries[i].out + d);
         }
     }
 }

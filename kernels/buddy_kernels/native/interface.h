@@ -17,7 +17,7 @@ struct Matrix {
     const char* panels;
     const float* bias;    // [outputs], padded; or null
     const float* scales;  // int8 only
-    int64_t outputs, inputs;
+    int64_t outputs, inputs, kind;
 };
 
 struct Layer {
@@ -45,15 +45,29 @@ struct Router {
     int8_t* last_masks;  // [lanes, L]
 };
 
+// What chooses a segment's path. CONTINUE: it goes on with a prefill block whose path and features are settled.
+enum Choice : uint8_t { KEEP = 0, CHOOSE = 1, CONTINUE = 2 };
+
+// With `most_steps` over 1 every row is a segment and wanted, and goes on by its likeliest token: until one of those is an
+// end token, or `most_s` seconds are over.
 struct Step {
-    int64_t num_rows, num_segments, num_wanted, table_width;
-    const int64_t *tokens, *positions, *lengths, *tables, *lanes, *budgets, *wanted;
-    const uint8_t* reroutes;
-    int8_t* masks;        // [S, L], written
-    float* logits;        // [wanted, V], written
-    float* first_v;       // [N, F], written for `choose`
+    int64_t num_rows, num_ahead, num_segments, num_wanted, most_steps, num_end_tokens;
+    const int64_t* tokens;  // [N], then [A]: the rest of prefill blocks of which the step runs the beginning
+    const int64_t *positions, *lengths, *aheads;
+    const int64_t *tables, *table_starts;  // block tables end to end, and where in them each segment's starts [S + 1]
+    const int64_t *lanes, *budgets, *wanted;
+    const int64_t* aligned;  // [S]: the earlier segment, of the same budget, whose path each shares; its own index: none
+    const int64_t* end_tokens;
+    const uint8_t* choices;
+    int8_t* masks;        // [steps, S, L], written
+    float* logits;        // [wanted, V], written: of the last step
+    int64_t* likeliest;   // [steps, wanted], written
+    double* sums;         // [S, F], written unless `choose`: the running sums of V after each segment
+    float* first_v;       // [N + A, F], written for `choose`
     void (*choose)();     // writes the masks; null: the router does
-    double router_s;      // written
+    double most_s;
+    double router_s;      // added to
+    int64_t num_steps;    // written
 };
 
 }  // extern "C"

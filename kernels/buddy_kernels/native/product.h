@@ -12,30 +12,31 @@
 
 namespace buddy {
 
-// Rows as products read them: fp32; bf16; or int8 with a scale and a sum for every 64.
+constexpr int64_t CACHED_BYTES = 1 << 20;  // of inputs, beside the panels that go by
+
+// Rows as products read them: fp32, or int8 with a scale and a sum for every 64.
 struct Inputs {
-    int64_t kind = FP32, width = 0;
+    bool is_int8 = false;
+    int64_t width = 0;
     std::vector<float> fp32;
-    std::vector<uint16_t> bf16;
     std::vector<int8_t> int8;
     std::vector<float> scales;
     std::vector<int32_t> sums;
 
-    void shape(int64_t rows, int64_t new_width, int64_t new_kind) {
-        kind = new_kind, width = new_width;
+    void shape(int64_t rows, int64_t new_width, int64_t weight_kind) {
+        is_int8 = weight_kind == INT8, width = new_width;
         const auto grow = [](auto& buffer, int64_t size) {
             if (static_cast<int64_t>(buffer.size()) < size) buffer.resize(size);
         };
-        if (kind == FP32) grow(fp32, rows * width);
-        if (kind == BF16) grow(bf16, rows * width);
-        if (kind == INT8) grow(int8, rows * width), grow(scales, rows * width / PAD), grow(sums, rows * width / PAD);
+        if (is_int8)
+            grow(int8, rows * width), grow(scales, rows * width / PAD), grow(sums, rows * width / PAD);
+        else
+            grow(fp32, rows * width);
     }
 
     void set(int64_t row, const float* x) {
-        if (kind == FP32) {
+        if (!is_int8) {
             std::copy_n(x, width, &fp32[row * width]);
-        } else if (kind == BF16) {
-            for (int64_t i = 0; i < width; i += LANES) store(&bf16[row * width + i], load(x + i));
         } else {
             for (int64_t i = 0; i < width; i += PAD) set_group((row * width + i) / PAD, x + i);
         }
@@ -81,37 +82,30 @@ inline void tile_fp32(const Matrix& m, int64_t panel, const Inputs& x, const int
     }
 }
 
+// Widened to fp32: the processors' own bf16 products are half as fast where they exist, and round the inputs.
 template <int P, int R>
 inline void tile_bf16(const Matrix& m, int64_t panel, const Inputs& x, const int32_t* rows, Vec (&out)[P][R]) {
     const uint32_t* w[P];
-    const uint32_t* in[R];
+    const float* in[R];
     const int64_t pairs = m.inputs / 2;
     for (int p = 0; p < P; ++p) w[p] = reinterpret_cast<const uint32_t*>(m.panels) + (panel + p) * pairs * LANES;
-    for (int r = 0; r < R; ++r) in[r] = reinterpret_cast<const uint32_t*>(&x.bf16[rows[r] * x.width]);
+    for (int r = 0; r < R; ++r) in[r] = &x.fp32[rows[r] * x.width];
     for (int p = 0; p < P; ++p)
         for (int r = 0; r < R; ++r) out[p][r] = Vec{};
     for (int64_t i = 0; i < pairs; ++i) {
-#if defined(__AVX512BF16__)
-        __m512bh weight[P];
-        for (int p = 0; p < P; ++p) weight[p] = (__m512bh)_mm512_loadu_si512(w[p] + i * LANES);
-        for (int r = 0; r < R; ++r) {
-            const __m512bh value = (__m512bh)_mm512_set1_epi32(static_cast<int>(in[r][i]));
-            for (int p = 0; p < P; ++p) out[p][r] = (Vec)_mm512_dpbf16_ps((__m512)out[p][r], weight[p], value);
-        }
-#else
         Vec first[P], second[P];
         for (int p = 0; p < P; ++p) {
             const VecU both = *reinterpret_cast<const VecU*>(w[p] + i * LANES);
             first[p] = (Vec)(both << 16), second[p] = (Vec)(both & 0xffff0000u);
         }
         for (int r = 0; r < R; ++r) {
-            const VecU both = VecU{} + in[r][i];
-            for (int p = 0; p < P; ++p) {
-                out[p][r] += first[p] * (Vec)(both << 16);
-                out[p][r] += second[p] * (Vec)(both & 0xffff0000u);
-            }
+            const Vec value = splat(in[r][2 * i]);
+            for (int p = 0; p < P; ++p) out[p][r] += first[p] * value;
         }
-#endif
+        for (int r = 0; r < R; ++r) {
+            const Vec value = splat(in[r][2 * i + 1]);
+            for (int p = 0; p < P; ++p) out[p][r] += second[p] * value;
+        }
     }
 }
 
@@ -158,22 +152,23 @@ inline void tile_int8(const Matrix& m, int64_t panel, const Inputs& x, const int
 template <int P, int R, class Store>
 void tile(const Matrix& m, int64_t panel, const Inputs& x, const int32_t* rows, int64_t row, const Store& result) {
     Vec out[P][R];
-    if (x.kind == FP32)
-        tile_fp32<P, R>(m, panel, x, rows + row, out);
-    else if (x.kind == BF16)
+    if (x.is_int8)
+        tile_int8<P, R>(m, panel, x, rows + row, out);
+    else if (m.kind == BF16)
         tile_bf16<P, R>(m, panel, x, rows + row, out);
     else
-        tile_int8<P, R>(m, panel, x, rows + row, out);
+        tile_fp32<P, R>(m, panel, x, rows + row, out);
     for (int p = 0; p < P && m.bias; ++p)
         for (int r = 0; r < R; ++r) out[p][r] += load(m.bias + (panel + p) * LANES);
     for (int r = 0; r < R; ++r) result.template take<P>(panel, row + r, [&](int p) { return out[p][r]; });
 }
 
 template <int P, class Store>
-void tiles(const Matrix& m, int64_t panel, const Inputs& x, const int32_t* rows, int64_t count, const Store& result) {
-    int64_t row = 0;
-    for (; count - row >= 8; row += 8) tile<P, 8>(m, panel, x, rows, row, result);
-    switch (count - row) {
+void tiles(
+    const Matrix& m, int64_t panel, const Inputs& x, const int32_t* rows, int64_t row, int64_t end, const Store& result
+) {
+    for (; end - row >= 8; row += 8) tile<P, 8>(m, panel, x, rows, row, result);
+    switch (end - row) {
         case 7: return tile<P, 7>(m, panel, x, rows, row, result);
         case 6: return tile<P, 6>(m, panel, x, rows, row, result);
         case 5: return tile<P, 5>(m, panel, x, rows, row, result);
@@ -189,11 +184,23 @@ template <class Store>
 void multiply(
     const Matrix& m, int64_t first, int64_t last, const Inputs& x, const int32_t* rows, int64_t count, const Store& result
 ) {
-    int64_t panel = first;
-    if (count <= 4)
-        for (; last - panel >= 4; panel += 4) tiles<4>(m, panel, x, rows, count, result);
-    for (; last - panel >= 2; panel += 2) tiles<2>(m, panel, x, rows, count, result);
-    if (panel < last) tiles<1>(m, panel, x, rows, count, result);
+    if (count == 1) {
+        int64_t panel = first;
+        for (; last - panel >= 8; panel += 8) tile<8, 1>(m, panel, x, rows, 0, result);
+        for (; last - panel >= 2; panel += 2) tile<2, 1>(m, panel, x, rows, 0, result);
+        if (panel < last) tile<1, 1>(m, panel, x, rows, 0, result);
+        return;
+    }
+    // Many rows in pieces that stay in the cache while all panels go by.
+    const int64_t piece = std::max<int64_t>(8, CACHED_BYTES / (x.width * (x.is_int8 ? 1 : 4)) / 8 * 8);
+    for (int64_t row = 0; row < count; row += piece) {
+        const int64_t end = std::min(row + piece, count);
+        int64_t panel = first;
+        if (count <= 4)
+            for (; last - panel >= 4; panel += 4) tiles<4>(m, panel, x, rows, row, end, result);
+        for (; last - panel >= 2; panel += 2) tiles<2>(m, panel, x, rows, row, end, result);
+        if (panel < last) tiles<1>(m, panel, x, rows, row, end, result);
+    }
 }
 
 // What becomes of a product's row `row` in panels `panel` .. `panel` + P - 1.

@@ -28,10 +28,12 @@
 namespace buddy {
 
 constexpr int BETWEEN_STEPS = 10000;  // spins, about a millisecond: the next step is seldom further away
+constexpr int64_t TOGETHER = 8;       // queries that read the keys together
 constexpr int64_t ALONE = 4;          // up to so many rows every thread prepares its own inputs rather than wait
 
 struct Segment {
-    int64_t start, length;
+    int64_t start, length, ahead_start, ahead_length;
+    const int64_t* table;
 };
 
 class Decoder {
@@ -45,6 +47,7 @@ class Decoder {
         kv_width = padded(2 * kv_dim);
         mlp_width = padded(m.mlp_dim);
         v_width = padded(m.head_dim, LANES);
+        rows_together = std::max<int64_t>(1, TOGETHER * m.num_kv_heads / m.num_heads);
         for (int thread = 1; thread < m.num_threads; ++thread) threads.emplace_back([this, thread] { serve(thread); });
     }
 
@@ -57,13 +60,27 @@ class Decoder {
     Decoder(const Decoder&) = delete;
 
     // Null, or what is wrong with the step; then nothing has run.
-    const char* run(Step& new_step, const Router& new_router) {
-        if (const char* mistake = check(new_step, new_router)) return mistake;
-        prepare(new_step);
-        step = &new_step, router = &new_router;
-        gate.wait();
-        run_thread(*step, *router, 0);
-        gate.wait();
+    const char* run(Step& given, const Router& given_router) {
+        if (const char* mistake = check(given, given_router)) return mistake;
+        const auto started = std::chrono::steady_clock::now();
+        Step now = given;
+        router = &given_router;
+        for (;;) {
+            prepare(now);
+            step = &now;
+            gate.wait();
+            run_thread(now, *router, 0);
+            gate.wait();
+            ++given.num_steps;
+            const std::chrono::duration<double> passed = std::chrono::steady_clock::now() - started;
+            if (given.num_steps == given.most_steps || passed.count() >= given.most_s || ends(now)) break;
+            next_tokens.assign(now.likeliest, now.likeliest + now.num_rows);
+            next_positions.assign(now.positions, now.positions + now.num_rows);
+            for (int64_t& position : next_positions) ++position;
+            now.tokens = next_tokens.data(), now.positions = next_positions.data();
+            now.masks += now.num_segments * m.num_layers, now.likeliest += now.num_wanted;
+        }
+        given.router_s = now.router_s;
         return nullptr;
     }
 
@@ -87,19 +104,44 @@ class Decoder {
         const auto outside = [](const int64_t* values, int64_t count, int64_t least, int64_t end) {
             return std::any_of(values, values + count, [=](int64_t x) { return x < least || x >= end; });
         };
-        if (outside(s.tokens, s.num_rows, 0, m.vocab)) return "a token is not in the vocabulary";
-        if (outside(s.positions, s.num_rows, 0, s.table_width * LANES)) return "a position is past its block table";
-        if (outside(s.tables, s.num_segments * s.table_width, 0, m.num_blocks)) return "a block is not in the pool";
+        if (outside(s.tokens, s.num_rows + s.num_ahead, 0, m.vocab)) return "a token is not in the vocabulary";
+        if (outside(s.tables, s.table_starts[s.num_segments], 0, m.num_blocks)) return "a block is not in the pool";
         if (outside(s.wanted, s.num_wanted, 0, s.num_rows)) return "a wanted row is not in the step";
         if (outside(s.budgets, s.num_segments, 2, m.num_layers + 1)) return "a budget is not 2 to all layers";
         if (!s.choose && outside(s.lanes, s.num_segments, 0, r.num_lanes)) return "a lane is unknown";
         if (outside(s.lengths, s.num_segments, 1, s.num_rows + 1)) return "a segment is empty or too long";
-        const int64_t total = std::accumulate(s.lengths, s.lengths + s.num_segments, int64_t{0});
-        return total == s.num_rows ? nullptr : "the segments are not all of the rows";
+        if (outside(s.aheads, s.num_segments, 0, s.num_ahead + 1)) return "a segment looks too far ahead";
+        int64_t row = 0;
+        for (int64_t i = 0; i < s.num_segments; row += s.lengths[i++]) {
+            const int64_t leader = s.aligned[i];
+            if (leader < 0 || leader > i || s.aligned[leader] != leader || s.budgets[leader] != s.budgets[i])
+                return "a segment is aligned with one that is later, aligned itself, or of another budget";
+            if (leader != i && (s.choices[i] != CHOOSE || s.choices[leader] != CHOOSE))
+                return "a segment that chooses no path is aligned";
+            if (row + s.lengths[i] > s.num_rows) break;
+            const int64_t end = (s.table_starts[i + 1] - s.table_starts[i]) * LANES;
+            if (outside(s.positions + row, s.lengths[i], 0, end - s.most_steps + 1)) return "a position is past its block table";
+        }
+        if (std::accumulate(s.lengths, s.lengths + s.num_segments, int64_t{0}) != s.num_rows)
+            return "the segments are not all of the rows";
+        if (std::accumulate(s.aheads, s.aheads + s.num_segments, int64_t{0}) != s.num_ahead)
+            return "the segments do not look ahead at all of the tokens";
+        if (s.most_steps > 1) {
+            bool alone = !s.choose && s.num_wanted == s.num_rows && s.num_segments == s.num_rows && !s.num_ahead;
+            for (int64_t i = 0; i < s.num_wanted && alone; ++i) alone = s.wanted[i] == i;
+            if (!alone) return "rows go on by themselves where each is a segment and wanted, and no callable chooses";
+        }
+        return nullptr;
+    }
+
+    static bool ends(const Step& s) {
+        return std::any_of(s.likeliest, s.likeliest + s.num_wanted, [&](int64_t token) {
+            return std::find(s.end_tokens, s.end_tokens + s.num_end_tokens, token) != s.end_tokens + s.num_end_tokens;
+        });
     }
 
     void prepare(const Step& s) {
-        const int64_t n = s.num_rows;
+        const int64_t n = s.num_rows + s.num_ahead;
         const auto grow = [](auto& buffer, int64_t size) {
             if (static_cast<int64_t>(buffer.size()) < size) buffer.resize(size, 0);
         };
@@ -114,22 +156,21 @@ class Decoder {
         all_rows.resize(n);
         for (int64_t row = 0; row < n; ++row) all_rows[row] = static_cast<int32_t>(row);
         segments.clear();
-        int64_t start = 0, longest = 0;
-        for (int64_t i = 0; i < s.num_segments; ++i) {
-            segments.push_back({start, s.lengths[i]});
+        int64_t start = 0, ahead = s.num_rows, longest = 0;
+        for (int64_t i = 0; i < s.num_segments; ahead += s.aheads[i++]) {
+            segments.push_back({start, s.lengths[i], ahead, s.aheads[i], s.tables + s.table_starts[i]});
             for (int64_t row = start; row < start + s.lengths[i]; ++row)
                 segment_of_row[row] = i, longest = std::max(longest, s.positions[row] + 1);
             start += s.lengths[i];
         }
         // A row sees rows of its own step when its sequence has several.
-        one_row_each = n == s.num_segments;
+        one_row_each = s.num_rows == s.num_segments;
         for (int64_t i = 1; i < s.num_segments && one_row_each; ++i)
             for (int64_t j = 0; j < i && one_row_each; ++j) one_row_each = s.lanes[i] != s.lanes[j];
-        const int64_t group = m.num_heads / m.num_kv_heads;
         for (Worker& worker : workers) {
             grow(worker.normed, std::max({width, q_width, mlp_width}));
-            grow(worker.q, group * m.head_dim);
-            grow(worker.scores, group * padded(longest + LANES));
+            grow(worker.q, TOGETHER * m.head_dim);
+            grow(worker.scores, TOGETHER * padded(longest + LANES));
         }
         scores_width = padded(longest + LANES);
     }
@@ -171,9 +212,9 @@ class Decoder {
     void run_thread(Step& s, const Router& router, int thread) {
         embed(s, thread);
         barrier.wait();
-        const int64_t n = s.num_rows;
         for (int64_t index = 0; index < m.num_layers; ++index) {
             const Layer& layer = layers[index];
+            const int64_t n = s.num_rows + (index == 0 ? s.num_ahead : 0);
             const Inputs& normed = inputs(hidden.data(), width, m.dim, all_rows.data(), n, layer.input_norm, thread);
             product(layer.kv, normed, n, thread, Write{kv.data(), kv_width});
             if (index == 0) {
@@ -216,10 +257,13 @@ class Decoder {
             m.head, inputs(hidden.data(), width, m.dim, wanted.data(), s.num_wanted, m.norm, thread), s.num_wanted, thread,
             WriteLogits{s.logits, m.vocab}
         );
+        barrier.wait();
+        const auto [first, last] = share(s.num_wanted, thread);
+        for (int64_t i = first; i < last; ++i) s.likeliest[i] = index_of_largest(s.logits + i * m.vocab, m.vocab);
     }
 
     void embed(const Step& s, int thread) {
-        const auto [first, last] = share(s.num_rows, thread);
+        const auto [first, last] = share(s.num_rows + s.num_ahead, thread);
         const int64_t half = m.head_dim / 2;
         for (int64_t row = first; row < last; ++row) {
             float* const h = &hidden[row * width];
@@ -233,7 +277,7 @@ class Decoder {
                 }
             }
             std::fill(h + m.dim, h + width, 0.f);
-            for (int64_t i = 0; i < half; ++i) {
+            for (int64_t i = 0; i < half && row < s.num_rows; ++i) {
                 const double angle = static_cast<float>(s.positions[row]) * m.inv_freq[i];
                 cos[row * half + i] = static_cast<float>(std::cos(angle) * m.attention_factor);
                 sin[row * half + i] = static_cast<float>(std::sin(angle) * m.attention_factor);
@@ -244,87 +288,102 @@ class Decoder {
 
     template <class Element>
     void attention(const Step& s, const Layer& layer, int64_t index, int thread) {
-        const int64_t heads = m.num_kv_heads, half = m.head_dim / 2, group = m.num_heads / heads;
+        const int64_t heads = m.num_kv_heads, half = m.head_dim / 2;
         const int64_t k_size = m.head_dim * LANES, v_size = v_width * LANES;
-        auto* const k = static_cast<Element*>(layer.k);
-        auto* const v = static_cast<Element*>(layer.v);
         const auto write = [&](int64_t row, int64_t head) {
             const int64_t position = s.positions[row], slot = position % LANES;
-            const int64_t block = s.tables[segment_of_row[row] * s.table_width + position / LANES];
+            const int64_t block = segments[segment_of_row[row]].table[position / LANES];
             float rotated[MAX_HEAD_DIM];
             const float* const states = &kv[row * kv_width + head * m.head_dim];
             normed_and_rotated(states, layer.k_norm, m.head_dim, m.eps, &cos[row * half], &sin[row * half], rotated);
-            Element* const key = k + (block * heads + head) * k_size + slot;
-            Element* const value = v + (block * heads + head) * v_size + slot * v_width;
+            Element* const key = static_cast<Element*>(layer.k) + (block * heads + head) * k_size + slot;
+            Element* const value = static_cast<Element*>(layer.v) + (block * heads + head) * v_size + slot * v_width;
             for (int64_t d = 0; d < m.head_dim; ++d) {
                 put(key + d * LANES, rotated[d]);
                 put(value + d, states[kv_dim + d]);
             }
         };
-        const std::vector<int32_t>& rows = running[index];
+        const std::vector<int32_t>& place = place_of_row[index];
         if (one_row_each) {
             // Nobody else looks at what this thread's head of this row has written.
-            const std::vector<int32_t>& place = place_of_row[index];
             const int64_t items = s.num_rows * heads;
             for (int64_t item = thread; item < items; item += m.num_threads) {
                 const int64_t row = item / heads, head = item % heads;
                 write(row, head);
-                if (place[row] >= 0) attend_row<Element>(s, layer, row, place[row], head, group, k, v, thread);
+                if (place[row] >= 0) attend_rows<Element>(s, layer, segments[row], row, 1, place[row], head, thread);
             }
             return;
         }
         const auto [first, last] = share(s.num_rows * heads, thread);
         for (int64_t item = first; item < last; ++item) write(item / heads, item % heads);
         barrier.wait();
-        const int64_t items = static_cast<int64_t>(rows.size()) * heads;
-        for (int64_t item = thread; item < items; item += m.num_threads) {
-            // Heads first, so that a thread's next row finds the keys in its cache; every other row, so that shares are even.
-            const auto count = static_cast<int64_t>(rows.size());
-            attend_row<Element>(s, layer, rows[item % count], item % count, item / count, group, k, v, thread);
+        // Heads first, so that a thread's next rows find the keys in its cache; in turns, so that shares are even.
+        int64_t item = 0;
+        for (int64_t head = 0; head < heads; ++head) {
+            for (const Segment& segment : segments) {
+                if (place[segment.start] < 0) continue;
+                for (int64_t at = 0; at < segment.length; at += rows_together, ++item) {
+                    if (item % m.num_threads != thread) continue;
+                    const int64_t row = segment.start + at, count = std::min(rows_together, segment.length - at);
+                    attend_rows<Element>(s, layer, segment, row, count, place[row], head, thread);
+                }
+            }
         }
     }
 
+    // Rows row .. row + count - 1 of a segment, all heads of a key/value head.
     template <class Element>
-    void attend_row(
-        const Step& s, const Layer& layer, int64_t row, int64_t place, int64_t head, int64_t group, const Element* k,
-        const Element* v, int thread
+    void attend_rows(
+        const Step& s, const Layer& layer, const Segment& segment, int64_t row, int64_t count, int64_t place, int64_t head,
+        int thread
     ) {
-        const int64_t half = m.head_dim / 2, heads = m.num_kv_heads;
+        const int64_t half = m.head_dim / 2, heads = m.num_kv_heads, group = m.num_heads / heads;
         const int64_t k_size = m.head_dim * LANES, v_size = v_width * LANES;
-        const int64_t last = s.positions[row], first = layer.window ? std::max<int64_t>(0, last - layer.window + 1) : 0;
-        const int64_t* const table = s.tables + segment_of_row[row] * s.table_width;
         Worker& worker = workers[thread];
-        const float* const of_row = &q[place * q_width + head * group * m.head_dim];
-        for (int64_t g = 0; g < group; ++g)
-            normed_and_rotated(
-                of_row + g * m.head_dim, layer.q_norm, m.head_dim, m.eps, &cos[row * half], &sin[row * half],
-                &worker.q[g * m.head_dim]
+        Query queries[TOGETHER];
+        int64_t held = 0;
+        const auto some = [&]<int Q>() {
+            attend<Q>(
+                static_cast<const Element*>(layer.k) + head * k_size, static_cast<const Element*>(layer.v) + head * v_size,
+                segment.table, heads * k_size, heads * v_size, queries, worker.q.data(), m.head_dim, v_width,
+                static_cast<float>(m.scale), worker.scores.data(), scores_width
             );
-        float* const out = &attended[place * q_width + head * group * m.head_dim];
-        const auto some = [&]<int G>(int64_t g) {
-            attend<G>(
-                k + head * k_size, v + head * v_size, table, heads * k_size, heads * v_size, first, last,
-                &worker.q[g * m.head_dim], m.head_dim, v_width, static_cast<float>(m.scale), worker.scores.data(),
-                scores_width, out + g * m.head_dim
-            );
+            held = 0;
         };
-        int64_t g = 0;
-        for (; group - g >= 4; g += 4) some.template operator()<4>(g);
-        switch (group - g) {
-            case 3: return some.template operator()<3>(g);
-            case 2: return some.template operator()<2>(g);
-            case 1: return some.template operator()<1>(g);
+        for (int64_t i = 0; i < count * group; ++i) {
+            const int64_t of_row = row + i / group, start = (head * group + i % group) * m.head_dim;
+            const int64_t last = s.positions[of_row];
+            normed_and_rotated(
+                &q[(place + i / group) * q_width + start], layer.q_norm, m.head_dim, m.eps, &cos[of_row * half],
+                &sin[of_row * half], &worker.q[held * m.head_dim]
+            );
+            queries[held++] = {
+                layer.window ? std::max<int64_t>(0, last - layer.window + 1) : 0, last,
+                &attended[(place + i / group) * q_width + start]
+            };
+            if (held == TOGETHER) some.template operator()<TOGETHER>();
+        }
+        switch (held) {
+            case 7: return some.template operator()<7>();
+            case 6: return some.template operator()<6>();
+            case 5: return some.template operator()<5>();
+            case 4: return some.template operator()<4>();
+            case 3: return some.template operator()<3>();
+            case 2: return some.template operator()<2>();
+            case 1: return some.template operator()<1>();
         }
     }
 
     void choose(Step& s, const Router& router) {
         const auto started = std::chrono::steady_clock::now();
         if (s.choose) {
-            for (int64_t row = 0; row < s.num_rows; ++row)
+            for (int64_t row = 0; row < s.num_rows + s.num_ahead; ++row)
                 for (int64_t i = 0; i < kv_dim; ++i) s.first_v[row * kv_dim + i] = state(row, i);
             s.choose();
         } else {
-            for (int64_t i = 0; i < s.num_segments; ++i) choose_for(s, router, i);
+            scores.assign(s.num_segments * (m.num_layers - 2), 0.f);
+            for (int64_t i = 0; i < s.num_segments; ++i) score(s, router, i);
+            for (int64_t i = 0; i < s.num_segments; ++i) select(s, router, i);
         }
         running.resize(m.num_layers);
         place_of_row.resize(m.num_layers);
@@ -339,7 +398,7 @@ class Decoder {
                 }
             }
         }
-        s.router_s = std::chrono::duration<double>(std::chrono::steady_clock::now() - started).count();
+        s.router_s += std::chrono::duration<double>(std::chrono::steady_clock::now() - started).count();
     }
 
     // The first layer's V as the cache has it.
@@ -348,51 +407,69 @@ class Decoder {
         return m.cache_kind == BF16 ? round_to_bf16(x) : x;
     }
 
-    void choose_for(Step& s, const Router& router, int64_t segment) {
-        const auto [start, length] = segments[segment];
-        const int64_t lane = s.lanes[segment], middle = m.num_layers - 2, last = start + length - 1;
-        double* const sums = router.sums + lane * kv_dim;
+    // Counts a segment's features and adds its scores to those of the segment it is aligned with, mostly itself.
+    void score(const Step& s, const Router& router, int64_t segment) {
+        const auto [start, length, ahead_start, ahead_length, table] = segments[segment];
+        const int64_t middle = m.num_layers - 2;
+        const int64_t last = ahead_length ? ahead_start + ahead_length - 1 : start + length - 1;
+        const int64_t num_tokens = s.positions[start + length - 1] + 1 + ahead_length;
+        double* const sums = router.sums + s.lanes[segment] * kv_dim;
+        if (s.choices[segment] != CONTINUE) {
+            for (int64_t i = 0; i < kv_dim; ++i) {
+                for (int64_t row = start; row < start + length; ++row) sums[i] += state(row, i);
+                for (int64_t row = ahead_start; row < ahead_start + ahead_length; ++row) sums[i] += state(row, i);
+            }
+        }
+        std::copy_n(sums, kv_dim, s.sums + segment * kv_dim);
+        if (s.choices[segment] != CHOOSE) return;
+        float* const into = &scores[s.aligned[segment] * middle];
+        for (int64_t layer = 0; layer < middle; ++layer) into[layer] += router.prior[layer];
+        if (!router.down) return;
         features.resize(2 * kv_dim);
-        hidden_units.resize(router.rank);
-        scores.resize(middle);
         for (int64_t i = 0; i < kv_dim; ++i) {
-            for (int64_t row = start; row <= last; ++row) sums[i] += state(row, i);
-            features[i] = static_cast<float>(sums[i] / static_cast<double>(s.positions[last] + 1));
+            features[i] = static_cast<float>(sums[i] / static_cast<double>(num_tokens));
             features[kv_dim + i] = state(last, i);
         }
+        hidden_units.resize(router.rank);
+        for (int64_t unit = 0; unit < router.rank; ++unit) {
+            float x = router.down_bias[unit];
+            const float* const weights = router.down + unit * router.num_features;
+            Vec parts = Vec{};
+            int64_t i = 0;
+            for (; i + LANES <= router.num_features; i += LANES) parts += load(weights + i) * load(&features[i]);
+            for (; i < router.num_features; ++i) x += weights[i] * features[i];
+            x += sum(parts);
+            hidden_units[unit] = x / (1.f + std::exp(-x));
+        }
+        for (int64_t layer = 0; layer < middle; ++layer) {
+            float x = router.up_bias[layer];
+            for (int64_t unit = 0; unit < router.rank; ++unit) x += router.up[layer * router.rank + unit] * hidden_units[unit];
+            into[layer] += x;
+        }
+    }
+
+    void select(Step& s, const Router& router, int64_t segment) {
+        const int64_t middle = m.num_layers - 2;
         int8_t* const mask = s.masks + segment * m.num_layers;
-        int8_t* const before = router.last_masks + lane * m.num_layers;
-        if (!s.reroutes[segment]) {
-            std::copy_n(before, m.num_layers, mask);
+        int8_t* const last_mask = router.last_masks + s.lanes[segment] * m.num_layers;
+        if (s.choices[segment] != CHOOSE) {
+            std::copy_n(last_mask, m.num_layers, mask);
             return;
         }
-        std::copy_n(router.prior, middle, scores.data());
-        if (router.down) {
-            for (int64_t unit = 0; unit < router.rank; ++unit) {
-                float x = router.down_bias[unit];
-                const float* const weights = router.down + unit * router.num_features;
-                Vec parts = Vec{};
-                int64_t i = 0;
-                for (; i + LANES <= router.num_features; i += LANES) parts += load(weights + i) * load(&features[i]);
-                for (; i < router.num_features; ++i) x += weights[i] * features[i];
-                x += sum(parts);
-                hidden_units[unit] = x / (1.f + std::exp(-x));
-            }
-            for (int64_t layer = 0; layer < middle; ++layer) {
-                scores[layer] += router.up_bias[layer];
-                for (int64_t unit = 0; unit < router.rank; ++unit)
-                    scores[layer] += router.up[layer * router.rank + unit] * hidden_units[unit];
+        if (s.aligned[segment] != segment) {
+            std::copy_n(s.masks + s.aligned[segment] * m.num_layers, m.num_layers, mask);
+        } else {
+            const float* const scored = &scores[segment * middle];
+            std::fill_n(mask, m.num_layers, int8_t{0});
+            mask[0] = mask[m.num_layers - 1] = 1;
+            for (int64_t left = s.budgets[segment] - 2; left > 0; --left) {
+                int64_t best = -1;  // of equals the lower index
+                for (int64_t layer = 0; layer < middle; ++layer)
+                    if (!mask[layer + 1] && (best < 0 || scored[layer] > scored[best])) best = layer;
+                mask[best + 1] = 1;
             }
         }
-        std::fill_n(mask, m.num_layers, int8_t{0});
-        mask[0] = mask[m.num_layers - 1] = 1;
-        for (int64_t left = s.budgets[segment] - 2; left > 0; --left) {
-            int64_t best = -1;  // of equals the lower index
-            for (int64_t layer = 0; layer < middle; ++layer)
-                if (!mask[layer + 1] && (best < 0 || scores[layer] > scores[best])) best = layer;
-            mask[best + 1] = 1;
-        }
-        std::copy_n(mask, m.num_layers, before);
+        std::copy_n(mask, m.num_layers, last_mask);
     }
 
     const Model m;
@@ -402,11 +479,11 @@ class Decoder {
     std::vector<std::thread> threads;
     Step* step = nullptr;
     const Router* router = nullptr;
-    int64_t kv_dim, width, q_width, kv_width, mlp_width, v_width, scores_width = 0;
+    int64_t kv_dim, width, q_width, kv_width, mlp_width, v_width, rows_together, scores_width = 0;
     bool one_row_each = false;
     Inputs shared;
     std::vector<float> hidden, q, kv, attended, gated, cos, sin, features, hidden_units, scores;
-    std::vector<int64_t> segment_of_row;
+    std::vector<int64_t> segment_of_row, next_tokens, next_positions;
     std::vector<int32_t> all_rows, wanted;
     std::vector<Segment> segments;
     std::vector<std::vector<int32_t>> running, place_of_row;  // by layer: rows that run it, and each row's place there

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 
@@ -19,7 +20,7 @@ typedef uint32_t VecU __attribute__((vector_size(64), aligned(4), may_alias));
 typedef uint16_t VecH __attribute__((vector_size(32), aligned(2), may_alias));
 typedef uint8_t VecB __attribute__((vector_size(16), aligned(1), may_alias));
 
-inline Vec splat(float x) { return Vec{} + x; }
+inline Vec splat(float x) { return Vec{x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x}; }
 inline Vec load(const float* p) { return *reinterpret_cast<const Vec*>(p); }
 inline Vec load(const uint16_t* p) {
     return (Vec)(__builtin_convertvector(*reinterpret_cast<const VecH*>(p), VecU) << 16);
@@ -54,6 +55,20 @@ inline float largest(Vec x) {
     float s[LANES];
     store(s, x);
     return *std::max_element(s, s + LANES);
+}
+
+// Of equals the lowest, as torch's argmax has it; 0 where nothing is a number.
+inline int64_t index_of_largest(const float* values, int64_t count) {
+    float most = -INFINITY;
+    int64_t i = 0;
+    if (count >= LANES) {
+        Vec parts = load(values);
+        for (i = LANES; i + LANES <= count; i += LANES) parts = max(parts, load(values + i));
+        most = largest(parts);
+    }
+    for (; i < count; ++i) most = std::max(most, values[i]);
+    const int64_t found = std::find(values, values + count, most) - values;
+    return found < count ? found : 0;
 }
 
 // Cephes' expf: powers of two, and a polynomial between.

@@ -103,6 +103,7 @@ async def admit(services: Services, tenant: Tenant, request: Request, body: Body
             prompt_tokens=prompt,
             num_run_layers=depth.num_run_layers,
             sampling=_sampling(body, limits[prompt_index], bias, index),
+            align_paths=tenant.tier.align_paths,
         )
         for prompt_index, prompt in enumerate(prompts)
         for index in range(n)

@@ -22,7 +22,7 @@ class Generation:
         self._engine = engine
         self._measured = measured
         self._paths: list[list[tuple[int, ...]]] = [[] for _ in admitted.choices]
-        self._finishes: list[FinishEvent] = []
+        self._finishes: dict[int, FinishEvent] = {}
 
     async def events(self) -> AsyncGenerator[tuple[int, Event], None]:
         """The events of all choices with the choice's index. Closing it cancels what still runs.
@@ -37,9 +37,10 @@ class Generation:
                     self._measured.token(len(event.layers), index)
                 elif isinstance(event, FinishEvent):
                     self._check(event)
-                    self._finishes.append(event)
+                    self._finishes[index] = event
                 yield index, event
         assert self.is_complete, "the engine ended a request without a FinishEvent"
+        self._measured.cached(self._num_cached)
         self._measured.finish("finished")
 
     @property
@@ -50,9 +51,16 @@ class Generation:
     @property
     def _answered(self) -> list[FinishEvent]:
         """Nothing where only the prompt was scored: the token that the engine makes all the same is not charged."""
-        return [] if self.admitted.body.scores_only else self._finishes
+        return [] if self.admitted.body.scores_only else list(self._finishes.values())
 
-    def usage(self) -> dict[str, int]:
+    @property
+    def _num_cached(self) -> int:
+        """Prompt tokens that no choice had to compute."""
+        cached = [self._finishes[index].cached_tokens for index in range(len(self.admitted.choices))]
+        n = self.admitted.body.n or 1
+        return sum(min(cached[first : first + n]) for first in range(0, len(cached), n))
+
+    def usage(self) -> dict[str, Any]:
         """OpenAI's usage: every prompt counts once, the completions of all choices add up."""
         num_prompt = sum(map(len, self.admitted.prompts))
         num_completion = sum(finish.completion_tokens for finish in self._answered)
@@ -60,18 +68,20 @@ class Generation:
             "prompt_tokens": num_prompt,
             "completion_tokens": num_completion,
             "total_tokens": num_prompt + num_completion,
+            "prompt_tokens_details": {"cached_tokens": self._num_cached},
         }
 
     def buddy(self) -> dict[str, Any]:
         """The `buddy` object of the response, over all choices.
 
-        `layer_tokens` counts the prompt once for each choice, as each runs it. With trace, `paths` has the
-        layer indices of every token; with several choices it is a list of such lists, one for each choice.
+        `layer_tokens` counts the prompt tokens that each choice computed, so nothing for cached ones. With trace,
+        `paths` has the layer indices of every token; with several choices it is a list of such lists, one for each
+        choice.
         """
         depth = self.admitted.depth
         num_layers = self.admitted.num_layers
         paths = [path for choice in self._paths for path in choice]
-        runs = sum(finish.prompt_layer_runs for finish in self._finishes)
+        runs = sum(finish.prompt_layer_runs for finish in self._finishes.values())
         runs += sum(finish.output_layer_runs for finish in self._answered)
         buddy: dict[str, Any] = {
             "budget_requested": depth.requested,

@@ -34,7 +34,9 @@ class OurEngine:
         spec = served.loaded.model.spec
         routing = make_routing(router, served) if router else Routing(random_router(spec.kv_dim, spec.num_layers))
         step_tokens = max(MAX_STEP_TOKENS, max_sequences + routing.route_block)
-        built = assemble(served, routing, EngineSettings(max_sequences=max_sequences, max_step_tokens=step_tokens))
+        # Every round asks the same again, and is to compute it again.
+        settings = EngineSettings(max_sequences=max_sequences, max_step_tokens=step_tokens, prefix_cache=False)
+        built = assemble(served, routing, settings)
         # Answers end with their number of tokens and no sooner.
         built.engine.end_token_ids = frozenset()
         return cls(spec, built, dtype, (1.0,))

@@ -1,22 +1,54 @@
-"""The free list of KV cache blocks."""
+"""KV cache blocks: who holds them, and which are worth keeping when nobody does."""
+
+from array import array
+from collections import Counter, OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class KeptBlocks:
+    """Blocks that together hold a full prefill block, under the `key` of what it is (prefix_keys.py); `sums` are the
+    router's running features after it. They are held, let go and evicted as one."""
+
+    key: bytes
+    blocks: tuple[int, ...]
+    sums: "array[float]"
 
 
 class BlockPool:
-    """Hands out block numbers 0 .. num_blocks - 1; every block is free or borrowed by one sequence."""
+    """Hands out block numbers 0 .. num_blocks - 1 and counts who holds each.
+
+    A block that nobody holds is free or, as part of a `KeptBlocks`, idle: what it contains stays until the room is
+    needed. Idle ones are evicted in the order in which they were let go. A table lets go of its last blocks first, and
+    whoever holds kept blocks holds those before them in the prompt too; so of a chain the end goes first and what is
+    left can be found.
+    """
 
     def __init__(self, num_blocks: int, block_size: int) -> None:
         self.num_blocks = num_blocks
         self.block_size = block_size
         # Taken from the end; reversed so that low numbers go first, which keeps tests readable.
         self._free = list(reversed(range(num_blocks)))
+        self._num_holders = [0] * num_blocks
+        self._num_held = 0
+        self._kept: dict[bytes, KeptBlocks] = {}
+        self._kept_of_block: dict[int, KeptBlocks] = {}
+        self._idle: OrderedDict[KeptBlocks, None] = OrderedDict()
 
     @property
     def num_free(self) -> int:
-        return len(self._free)
+        """Blocks that can be had: the idle ones count."""
+        return self.num_blocks - self._num_held
+
+    @property
+    def num_idle(self) -> int:
+        return self.num_free - len(self._free)
 
     @property
     def usage_ratio(self) -> float:
-        return 1.0 - len(self._free) / self.num_blocks
+        return self._num_held / self.num_blocks
 
     def blocks_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self.block_size)
@@ -24,17 +56,71 @@ class BlockPool:
     def grow(self, table: list[int], num_tokens: int) -> bool:
         """Extend `table` to hold `num_tokens`; False, and nothing taken, when too few blocks are free."""
         missing = self.blocks_for(num_tokens) - len(table)
-        if missing > len(self._free):
+        if missing > self.num_free:
             return False
-        table.extend(self._free.pop() for _ in range(missing))
+        while missing > len(self._free):
+            self._evict()
+        taken = [self._free.pop() for _ in range(missing)]
+        self._hold(taken)
+        table.extend(taken)
         return True
 
     def release(self, table: list[int]) -> None:
-        """Take every block of `table` back and empty it."""
-        self._free.extend(reversed(table))
+        """Let go of every block of `table` and empty it."""
+        self._let_go(table)
         table.clear()
 
+    def find(self, key: bytes) -> KeptBlocks | None:
+        return self._kept.get(key)
+
+    def keep(self, key: bytes, blocks: Sequence[int], sums: "array[float]") -> None:
+        """From now on `blocks`, which someone holds, are kept under `key`, which is new."""
+        assert key not in self._kept, "kept twice"
+        kept = KeptBlocks(key, tuple(blocks), sums)
+        self._kept[key] = kept
+        self._kept_of_block.update(dict.fromkeys(kept.blocks, kept))
+
+    def share(self, kept: KeptBlocks, table: list[int], start: int) -> None:
+        """Put `kept` into `table` at index `start`, at its end or in place of blocks of its own."""
+        replaced = table[start : start + len(kept.blocks)]
+        self._hold(kept.blocks)
+        self._idle.pop(kept, None)
+        table[start : start + len(kept.blocks)] = kept.blocks
+        self._let_go(replaced)
+
     def check(self, tables: list[list[int]]) -> None:
-        """The integrity check: free and borrowed blocks are all blocks, each once."""
-        held = sorted([*self._free, *(block for table in tables for block in table)])
-        assert held == list(range(self.num_blocks)), f"blocks lost or held twice: {held} of {self.num_blocks}"
+        """The integrity check: free, idle and borrowed blocks are all blocks, each once; and `tables` are who holds
+        them."""
+        num_holders = Counter(chain.from_iterable(tables))
+        wrong = [block for block, count in enumerate(self._num_holders) if count != num_holders[block]]
+        assert not wrong, f"blocks lost or held twice: {wrong} of {self.num_blocks}"
+        idle = chain.from_iterable(kept.blocks for kept in self._idle)
+        seen = sorted([*self._free, *idle, *num_holders])
+        assert seen == list(range(self.num_blocks)), f"blocks lost or held twice: {seen} of {self.num_blocks}"
+        assert self._num_held == len(num_holders), f"{self._num_held} blocks held, {len(num_holders)} in tables"
+        kept_blocks = sorted(chain.from_iterable(kept.blocks for kept in self._kept.values()))
+        assert kept_blocks == sorted(self._kept_of_block), "blocks kept twice, or under no key"
+
+    def _hold(self, blocks: Sequence[int]) -> None:
+        for block in blocks:
+            self._num_held += self._num_holders[block] == 0
+            self._num_holders[block] += 1
+
+    def _let_go(self, blocks: Sequence[int]) -> None:
+        for block in reversed(blocks):
+            self._num_holders[block] -= 1
+            if self._num_holders[block]:
+                continue
+            self._num_held -= 1
+            kept = self._kept_of_block.get(block)
+            if kept is None:
+                self._free.append(block)
+            elif block == kept.blocks[0]:
+                self._idle[kept] = None
+
+    def _evict(self) -> None:
+        kept, _ = self._idle.popitem(last=False)
+        del self._kept[kept.key]
+        for block in reversed(kept.blocks):
+            del self._kept_of_block[block]
+            self._free.append(block)

@@ -27,6 +27,7 @@ from buddy_server.engine.block_pool import BlockPool
 from buddy_server.engine.depth_predictor import DepthPredictor
 from buddy_server.engine.engine import Engine
 from buddy_server.engine.messages import EngineInfo
+from buddy_server.engine.prefix_keys import PrefixKeys
 from buddy_server.engine.runner import ModelRunner
 from buddy_server.engine.scheduler import Scheduler
 from buddy_server.engine.settings import EngineSettings
@@ -150,7 +151,8 @@ def assemble(served: ServedModel, routing: Routing, settings: EngineSettings) ->
     planner = PathPlanner(routing.router, model.spec, settings.max_sequences, served.device)
     runner = ModelRunner(make_stepper(served, planner, num_blocks, settings))
     pool = BlockPool(num_blocks, settings.block_size)
-    scheduler = Scheduler(pool, settings.max_sequences, settings.max_step_tokens, routing.route_block)
+    keys = make_prefix_keys(routing, settings)
+    scheduler = Scheduler(pool, settings.max_sequences, settings.max_step_tokens, routing.route_block, keys)
     info = EngineInfo(
         model_id=served.model_id,
         num_layers=model.spec.num_layers,
@@ -165,6 +167,17 @@ def assemble(served: ServedModel, routing: Routing, settings: EngineSettings) ->
     engine = Engine(scheduler, runner, served.tokenizer, end_token_ids(directory))
     depth_predictor = DepthPredictor(model, routing.predictor, settings.thrift) if routing.predictor else None
     return BuiltEngine(engine, info, directory, depth_predictor)
+
+
+def make_prefix_keys(routing: Routing, settings: EngineSettings) -> PrefixKeys | None:
+    """None for an engine without a prefix cache."""
+    if not settings.prefix_cache:
+        return None
+    if routing.route_block % settings.block_size:
+        fields = {"route_block": routing.route_block, "block_size": settings.block_size}
+        log.warning("no prefix cache: a route block is not a whole number of cache blocks", extra=fields)
+        return None
+    return PrefixKeys(routing.router.router_id, routing.route_block)
 
 
 def resolve_device(name: str) -> torch.device:

@@ -1,5 +1,6 @@
 """The engine: requests in, steps, events out. Single-threaded; service.py gives it a thread and an asyncio face."""
 
+from array import array
 from collections import defaultdict
 from dataclasses import dataclass, field
 
@@ -67,37 +68,46 @@ class Engine:
 
     def step(self) -> StepOutput:
         works = self.scheduler.schedule()
-        result = self.runner.run(works, self._samplers)
+        most_steps = self.scheduler.most_steps(works)
+        results = self.runner.run(works, self._samplers, most_steps, self.end_token_ids)
         num_sequences = len({work.sequence.request.request_id for work in works})
-        depth = self._depth(works, result)
-        events = self._commit(works, result)
+        depth = self._depth(works, results)
+        events = [event for result in results for event in self._commit(works, result)]
         stats = StepStats(
             num_rows=sum(work.length for work in works),
             num_sequences=num_sequences,
-            num_layers_read=result.num_layers_read,
+            num_layers_read=results[-1].num_layers_read,
             num_preemptions=self.scheduler.take_preemptions(),
-            router_s=result.router_s,
+            router_s=sum(result.router_s for result in results),
             depth=depth,
         )
         return StepOutput(events, stats)
 
-    def _depth(self, works: list[Work], result: StepResult) -> dict[str, DepthCount]:
+    def _depth(self, works: list[Work], results: list[StepResult]) -> dict[str, DepthCount]:
         num_layers = self.runner.num_layers
         executed: dict[str, int] = defaultdict(int)
         routed: dict[str, int] = defaultdict(int)
-        for work, layers in zip(works, result.layers, strict=True):
-            executed[work.sequence.request.tenant] += work.length * len(layers)
-            routed[work.sequence.request.tenant] += work.length
+        for result in results:
+            for work, layers in zip(works, result.layers, strict=True):
+                executed[work.sequence.request.tenant] += work.length * len(layers)
+                routed[work.sequence.request.tenant] += work.length
         return {tenant: DepthCount(count, routed[tenant] * num_layers - count) for tenant, count in executed.items()}
 
     def _commit(self, works: list[Work], result: StepResult) -> list[tuple[str, Event]]:
         events: list[tuple[str, Event]] = []
-        for work, layers, scored, token in zip(works, result.layers, result.scored, result.tokens, strict=True):
+        done = zip(works, result.layers, result.scored, result.tokens, strict=True)
+        for index, (work, layers, scored, token) in enumerate(done):
             sequence = work.sequence
+            if sequence not in self._samplers:
+                continue  # ended in an earlier one of several steps
+            # What nobody has computed for this request came from the prefix cache.
+            sequence.num_cached += max(0, work.start - sequence.num_charged)
             sequence.scored_prompt += scored
             sequence.prompt_layer_runs += work.num_new_prompt * len(layers)
             sequence.num_computed += work.length
             sequence.num_charged = max(sequence.num_charged, sequence.num_computed)
+            if self.scheduler.is_cacheable(work):
+                self.scheduler.cache(work, array("d", result.sums[index].tolist()))
             if token is not None:
                 request_id = sequence.request.request_id
                 events += [(request_id, event) for event in self._accept(sequence, token, layers)]
@@ -149,6 +159,7 @@ class Engine:
             completion_tokens=sequence.num_output,
             prompt_layer_runs=sequence.prompt_layer_runs,
             output_layer_runs=sequence.output_layer_runs,
+            cached_tokens=sequence.num_cached,
             text=detokenizer.flush(),
             error=error,
         )

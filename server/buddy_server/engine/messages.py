@@ -37,16 +37,23 @@ class SamplingParams:
     top_logprobs: int | None = None
     prompt_logprobs: int | None = None
 
+    @property
+    def takes_likeliest(self) -> bool:
+        """Whether the likeliest token is the answer as it stands."""
+        return self.temperature == 0 and not (self.presence_penalty or self.frequency_penalty or self.logit_bias)
+
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """One admitted request. Its depth was decided at admission: `num_run_layers` layers for every token."""
+    """One admitted request. Its depth was decided at admission: `num_run_layers` layers for every token. With
+    `align_paths` its tokens may share their paths with the tenant's others of the same depth."""
 
     request_id: str
     tenant: str
     prompt_tokens: tuple[int, ...]
     num_run_layers: int
     sampling: SamplingParams
+    align_paths: bool = False
 
 
 class TokenLogprob(Struct, frozen=True, array_like=True):
@@ -77,7 +84,8 @@ class TokenEvent(Struct, frozen=True, array_like=True, tag=True):
 class FinishEvent(Struct, frozen=True, array_like=True, tag=True):
     """The last event of every request, exactly once. `text` is what was held back and is now released.
 
-    `prompt_layer_runs` and `output_layer_runs` count layers executed, summed over tokens.
+    `prompt_layer_runs` and `output_layer_runs` count layers executed, summed over tokens. The first `cached_tokens` of
+    the prompt were found computed and ran none.
     """
 
     reason: FinishReason
@@ -87,6 +95,7 @@ class FinishEvent(Struct, frozen=True, array_like=True, tag=True):
     output_layer_runs: int
     text: str = ""
     error: str | None = None
+    cached_tokens: int = 0
 
 
 Event = PromptEvent | TokenEvent | FinishEvent

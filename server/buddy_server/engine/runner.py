@@ -1,28 +1,38 @@
-"""Turns scheduled work into tensors, runs the model, samples. Takes masks as data; never asks about tenants."""
+"""Turns scheduled work into rows, runs the model, samples. Takes masks as data; never asks about tenants."""
 
-# W wanted rows, V vocabulary
+# S works, V vocabulary, F width of one token's V, L layers
 
+from collections.abc import Collection
 from dataclasses import dataclass
+from functools import lru_cache
 
-import torch
 from torch import Tensor
 
-from buddy_routing.segments import SegmentBatch
+from buddy_kernels import RoutedOutput, StepRows
+from buddy_kernels.routed_step import CHOOSE, KEEP
+from buddy_routing.router import NEVER
 from buddy_routing.stepper import Stepper
 from buddy_server.engine.sampler import Sampler, top_logprobs
 from buddy_server.engine.sequence import SampledToken, Sequence, Work
+
+MOST_S = 0.004
+"""How long answers may go on by themselves: less than anyone sees, many times what Python costs between two steps."""
 
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
     """One entry a work: the layers it ran, the log probabilities of prompt tokens behind its rows if they were asked
-    for, and its token if it makes one."""
+    for, its token if it makes one, and the running features' `sums` [S, F] after it."""
 
     layers: list[tuple[int, ...]]
     scored: list[list[SampledToken]]
     tokens: list[SampledToken | None]
-    num_layers_read: int
+    sums: Tensor
     router_s: float
+
+    @property
+    def num_layers_read(self) -> int:
+        return len(set().union(*self.layers))
 
 
 class ModelRunner:
@@ -35,47 +45,84 @@ class ModelRunner:
     def num_layers(self) -> int:
         return self.stepper.num_layers
 
-    @torch.inference_mode()
-    def run(self, works: list[Work], samplers: dict[Sequence, Sampler]) -> StepResult:
+    def run(
+        self,
+        works: list[Work],
+        samplers: dict[Sequence, Sampler],
+        most_steps: int = 1,
+        end_token_ids: Collection[int] = (),
+    ) -> list[StepResult]:
+        """One step, or as many as `most_steps` for answers that go on by their likeliest tokens; fewer when one of them
+        comes to an end token."""
+        planner = self.stepper.planner
         for work in works:
-            if work.start == 0:
-                self.stepper.planner.start(work.sequence.lane)
-        output = self.stepper.step(self._batch(works))
-        layers = [tuple(index for index, action in enumerate(row) if action) for row in output.masks.tolist()]
-        scored, tokens = sample(works, samplers, output.logits)
-        return StepResult(
-            layers=layers,
-            scored=scored,
-            tokens=tokens,
-            num_layers_read=len(set().union(*layers)),
-            router_s=output.router_s,
-        )
-
-    def _batch(self, works: list[Work]) -> SegmentBatch:
-        tokens: list[int] = []
-        positions: list[int] = []
-        for work in works:
-            span = range(work.start, work.start + work.length)
-            tokens += work.sequence.tokens[work.start : work.start + work.length]
-            positions += span
-        widest = max(len(work.sequence.block_table) for work in works)
-        tables = [[*w.sequence.block_table, *[0] * (widest - len(w.sequence.block_table))] for w in works]
-        every = self.stepper.planner.router.reroute_every
-        num_outputs = (work.start - work.sequence.num_prompt for work in works)
-        device = self.stepper.device
-        return SegmentBatch(
-            tokens=torch.tensor(tokens, device=device),
-            positions=torch.tensor(positions, device=device),
-            lengths=torch.tensor([work.length for work in works], device=device),
-            block_tables=torch.tensor(tables, device=device),
-            lanes=tuple(work.sequence.lane for work in works),
-            wanted_rows=wanted_rows(works),
-            budgets=tuple(work.sequence.request.num_run_layers for work in works),
-            reroutes=tuple(output < 0 or (output + 1) % every == 0 for output in num_outputs),
-        )
+            if work.start == work.sequence.num_restored:
+                planner.start(work.sequence.lane, work.sequence.restored_sums)
+        output = self.stepper.step(step_rows(works, planner.router.reroute_every, most_steps, end_token_ids))
+        masks, num_layers = output.masks.numpy().tobytes(), self.num_layers
+        layers = [layers_of(masks[start : start + num_layers]) for start in range(0, len(masks), num_layers)]
+        if len(output.likeliest) == 1:
+            scored, tokens = sample(works, samplers, output)
+            return [StepResult(layers, scored, tokens, output.sums, output.router_s)]
+        return [
+            StepResult(
+                layers=layers[step * len(works) : (step + 1) * len(works)],
+                scored=[[] for _ in works],
+                tokens=[SampledToken(token) for token in likeliest],
+                sums=output.sums,
+                router_s=output.router_s / len(output.likeliest),
+            )
+            for step, likeliest in enumerate(output.likeliest)
+        ]
 
 
-def wanted_rows(works: list[Work]) -> tuple[int, ...]:
+@lru_cache(maxsize=1 << 16)
+def layers_of(mask: bytes) -> tuple[int, ...]:
+    """The layers that a mask [L] runs; the same few come again and again."""
+    return tuple(index for index, action in enumerate(mask) if action)
+
+
+def step_rows(
+    works: list[Work], reroute_every: int, most_steps: int = 1, end_token_ids: Collection[int] = ()
+) -> StepRows:
+    """Works as the stepper takes them."""
+    tokens: list[int] = []
+    positions: list[int] = []
+    choices: list[int] = []
+    aligned: list[int] = []
+    leaders: dict[tuple[str, int], int] = {}
+    for index, work in enumerate(works):
+        end = work.start + work.length
+        tokens += work.sequence.tokens[work.start : end]
+        positions += range(work.start, end)
+        request, output = work.sequence.request, work.start - work.sequence.num_prompt
+        chooses = output < 0 or (output + 1) % reroute_every == 0
+        choices.append(CHOOSE if chooses else KEEP)
+        # Never a prompt's path: what the prefix cache keeps follows from the prompt alone.
+        alone = not (request.align_paths and chooses and output >= 0)
+        aligned.append(index if alone else leaders.setdefault((request.tenant, request.num_run_layers), index))
+    return StepRows(
+        tokens=tokens,
+        positions=positions,
+        lengths=[work.length for work in works],
+        tables=[work.sequence.block_table for work in works],
+        lanes=[work.sequence.lane for work in works],
+        budgets=[work.sequence.request.num_run_layers for work in works],
+        choices=choices,
+        wanted=wanted_rows(works),
+        aheads=[0] * len(works),
+        aligned=aligned,
+        # Where choosing and keeping take turns, no two steps are alike.
+        most_steps=most_steps if reroute_every in (1, NEVER) else 1,
+        most_s=MOST_S,
+        end_tokens=[
+            *end_token_ids,
+            *(token for work in works for token in work.sequence.request.sampling.stop_token_ids),
+        ],
+    )
+
+
+def wanted_rows(works: list[Work]) -> list[int]:
     """Rows of the step whose logits are needed: a work's scored rows, then the last if it makes a token."""
     rows: list[int] = []
     start = 0
@@ -84,14 +131,14 @@ def wanted_rows(works: list[Work]) -> tuple[int, ...]:
         start += work.length
         if work.makes_token:
             rows.append(start - 1)
-    return tuple(rows)
+    return rows
 
 
 def sample(
-    works: list[Work], samplers: dict[Sequence, Sampler], logits: Tensor
+    works: list[Work], samplers: dict[Sequence, Sampler], output: RoutedOutput
 ) -> tuple[list[list[SampledToken]], list[SampledToken | None]]:
-    """From logits [W, V] fp32 of the wanted rows in their order: every work's scored prompt tokens, and its token."""
-    rows = iter(zip(logits, logits.argmax(-1).tolist(), strict=True))
+    """From the logits of the wanted rows in their order: every work's scored prompt tokens, and its token."""
+    rows = iter(zip(output.logits, output.likeliest[0], strict=True))
     scored: list[list[SampledToken]] = []
     tokens: list[SampledToken | None] = []
     for work in works:
@@ -107,8 +154,9 @@ def _scored(work: Work, index: int, logits: Tensor) -> SampledToken:
 
 
 def _sampled(sampler: Sampler, logits: Tensor, likeliest: int) -> SampledToken:
-    token = likeliest if sampler.is_plain_greedy else sampler.sample(logits)
-    count = sampler.params.top_logprobs
+    params = sampler.params
+    token = likeliest if params.takes_likeliest else sampler.sample(logits)
+    count = params.top_logprobs
     if count is None:
         return SampledToken(token)
     logprob, top = top_logprobs(logits, token, count)

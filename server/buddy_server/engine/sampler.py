@@ -24,12 +24,6 @@ class Sampler:
         else:
             self._generator.manual_seed(params.seed % 2**63)
 
-    @property
-    def is_plain_greedy(self) -> bool:
-        """Whether the likeliest token is the answer as it stands."""
-        p = self.params
-        return p.temperature == 0 and not (p.presence_penalty or p.frequency_penalty or p.logit_bias)
-
     def sample(self, logits: Tensor) -> int:
         """One token from logits [V] fp32 on the CPU."""
         token = self._draw(self._adjusted(logits))

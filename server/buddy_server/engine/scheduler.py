@@ -1,24 +1,42 @@
 """Decides what each step computes: continuous batching, chunked prefill, preemption. Knows no torch."""
 
+from array import array
 from collections import deque
 from collections.abc import Iterator
 
 from buddy_server.engine.block_pool import BlockPool
 from buddy_server.engine.messages import GenerationRequest
+from buddy_server.engine.prefix_keys import PrefixKeys
 from buddy_server.engine.sequence import Sequence, Work
+
+MOST_STEPS = 16
+"""Tokens in a row without a look at what has arrived meanwhile."""
 
 
 class Scheduler:
     """Decode and prefill share one token budget a step; who came first is served first.
 
-    `route_block` is the unit of prefill: chunks end where paths may change, so chunking changes no result.
+    `route_block` is the unit of prefill: chunks end where paths may change, so chunking changes no result. With
+    `prefix_keys` full prefill blocks stay in the pool as long as there is room, and prompts that begin with them take
+    them from there.
     """
 
-    def __init__(self, pool: BlockPool, max_sequences: int, max_step_tokens: int, route_block: int) -> None:
+    def __init__(
+        self,
+        pool: BlockPool,
+        max_sequences: int,
+        max_step_tokens: int,
+        route_block: int,
+        prefix_keys: PrefixKeys | None = None,
+    ) -> None:
         if max_step_tokens < max_sequences + route_block:
             raise ValueError(
                 f"max_step_tokens {max_step_tokens} is too small: allowed is at least max_sequences "
                 f"{max_sequences} + route_block {route_block}, so that prefill goes on beside a full batch"
+            )
+        if prefix_keys is not None and route_block % pool.block_size:
+            raise ValueError(
+                f"route_block {route_block} cannot be cached: allowed are multiples of block_size {pool.block_size}"
             )
         self.pool = pool
         self.waiting: deque[Sequence] = deque()
@@ -26,6 +44,7 @@ class Scheduler:
         self._num_preemptions = 0
         self._max_step_tokens = max_step_tokens
         self._route_block = route_block
+        self._prefix_keys = prefix_keys
         self._free_lanes = list(reversed(range(max_sequences)))
 
     @property
@@ -33,10 +52,12 @@ class Scheduler:
         return bool(self.waiting or self.running)
 
     def add(self, request: GenerationRequest) -> Sequence:
-        """Queue a request. It must fit the cache on its own, which admission has seen to."""
+        """Queue a request. It must fit the cache on its own, which admission has seen to: then it can always finish,
+        for blocks that nobody holds can be had, whatever they contain."""
         num_tokens = len(request.prompt_tokens) + request.sampling.max_tokens
         assert self.pool.blocks_for(num_tokens) <= self.pool.num_blocks, f"{num_tokens} tokens can never fit"
-        sequence = Sequence(request, list(request.prompt_tokens))
+        keys = self._prefix_keys.of(request) if self._prefix_keys else ()
+        sequence = Sequence(request, list(request.prompt_tokens), keys)
         self.waiting.append(sequence)
         return sequence
 
@@ -58,6 +79,36 @@ class Scheduler:
             num_tokens += sum(work.length for work in chunk)
         return works
 
+    def most_steps(self, works: list[Work]) -> int:
+        """How many steps in a row the works may take by themselves: several when all are answers that go on by their
+        likeliest tokens, have that many to come and have room for them."""
+        steps = MOST_STEPS
+        for work in works:
+            sequence = work.sequence
+            sampling = sequence.request.sampling
+            if work.length > 1 or not (work.makes_token and sampling.takes_likeliest and sampling.top_logprobs is None):
+                return 1
+            steps = min(steps, sampling.max_tokens - sequence.num_output)
+        grown = (self.pool.grow(work.sequence.block_table, len(work.sequence.tokens) + steps - 1) for work in works)
+        return steps if all(grown) else 1
+
+    def is_cacheable(self, work: Work) -> bool:
+        """Whether the work computes a full prefill block that the prefix cache wants."""
+        sequence = work.sequence
+        return bool(sequence.prefix_keys) and work.start + self._route_block <= sequence.num_prompt
+
+    def cache(self, work: Work, sums: "array[float]") -> None:
+        """Keep what a cacheable work has computed; `sums` are the running features after it."""
+        table = work.sequence.block_table
+        first, end = work.start // self.pool.block_size, (work.start + work.length) // self.pool.block_size
+        key = work.sequence.prefix_keys[work.start // self._route_block]
+        kept = self.pool.find(key)
+        if kept is None:
+            self.pool.keep(key, table[first:end], sums)
+        else:
+            # Someone else was quicker. To hold theirs saves room, and keeps the chain before what this one adds to it.
+            self.pool.share(kept, table, first)
+
     def finish(self, sequence: Sequence) -> None:
         """Take everything back from a sequence, wherever it stands."""
         if sequence in self.running:
@@ -71,7 +122,7 @@ class Scheduler:
         return count
 
     def check_idle(self) -> None:
-        """The integrity check between steps: nothing but running sequences holds blocks."""
+        """The integrity check between steps: nothing but running sequences holds blocks, cached ones apart."""
         self.pool.check([sequence.block_table for sequence in self.running])
 
     def _prefilling(self, skip: list[Sequence]) -> Iterator[Sequence]:
@@ -79,15 +130,32 @@ class Scheduler:
         yield from [s for s in self.running if s not in skip]
         while self.waiting and self._free_lanes:
             first = self.waiting[0]
+            self._reuse(first)
             # All its blocks at once: two half-prefilled prompts could otherwise wait for each other's for ever.
             if not self.pool.grow(first.block_table, len(first.tokens)):
+                self._empty(first)
                 return
             self.waiting.popleft()
             first.lane = self._free_lanes.pop()
             self.running.append(first)
             yield first
 
+    def _reuse(self, sequence: Sequence) -> None:
+        """Take what follows on the computed tokens from the prefix cache, as far as it has it."""
+        if sequence.request.sampling.prompt_logprobs is not None:
+            return
+        # The last token of the prompt is computed always: its logits are wanted.
+        for index in range(sequence.num_computed // self._route_block, (sequence.num_prompt - 1) // self._route_block):
+            kept = self.pool.find(sequence.prefix_keys[index]) if sequence.prefix_keys else None
+            if kept is None:
+                return
+            self.pool.share(kept, sequence.block_table, index * len(kept.blocks))
+            sequence.num_computed = sequence.num_restored = (index + 1) * self._route_block
+            sequence.restored_sums = kept.sums
+
     def _chunk(self, sequence: Sequence, budget: int) -> Iterator[Work]:
+        # Again: those admitted together with others of the same prompt find what the first of them has computed since.
+        self._reuse(sequence)
         start = sequence.num_computed
         while start < len(sequence.tokens):
             length = sequence.next_segment(self._route_block, start)
@@ -108,12 +176,17 @@ class Scheduler:
 
     def _preempt(self, sequence: Sequence) -> None:
         self._leave(sequence)
-        sequence.num_computed = 0
         self.waiting.appendleft(sequence)
         self._num_preemptions += 1
 
     def _leave(self, sequence: Sequence) -> None:
-        self.pool.release(sequence.block_table)
+        self._empty(sequence)
         self.running.remove(sequence)
         self._free_lanes.append(sequence.lane)
         sequence.lane = -1
+
+    def _empty(self, sequence: Sequence) -> None:
+        """As if nothing of the sequence had been computed."""
+        self.pool.release(sequence.block_table)
+        sequence.num_computed = sequence.num_restored = 0
+        sequence.restored_sums = None

@@ -1,5 +1,6 @@
 """One request inside the engine, and the units of work it is cut into."""
 
+from array import array
 from dataclasses import dataclass, field
 
 from buddy_server.engine.messages import GenerationRequest
@@ -21,14 +22,22 @@ class Sequence:
     Prompt tokens are charged once, up to `num_charged`, however often preemption makes the engine compute them.
     `scored_prompt` holds the prompt's tokens from the second on, as far as log probabilities of them were asked for.
     `lane` is the small integer under which the router keeps the running features; -1 while waiting.
+
+    `prefix_keys` name the full blocks of the prompt, none where there is no prefix cache. The first `num_restored` of
+    the computed tokens were taken from it, and `restored_sums` are the running features after them. `num_cached` prompt
+    tokens were never computed for this request; they are not charged.
     """
 
     request: GenerationRequest
     tokens: list[int]
+    prefix_keys: tuple[bytes, ...] = ()
     num_computed: int = 0
     lane: int = -1
     block_table: list[int] = field(default_factory=list)
+    num_restored: int = 0
+    restored_sums: "array[float] | None" = None
     num_charged: int = 0
+    num_cached: int = 0
     prompt_layer_runs: int = 0
     output_layer_runs: int = 0
     scored_prompt: list[SampledToken] = field(default_factory=list)

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from buddy_routing.decoder import RoutedDecoder
 from buddy_routing.features import causal_features
 from buddy_routing.router import Router
+from buddy_routing.selection import select_layers
 from buddy_routing.tasks import mentions_required, story_requests
 from buddy_server.engine.engine import Engine
 from buddy_server.eval.answering import Prompt, greedy_answers
@@ -46,7 +47,7 @@ def bits_per_byte(
 
     def choose(v: Tensor) -> Tensor:
         features = causal_features(v)[0]  # [T, 2F]
-        return router.choose(features, torch.full((len(features),), num_run_layers, device=v.device))[None]
+        return select_layers(router.scores(features), torch.tensor(num_run_layers, device=v.device))[None]
 
     for text in texts:
         tokens = tokenizer.encode_text(text)

@@ -2,6 +2,7 @@
 
 # N rows of a step, L layers
 
+from array import array
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -22,13 +23,13 @@ class NotingPlanner:
         self.router = planner.router
         self.row_masks = torch.empty(0, 0)  # [N, L]
 
-    def start(self, lane: int) -> None:
-        self._planner.start(lane)
+    def start(self, lane: int, sums: "array[float] | None" = None) -> None:
+        self._planner.start(lane, sums)
 
-    def choose(self, batch: SegmentBatch, v: Tensor) -> Tensor:
-        masks = self._planner.choose(batch, v)
+    def choose(self, batch: SegmentBatch, v: Tensor) -> tuple[Tensor, Tensor]:
+        masks, sums = self._planner.choose(batch, v)
         self.row_masks = masks[batch.segment_of_row.cpu()]
-        return masks
+        return masks, sums
 
 
 @contextmanager

@@ -9,12 +9,14 @@ Auto = Literal["auto"]
 @dataclass(frozen=True, slots=True)
 class Tier:
     """A class of tenants. Budgets lie in [0, 1], min <= default <= max; a default of "auto" leaves the choice
-    to the server."""
+    to the server. `align_paths` lets tokens of one tenant and depth that are generated in the same step share a path:
+    fewer layers are read, and a text then depends on what it is generated with."""
 
     name: str
     min_budget: float = 0.0
     max_budget: float = 1.0
     default_budget: float | Auto = "auto"
+    align_paths: bool = False
 
 
 @dataclass(frozen=True, slots=True)
