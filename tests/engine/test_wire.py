@@ -42,7 +42,7 @@ EVENTS = [
     ("a", PromptEvent((CAT, NEVER), ((NEVER,), ()))),
     ("a", TokenEvent(1, " cat", (0, 3, 7), CAT, (CAT, NEVER))),
     ("b", TokenEvent(2, "", (0, 7))),
-    ("b", FinishEvent("error", 4, 1, 8, 2, text="ö", error="why")),
+    ("b", FinishEvent("error", 4, 1, 8, 2, text="ö", error="why", cached_tokens=3)),
 ]
 STATS = StepStats(9, 2, 6, 1, 0.25, {"acme": DepthCount(3, 4)})
 INFO = EngineInfo("m", 8, 100, 256, 512, "learned", "cpu", "bfloat16")
@@ -52,7 +52,7 @@ INFO = EngineInfo("m", 8, 100, 256, 512, "learned", "cpu", "bfloat16")
     "order",
     [
         Build(EnginePlan("model", None, EngineSettings(0.5, max_sequences=3), "cpu", "int8")),
-        Submit(GenerationRequest("a", "acme", (1, 2, 3), 4, SAMPLING)),
+        Submit(GenerationRequest("a", "acme", (1, 2, 3), 4, SAMPLING, align_paths=True)),
         Submit(GenerationRequest("a", "acme", (1,), 4, SamplingParams(1))),
         Cancel("a"),
         PredictDepth(7, (1, 2), 2, 8),
