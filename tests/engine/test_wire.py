@@ -17,6 +17,7 @@ from buddy_server.engine.settings import EnginePlan, EngineSettings
 from buddy_server.engine.wire import (
     Build,
     BuildFailed,
+    Building,
     Cancel,
     Notice,
     Order,
@@ -66,6 +67,7 @@ def test_orders_arrive_as_they_were(order: Order) -> None:
 @pytest.mark.parametrize(
     "notice",
     [
+        Building(),
         Ready(INFO, "/models/m", True),
         BuildFailed("no such model 'ö'"),
         Report(EVENTS, STATS, 2, 0.5),

@@ -37,6 +37,10 @@ LoopOrder = Submit | Cancel | Stop
 Order = Build | PredictDepth | LoopOrder
 
 
+class Building(Struct, frozen=True, array_like=True, tag=True):
+    """Build has arrived: both sockets are connected."""
+
+
 class Ready(Struct, frozen=True, array_like=True, tag=True):
     """`directory` is the model's, which has the tokenizer too."""
 
@@ -68,7 +72,7 @@ class PredictedDepth(Struct, frozen=True, array_like=True, tag=True):
     num_run_layers: int | None
 
 
-Notice = Ready | BuildFailed | Report | PredictedDepth
+Notice = Building | Ready | BuildFailed | Report | PredictedDepth
 
 encode = msgpack.Encoder().encode
 decode_order = msgpack.Decoder(Order).decode

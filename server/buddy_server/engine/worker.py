@@ -19,6 +19,7 @@ from buddy_server.engine.outbox import Outbox
 from buddy_server.engine.wire import (
     Build,
     BuildFailed,
+    Building,
     PredictDepth,
     PredictedDepth,
     Ready,
@@ -52,6 +53,7 @@ def main() -> None:
     try:
         first = decode_order(orders.recv())
         assert isinstance(first, Build)
+        outbox.put(Building())
         serve(first.plan, orders, outbox)
     except Exception:
         log.exception("engine process failed")

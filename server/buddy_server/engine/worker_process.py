@@ -12,6 +12,7 @@ from buddy_server.engine.settings import EnginePlan
 from buddy_server.engine.wire import (
     Build,
     BuildFailed,
+    Building,
     Notice,
     Order,
     Ready,
@@ -75,9 +76,10 @@ class WorkerProcess:
 
     def _first_notice(self, given_up: Callable[[], bool]) -> Ready:
         for notice in self.notices():
-            if isinstance(notice, Ready):
-                # Both sockets are connected, and nobody else is to find them.
+            if isinstance(notice, Building):
+                # Nobody else is to find the sockets, and nothing is left behind should we be killed.
                 self._directory.cleanup()
+            if isinstance(notice, Ready):
                 return notice
             if isinstance(notice, BuildFailed):
                 raise EngineStartError(notice.reason)
