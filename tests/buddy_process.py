@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -23,22 +24,38 @@ def free_port() -> int:
         return int(sock.getsockname()[1])
 
 
+@dataclass(frozen=True)
+class Running:
+    """A server that takes work."""
+
+    url: str
+    process: "subprocess.Popen[bytes]"
+
+
 @contextmanager
 def serving(*arguments: str) -> Iterator[str]:
     """A running server's URL. It is stopped, and must stop cleanly, at the end."""
+    with running(*arguments) as server:
+        yield server.url
+
+
+@contextmanager
+def running(*arguments: str) -> Iterator[Running]:
+    """The same with its process, the first of a group of its own."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     # A file, not a pipe: nobody reads while the server runs, and a full pipe would stop it.
     with tempfile.TemporaryFile("w+", encoding="utf-8") as log:
-        process = subprocess.Popen([BUDDY, "serve", "--port", str(port), *arguments], stderr=log)
+        command = [BUDDY, "serve", "--port", str(port), *arguments]
+        process = subprocess.Popen(command, stderr=log, process_group=0)
         try:
             _wait_until_ready(url, process, log)
-            yield url
+            yield Running(url, process)
         finally:
             process.terminate()
             process.wait(timeout=30)
         # uvicorn hands the signal on once everything has been shut down.
-        assert process.returncode in (0, -signal.SIGTERM), f"ended with {process.returncode}:\n{_text(log)}"
+        assert process.returncode in (0, -signal.SIGTERM, 130), f"ended with {process.returncode}:\n{_text(log)}"
         assert "Traceback" not in _text(log), _text(log)
 
 

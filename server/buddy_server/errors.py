@@ -2,6 +2,7 @@
 
 BuddyError
 ├── ConfigError                        at start: the file, the field, the value, what is allowed
+├── EngineStartError                   at start: why there is no engine
 └── ApiError                           rendered by `api/errors_handler.py`
     ├── InvalidRequest           400   code null, param names the field
     │   ├── InvalidBudget        400   invalid_budget
@@ -39,6 +40,11 @@ class BuddyError(Exception):
 
 class ConfigError(BuddyError):
     """The configuration cannot be used; the message names file, field, value and what is allowed."""
+
+
+class EngineStartError(BuddyError):
+    """The engine's process could not build the engine; the message is that of one of BUILD_ERRORS (engine/build.py), or
+    says how the process ended."""
 
 
 class ApiError(BuddyError):
@@ -163,6 +169,6 @@ class Overloaded(ApiError):
 
 
 class NotReady(Overloaded):
-    """The engine is still starting, or already stopping."""
+    """The engine is not there: it is started again after it failed, or stopping."""
 
     code = "not_ready"

@@ -154,6 +154,11 @@ class Metrics:
             "buddy_preemptions", "Sequences preempted to be recomputed.", registry=self.registry
         )
         self._engine_up = Gauge("buddy_engine_up", "1 when the engine can take work.", registry=self.registry)
+        self._engine_restarts = Counter(
+            "buddy_engine_restarts",
+            "Processes started for the engine in place of one that had ended.",
+            registry=self.registry,
+        )
 
     def observe_step(self, stats: StepStats) -> None:
         """Count one engine step."""
@@ -165,6 +170,10 @@ class Metrics:
             labels = self._labels.get(tenant, (_OTHER, _OTHER))
             self._layers_executed.labels(*labels).inc(depth.executed)
             self._layers_skipped.labels(*labels).inc(depth.skipped)
+
+    def count_restart(self) -> None:
+        """The engine's process is started again."""
+        self._engine_restarts.inc()
 
     def request(self, tenant: Tenant) -> "RequestMetrics":
         """What measures one request of `tenant`, from now on."""

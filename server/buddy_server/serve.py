@@ -13,18 +13,17 @@ import anyio.to_thread
 import uvicorn
 from fastapi import FastAPI
 
-from buddy_routing.checkpoint import CheckpointError
-from buddy_routing.embedded import MODEL_ID
-from buddy_routing.model_spec import UnsupportedModelError
-from buddy_routing.router_config import ArtifactError
 from buddy_server.api.app import create_app
 from buddy_server.config import ServerConfig, load_config
-from buddy_server.engine.build import BuiltEngine, EngineBuildError, build_engine
-from buddy_server.engine.service import EngineService
-from buddy_server.errors import ConfigError
+from buddy_server.engine.messages import OwnedEngine
+from buddy_server.engine.process import EngineProcess
+from buddy_server.engine.settings import EnginePlan
+from buddy_server.engine.wire import Ready
+from buddy_server.engine.worker_process import WorkerProcess
+from buddy_server.errors import ConfigError, EngineStartError
 from buddy_server.logs import configure_logs
 from buddy_server.metrics import Metrics
-from buddy_server.tokenizer import ChatTokenizer
+from buddy_server.tokenizer import ChatTokenizer, import_transformers_without_torch
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +31,7 @@ GRACE_PERIOD_S = 10
 """How long requests may go on after SIGTERM."""
 LAST_WORDS_S = 3
 """How long their last events may then take to reach the clients."""
-START_ERRORS = (ConfigError, EngineBuildError, CheckpointError, UnsupportedModelError, ArtifactError, OSError)
+START_ERRORS = (ConfigError, EngineStartError, OSError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +52,7 @@ class Server(uvicorn.Server):
     an error in the API's shape, where uvicorn would cut them off."""
 
     def __init__(
-        self, config: uvicorn.Config, engine: EngineService, listener: socket.socket, grace_period_s: float
+        self, config: uvicorn.Config, engine: OwnedEngine, listener: socket.socket, grace_period_s: float
     ) -> None:
         super().__init__(config)
         self._engine = engine
@@ -81,12 +80,19 @@ def make_server(options: ServeOptions) -> Server:
     config = load_config(options.config)
     check_exposure(config, options.host)
     listener = bind(options.host, options.port)
-    log.info("loading", extra={"model": options.model or MODEL_ID})
-    built = build_engine(options.model, options.router, config.engine, options.device, options.dtype)
-    metrics = Metrics(built.info, config.tenants)
-    engine = EngineService(built.engine, built.info, metrics.observe_step, built.depth_predictor)
-    app = make_app(config, engine, ChatTokenizer.from_directory(built.directory), metrics)
-    _log_start(built, config, options)
+    plan = EnginePlan(options.model, options.router, config.engine, options.device, options.dtype)
+    worker = WorkerProcess(plan)
+    try:
+        # While the child loads the model.
+        import_transformers_without_torch()
+        ready = worker.wait_until_ready()
+        metrics = Metrics(ready.info, config.tenants)
+        engine = EngineProcess(plan, worker, ready, metrics.observe_step, metrics.count_restart)
+        app = make_app(config, engine, ChatTokenizer.from_directory(Path(ready.directory)), metrics)
+    except BaseException:
+        worker.close()
+        raise
+    _log_start(ready, config, options)
     settings = uvicorn.Config(
         app,
         log_config=None,
@@ -121,7 +127,7 @@ def check_exposure(config: ServerConfig, host: str) -> None:
         )
 
 
-def make_app(config: ServerConfig, engine: EngineService, tokenizer: ChatTokenizer, metrics: Metrics) -> FastAPI:
+def make_app(config: ServerConfig, engine: OwnedEngine, tokenizer: ChatTokenizer, metrics: Metrics) -> FastAPI:
     """The application, which starts the engine with itself and stops it at its end."""
 
     @asynccontextmanager
@@ -135,8 +141,8 @@ def make_app(config: ServerConfig, engine: EngineService, tokenizer: ChatTokeniz
     return app
 
 
-def _log_start(built: BuiltEngine, config: ServerConfig, options: ServeOptions) -> None:
-    info = built.info
+def _log_start(ready: Ready, config: ServerConfig, options: ServeOptions) -> None:
+    info = ready.info
     log.info(
         "model ready",
         extra={
@@ -148,7 +154,7 @@ def _log_start(built: BuiltEngine, config: ServerConfig, options: ServeOptions) 
             "dtype": info.dtype,
             "kv_tokens": info.kv_capacity_tokens,
             "tenants": len(config.tenants),
-            "predictor": "yes" if built.depth_predictor else "none (auto is the tier's largest budget)",
+            "predictor": "yes" if ready.has_predictor else "none (auto is the tier's largest budget)",
             "address": f"http://{options.host}:{options.port}",
         },
     )

@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import os
+import sys
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -87,6 +89,16 @@ class ChatTokenizer:
         if prepared.get("tool_calls"):
             prepared["tool_calls"] = [_with_parsed_arguments(call) for call in prepared["tool_calls"]]
         return prepared
+
+
+def import_transformers_without_torch() -> None:
+    """Import transformers, now and without torch, which it would import for a tokenizer. For a process that computes
+    nothing; torch stays where it is there already."""
+    # What is None here cannot be imported, and counts as not installed.
+    sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
+    # transformers would tell everyone that there is no torch.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    from transformers import AutoTokenizer  # noqa: F401
 
 
 def _with_parsed_arguments(call: Mapping[str, Any]) -> dict[str, Any]:

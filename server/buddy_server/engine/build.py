@@ -12,16 +12,16 @@ from buddy_kernels import NativeBuildError, RoutedStep, WeightKind
 from buddy_kernels.routed_step import BLOCK_SIZE as NATIVE_BLOCK_SIZE
 from buddy_routing.adapter import ADAPTER_DIR, merge_adapter
 from buddy_routing.artifact import load_predictor, load_router
-from buddy_routing.checkpoint import LoadedModel, end_token_ids, load_model
+from buddy_routing.checkpoint import CheckpointError, LoadedModel, end_token_ids, load_model
 from buddy_routing.decoder import RoutedDecoder
 from buddy_routing.embedded import MODEL_ID, embedded_router, model_directory
 from buddy_routing.kv_cache import KVCache
-from buddy_routing.model_spec import ModelSpec
+from buddy_routing.model_spec import ModelSpec, UnsupportedModelError
 from buddy_routing.planner import PathPlanner
 from buddy_routing.predictor import BudgetPredictor
 from buddy_routing.prior import bundled_text, measure_prior
 from buddy_routing.router import Router, StaticRouter
-from buddy_routing.router_config import INDICATORS
+from buddy_routing.router_config import INDICATORS, ArtifactError
 from buddy_routing.stepper import NativeStepper, Stepper, TorchStepper, decoder_weights
 from buddy_server.engine.block_pool import BlockPool
 from buddy_server.engine.depth_predictor import DepthPredictor
@@ -47,6 +47,10 @@ PRIOR_TOKENS = 256
 
 class EngineBuildError(ValueError):
     """An engine that cannot be built as asked; the message names the value and what is allowed."""
+
+
+BUILD_ERRORS = (EngineBuildError, CheckpointError, UnsupportedModelError, ArtifactError, OSError)
+"""What a user can put right; anything else is a bug."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +95,7 @@ def build_engine(
     """`model` is a directory or hub id, None the embedded one. `router` is an artifact's directory or "prior:" and an
     indicator; None is the embedded model's own router, for other models "prior:cosine".
 
-    Raises EngineBuildError, CheckpointError, UnsupportedModelError, ArtifactError: ValueErrors all.
+    Raises one of BUILD_ERRORS.
     """
     if router is None:
         router = default_router(model)

@@ -1,11 +1,14 @@
 """The plain types in which the HTTP layer and the engine meet: no torch, no FastAPI, no pydantic.
 
-Everything here can cross a thread or a process boundary unchanged.
+Everything here can cross a thread or a process boundary unchanged. What every step makes is a msgspec struct: several
+times as quick as a frozen dataclass to make, to encode and to decode.
 """
 
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
+
+from msgspec import Struct
 
 FinishReason = Literal["stop", "length", "error", "cancelled"]
 
@@ -53,15 +56,13 @@ class GenerationRequest:
     align_paths: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class TokenLogprob:
+class TokenLogprob(Struct, frozen=True, array_like=True):
     token_id: int
     token: str
     logprob: float
 
 
-@dataclass(frozen=True, slots=True)
-class PromptEvent:
+class PromptEvent(Struct, frozen=True, array_like=True, tag=True):
     """The prompt's tokens from the second on, each with the likeliest ones in its place. Comes before the first
     TokenEvent, and only when prompt_logprobs was asked for."""
 
@@ -69,8 +70,7 @@ class PromptEvent:
     top_logprobs: tuple[tuple[TokenLogprob, ...], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class TokenEvent:
+class TokenEvent(Struct, frozen=True, array_like=True, tag=True):
     """Exactly one generated token. `text` may be empty: the end token, half a character, or text held back
     because it could become a stop string. `layers` are the indices of the layers this token ran."""
 
@@ -81,8 +81,7 @@ class TokenEvent:
     top_logprobs: tuple[TokenLogprob, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class FinishEvent:
+class FinishEvent(Struct, frozen=True, array_like=True, tag=True):
     """The last event of every request, exactly once. `text` is what was held back and is now released.
 
     `prompt_layer_runs` and `output_layer_runs` count layers executed, summed over tokens. The first `cached_tokens` of
@@ -102,16 +101,14 @@ class FinishEvent:
 Event = PromptEvent | TokenEvent | FinishEvent
 
 
-@dataclass(frozen=True, slots=True)
-class DepthCount:
+class DepthCount(Struct, frozen=True, array_like=True):
     """Layers executed and skipped by one tenant's tokens in one step; their sum is L x tokens routed."""
 
     executed: int = 0
     skipped: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class StepStats:
+class StepStats(Struct, frozen=True, array_like=True):
     """What one engine step did. `num_layers_read` is the size of the union of layers that any row ran."""
 
     num_rows: int
@@ -155,9 +152,20 @@ class EngineClient(Protocol):
     def kv_usage_ratio(self) -> float: ...
 
     async def predict_depth(self, prompt_tokens: tuple[int, ...], lowest: int, highest: int) -> int | None:
-        """Layers for a prompt whose request leaves them open, within the bounds; None without a Budget Predictor."""
+        """Layers for a prompt whose request leaves them open, within the bounds; None without a Budget Predictor, and
+        when the engine stops or fails before it has answered."""
         ...
 
     def submit(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
         """Start a request and yield its events; closing the iterator at any point cancels it."""
+        ...
+
+
+class OwnedEngine(EngineClient, Protocol):
+    """The same for who starts and stops the engine."""
+
+    def start(self) -> None: ...
+
+    def stop(self) -> None:
+        """End every request as cancelled, then the engine. May be called again, and from any thread."""
         ...

@@ -1,41 +1,19 @@
-"""The engine on a thread of its own, seen from asyncio: `submit` yields a request's events."""
+"""The engine on a thread of its own, for tests and tools; the server has it in a process (process.py)."""
 
 import asyncio
-import logging
-import queue
 import threading
 from collections.abc import AsyncGenerator, Callable
-from dataclasses import dataclass
 
 from buddy_server.engine.depth_predictor import DepthPredictor
 from buddy_server.engine.engine import Engine
-from buddy_server.engine.messages import EngineInfo, Event, FinishEvent, FinishReason, GenerationRequest, StepStats
-
-log = logging.getLogger(__name__)
-
-STEP_FAILED = "the engine failed while generating"
-SHUTTING_DOWN = "the server is shutting down"
-
-
-@dataclass(frozen=True, slots=True)
-class _Submit:
-    request: GenerationRequest
-    loop: asyncio.AbstractEventLoop
-    events: "asyncio.Queue[Event]"
-
-
-@dataclass(frozen=True, slots=True)
-class _Cancel:
-    request_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Stop:
-    pass
+from buddy_server.engine.listeners import Listeners
+from buddy_server.engine.loop import EngineLoop
+from buddy_server.engine.messages import EngineInfo, Event, GenerationRequest, StepStats
+from buddy_server.engine.wire import Cancel, Report, Stop, Submit
 
 
 class EngineService:
-    """An EngineClient (messages.py). `on_step` is called on the engine's thread after every step."""
+    """An OwnedEngine (messages.py). `on_step` is called on the engine's thread after every step."""
 
     def __init__(
         self,
@@ -48,10 +26,9 @@ class EngineService:
         self._info = info
         self._depth_predictor = depth_predictor
         self._on_step = on_step
-        self._inbox: queue.SimpleQueue[_Submit | _Cancel | _Stop] = queue.SimpleQueue()
-        self._listeners: dict[str, _Submit] = {}
-        self._closed = False
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._loop = EngineLoop(engine, self._deliver)
+        self._listeners = Listeners(self._send)
+        self._thread = threading.Thread(target=self._loop.run, name="engine", daemon=True)
 
     @property
     def info(self) -> EngineInfo:
@@ -63,7 +40,7 @@ class EngineService:
 
     @property
     def num_waiting(self) -> int:
-        return len(self._engine.scheduler.waiting) + self._inbox.qsize()
+        return len(self._engine.scheduler.waiting) + self._loop.inbox.qsize()
 
     @property
     def num_running(self) -> int:
@@ -78,7 +55,7 @@ class EngineService:
 
     def stop(self) -> None:
         """End every request as cancelled, then the thread. May be called again, and from any thread but its own."""
-        self._inbox.put(_Stop())
+        self._loop.inbox.put(Stop())
         self._thread.join()
 
     async def predict_depth(self, prompt_tokens: tuple[int, ...], lowest: int, highest: int) -> int | None:
@@ -87,92 +64,16 @@ class EngineService:
             return None
         return await asyncio.to_thread(self._depth_predictor.choose, prompt_tokens, lowest, highest)
 
-    async def submit(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
+    def submit(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
         """Events until the FinishEvent. Closing the iterator at any point cancels the request."""
-        events: asyncio.Queue[Event] = asyncio.Queue()
-        self._inbox.put(_Submit(request, asyncio.get_running_loop(), events))
-        if self._closed:
-            # Looked at after the put: what was put before closing is answered by the thread.
-            events.put_nowait(_unaccounted(request, "cancelled", SHUTTING_DOWN))
-        event: Event | None = None
-        try:
-            while not isinstance(event, FinishEvent):
-                event = await events.get()
-                yield event
-        finally:
-            if not isinstance(event, FinishEvent):
-                self._inbox.put(_Cancel(request.request_id))
+        return self._listeners.events(request)
 
-    def _run(self) -> None:
-        try:
-            while self._take_messages():
-                if self._engine.has_work:
-                    self._step()
-                else:
-                    self._engine.scheduler.check_idle()
-        finally:
-            self._closed = True
-            while not self._inbox.empty():
-                message = self._inbox.get()
-                if isinstance(message, _Submit):
-                    self._listeners[message.request.request_id] = message
-            self._end_all("cancelled", SHUTTING_DOWN)
+    def _send(self, order: Submit | Cancel) -> bool:
+        self._loop.inbox.put(order)
+        # Looked at after the put: what was put before closing is answered by the thread.
+        return not self._loop.closed
 
-    def _step(self) -> None:
-        try:
-            output = self._engine.step()
-            self._deliver(output.events)
-            self._on_step(output.stats)
-        except Exception:
-            # A bug must not hang anyone: everybody in flight gets an answer, the next request a fresh start.
-            log.exception("engine step failed")
-            self._end_all("error", STEP_FAILED)
-
-    def _end_all(self, reason: FinishReason, message: str) -> None:
-        self._deliver(self._engine.end_all(reason, message))
-        # The engine knows nothing, or nothing more, of those whose last event was lost in a step that failed.
-        self._deliver([(name, _unaccounted(heard.request, reason, message)) for name, heard in self._listeners.items()])
-
-    def _take_messages(self) -> bool:
-        """Act on what has arrived, waiting for something when there is nothing to do; False to stop."""
-        wait = not self._engine.has_work
-        while wait or not self._inbox.empty():
-            message = self._inbox.get()
-            wait = False
-            match message:
-                case _Submit():
-                    self._add(message)
-                case _Cancel():
-                    self._listeners.pop(message.request_id, None)
-                    self._engine.cancel(message.request_id)
-                case _Stop():
-                    return False
-        return True
-
-    def _add(self, message: _Submit) -> None:
-        self._listeners[message.request.request_id] = message
-        try:
-            self._engine.add(message.request)
-        except Exception:
-            log.exception("engine refused a request", extra={"request_id": message.request.request_id})
-            self._deliver([(message.request.request_id, _unaccounted(message.request, "error", STEP_FAILED))])
-
-    def _deliver(self, events: list[tuple[str, Event]]) -> None:
-        for request_id, event in events:
-            listener = self._listeners.get(request_id)
-            if listener is None:
-                continue
-            if isinstance(event, FinishEvent):
-                del self._listeners[request_id]
-            try:
-                listener.loop.call_soon_threadsafe(listener.events.put_nowait, event)
-            except RuntimeError:
-                # The client's event loop is gone, and the client with it.
-                log.info("event loop closed", extra={"request_id": request_id})
-                self._listeners.pop(request_id, None)
-                self._engine.cancel(request_id)
-
-
-def _unaccounted(request: GenerationRequest, reason: FinishReason, message: str) -> FinishEvent:
-    """The end of a request of which the engine has no account."""
-    return FinishEvent(reason, len(request.prompt_tokens), 0, 0, 0, error=message)
+    def _deliver(self, report: Report) -> None:
+        self._listeners.deliver(report.events)
+        if report.stats is not None:
+            self._on_step(report.stats)

@@ -1,4 +1,4 @@
-"""Sizes of the engine, as plain data."""
+"""What an engine is built from, as plain data."""
 
 from dataclasses import dataclass
 
@@ -17,3 +17,14 @@ class EngineSettings:
     thrift: float = 0.0
     native: bool = True
     prefix_cache: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class EnginePlan:
+    """The arguments of build_engine (build.py)."""
+
+    model: str | None
+    router: str | None
+    settings: EngineSettings
+    device: str = "auto"
+    dtype: str = "auto"

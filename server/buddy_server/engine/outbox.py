@@ -1,0 +1,35 @@
+"""Sends a worker's notices from a thread of its own."""
+
+import queue
+import threading
+
+import zmq
+
+from buddy_server.engine.wire import Notice, encode
+
+LINGER_MS = 2000
+"""How long the last notices may take to be sent."""
+
+
+class Outbox:
+    """`put` may be called from any thread and does not wait. Notices are sent in order."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        self._notices: queue.SimpleQueue[Notice | None] = queue.SimpleQueue()
+        self.put = self._notices.put
+        self._thread = threading.Thread(target=self._run, name="outbox", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Returns when everything has been sent."""
+        self._notices.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        with zmq.Context() as context, context.socket(zmq.PUSH) as socket:
+            socket.setsockopt(zmq.SNDHWM, 0)
+            socket.setsockopt(zmq.LINGER, LINGER_MS)
+            socket.connect(self._address)
+            while (notice := self._notices.get()) is not None:
+                socket.send(encode(notice))

@@ -1,0 +1,148 @@
+"""The engine's own process: `python -m buddy_server.engine.worker DIRECTORY`, in which its parent's sockets are.
+
+Its main thread steps. One thread takes orders, another sends notices: a step's events are encoded and sent while the
+next step computes, which it does without the GIL. The process lives no longer than its parent.
+"""
+
+import ctypes
+import logging
+import os
+import signal
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import zmq
+
+from buddy_server.engine.outbox import Outbox
+from buddy_server.engine.wire import (
+    Build,
+    BuildFailed,
+    Building,
+    PredictDepth,
+    PredictedDepth,
+    Ready,
+    Stop,
+    decode_order,
+    notices_address,
+    orders_address,
+)
+from buddy_server.logs import configure_logs
+
+if TYPE_CHECKING:
+    from buddy_server.engine.depth_predictor import DepthPredictor
+    from buddy_server.engine.loop import EngineLoop
+    from buddy_server.engine.settings import EnginePlan
+
+log = logging.getLogger(__name__)
+
+_PR_SET_PDEATHSIG = 1
+
+
+def main() -> None:
+    directory = sys.argv[1]
+    follow_parent()
+    configure_logs()
+    threading.excepthook = _end_with_thread
+    orders: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.PULL)
+    orders.setsockopt(zmq.RCVHWM, 0)
+    orders.bind(orders_address(directory))
+    outbox = Outbox(notices_address(directory))
+    status = 0
+    try:
+        first = decode_order(orders.recv())
+        assert isinstance(first, Build)
+        outbox.put(Building())
+        serve(first.plan, orders, outbox)
+    except Exception:
+        log.exception("engine process failed")
+        status = 1
+    outbox.close()
+    # All is said. The interpreter would wait for threads that wait for orders.
+    os._exit(status)
+
+
+def serve(plan: "EnginePlan", orders: "zmq.Socket[bytes]", outbox: Outbox) -> None:
+    """Build the engine and run it until Stop. What the user can put right goes to the parent in one line."""
+    # Only now, with the parent being followed: torch takes a while to import.
+    from buddy_routing.embedded import MODEL_ID
+    from buddy_server.engine.build import BUILD_ERRORS, build_engine
+    from buddy_server.engine.loop import EngineLoop
+
+    log.info("loading", extra={"model": plan.model or MODEL_ID})
+    try:
+        built = build_engine(plan.model, plan.router, plan.settings, plan.device, plan.dtype)
+    except BUILD_ERRORS as error:
+        outbox.put(BuildFailed(str(error)))
+        return
+    loop = EngineLoop(built.engine, outbox.put)
+    reader = OrderReader(orders, loop, built.depth_predictor, outbox)
+    threading.Thread(target=reader.run, name="orders", daemon=True).start()
+    outbox.put(Ready(built.info, str(built.directory), built.depth_predictor is not None))
+    loop.run()
+
+
+class OrderReader:
+    """Hands orders on: to the loop, and questions of depth to a thread of their own; a long prompt takes a moment."""
+
+    def __init__(
+        self,
+        orders: "zmq.Socket[bytes]",
+        loop: "EngineLoop",
+        depth_predictor: "DepthPredictor | None",
+        outbox: Outbox,
+    ) -> None:
+        self._orders = orders
+        self._loop = loop
+        self._depth_predictor = depth_predictor
+        self._outbox = outbox
+        self._thinking = ThreadPoolExecutor(1, "depth")
+
+    def run(self) -> None:
+        """Until Stop."""
+        order = None
+        while not isinstance(order, Stop):
+            order = decode_order(self._orders.recv())
+            if isinstance(order, PredictDepth):
+                self._thinking.submit(self._predict, order)
+            else:
+                assert not isinstance(order, Build)
+                self._loop.inbox.put(order)
+
+    def _predict(self, question: PredictDepth) -> None:
+        num_run_layers = None
+        try:
+            assert self._depth_predictor is not None
+            num_run_layers = self._depth_predictor.choose(question.prompt_tokens, question.lowest, question.highest)
+        except Exception:
+            log.exception("predicting a depth failed")
+        self._outbox.put(PredictedDepth(question.question_id, num_run_layers))
+
+
+def follow_parent() -> None:
+    """End when the parent has ended, however it did, and not before: SIGINT from a terminal and SIGTERM from a service
+    manager reach the whole group of processes, but running requests have a grace period that the parent keeps."""
+    for ignored in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(ignored, signal.SIG_IGN)
+    if sys.platform == "linux":
+        # The kernel needs no GIL for it, should a step hang while it holds that.
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    threading.Thread(target=_exit_at_end_of_input, name="parent", daemon=True).start()
+
+
+def _exit_at_end_of_input() -> None:
+    """The parent holds the other end of standard input for as long as it lives."""
+    while os.read(sys.stdin.fileno(), 1):
+        pass
+    os._exit(1)
+
+
+def _end_with_thread(failed: threading.ExceptHookArgs) -> None:
+    """The others would wait for a thread that failed, and clients for them; a new process is better."""
+    log.critical("engine thread failed", exc_info=failed.exc_value)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

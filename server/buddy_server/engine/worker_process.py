@@ -1,0 +1,111 @@
+"""A worker (worker.py) seen from its parent: one child process, from its start to its end."""
+
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+
+import zmq
+
+from buddy_server.engine.settings import EnginePlan
+from buddy_server.engine.wire import (
+    Build,
+    BuildFailed,
+    Building,
+    Notice,
+    Order,
+    Ready,
+    decode_notice,
+    encode,
+    notices_address,
+    orders_address,
+)
+from buddy_server.errors import EngineStartError
+
+TICK_S = 0.1
+"""How often a silent child is looked at."""
+
+
+class WorkerProcess:
+    """A child that has been started. It ends with `close`, and on Linux also with the thread that made it.
+
+    `send` is for one thread at a time, all else for one thread.
+    """
+
+    def __init__(self, plan: EnginePlan) -> None:
+        """Raises EngineStartError when there is no place for the sockets or no such process; OSError when there is no
+        directory for temporary files."""
+        self.started_s = time.monotonic()
+        self._directory = tempfile.TemporaryDirectory(prefix="buddy-")
+        self._context = zmq.Context()
+        # Nobody waits on a full queue: requests in flight bound what can be in it.
+        for option in (zmq.SNDHWM, zmq.RCVHWM, zmq.LINGER):
+            self._context.setsockopt(option, 0)
+        self._notices = self._context.socket(zmq.PULL)
+        self._orders = self._context.socket(zmq.PUSH)
+        # -P: what lies in the current directory is not ours to import.
+        command = [sys.executable, "-P", "-m", "buddy_server.engine.worker", self._directory.name]
+        try:
+            self._notices.bind(notices_address(self._directory.name))
+            # Connected, not bound: orders then wait for the child where a bound socket would refuse them.
+            self._orders.connect(orders_address(self._directory.name))
+            self._process = subprocess.Popen(command, stdin=subprocess.PIPE)  # noqa: S603, all of it is ours
+        except (zmq.ZMQError, OSError) as error:
+            self._context.destroy()
+            self._directory.cleanup()
+            raise EngineStartError(f"the engine's process cannot be started: {error}") from error
+        self.send(Build(plan))
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        """None while it runs; negative after a signal."""
+        return self._process.poll()
+
+    def wait_until_ready(self, given_up: Callable[[], bool] = lambda: False) -> Ready:
+        """Raises EngineStartError, with the child closed: it cannot build the engine, has ended, or was given up."""
+        try:
+            return self._first_notice(given_up)
+        except BaseException:
+            self.close()
+            raise
+
+    def _first_notice(self, given_up: Callable[[], bool]) -> Ready:
+        for notice in self.notices():
+            if isinstance(notice, Building):
+                # Nobody else is to find the sockets, and nothing is left behind should we be killed.
+                self._directory.cleanup()
+            if isinstance(notice, Ready):
+                return notice
+            if isinstance(notice, BuildFailed):
+                raise EngineStartError(notice.reason)
+            if given_up():
+                raise EngineStartError("the server is shutting down")
+        raise EngineStartError(f"the engine's process ended with status {self.returncode} before it was ready")
+
+    def send(self, order: Order) -> None:
+        self._orders.send(encode(order), zmq.NOBLOCK)
+
+    def notices(self) -> Iterator[Notice | None]:
+        """What the child says, and None after every TICK_S of silence, until it has ended and all has been read."""
+        while True:
+            has_ended = self.returncode is not None
+            if self._notices.poll(round(TICK_S * 1000)):
+                yield decode_notice(self._notices.recv())
+            elif has_ended:
+                return
+            else:
+                yield None
+
+    def close(self) -> None:
+        """End the child at once, if it has not ended. May be called again."""
+        self._process.kill()
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+        self._context.destroy()
+        self._directory.cleanup()
