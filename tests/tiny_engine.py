@@ -19,6 +19,7 @@ from buddy_routing.stepper import NativeStepper
 from buddy_server.engine.build import BuiltEngine, build_engine
 from buddy_server.engine.engine import Engine, StepOutput
 from buddy_server.engine.messages import FinishEvent, GenerationRequest, PromptEvent, SamplingParams, TokenEvent
+from buddy_server.engine.pace import Pace
 from buddy_server.engine.settings import EngineSettings
 from tiny_models import SHAPE, save_random_model
 
@@ -104,6 +105,13 @@ def build_tiny_engine(
     built = build_engine(str(model), str(router), settings, "cpu", dtype)
     assert isinstance(built.engine.runner.stepper, NativeStepper) == native
     return built
+
+
+class SlowPace(Pace):
+    """Room for three rows of prefill beside answers."""
+
+    def prefill_rows(self, most: int) -> int:
+        return min(most, 3)
 
 
 def make_request(

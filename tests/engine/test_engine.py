@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from buddy_server.engine import scheduler
 from buddy_server.engine.build import EngineBuildError, build_engine
 from buddy_server.engine.messages import GenerationRequest, TokenEvent
 from buddy_server.engine.settings import EngineSettings
@@ -13,6 +14,7 @@ from tiny_engine import (
     ROUTE_BLOCK,
     Answer,
     Run,
+    SlowPace,
     TinySite,
     build_tiny_engine,
     make_request,
@@ -21,8 +23,8 @@ from tiny_engine import (
 )
 
 BUDGETS = (3, 4, 6)
-KINDS = [("float32", False), ("bfloat16", False), ("float32", True), ("bfloat16", True), ("int8", True)]
-"""dtype, and whether the step is the native one."""
+KINDS = [("float32", False), ("float32", True), ("bfloat16", True), ("int8", True)]
+"""dtype, and whether the step is the native one: plain torch rounds bfloat16 by what else is in the batch."""
 
 
 @pytest.fixture(params=["learned", "prior:cosine"])
@@ -113,6 +115,46 @@ def test_prompt_cut_into_many_steps_takes_the_same_paths_to_the_same_tokens(
     for name, answer in whole.answers.items():
         assert same(answer, cut.answers[name]), name
     check_accounts(cut, requests)
+
+
+@pytest.mark.parametrize("native", [False, True])
+def test_prefill_in_pieces_beside_answers_says_the_same(tiny: TinySite, native: bool) -> None:
+    requests = [make_request(f"r{i}", 5 + 40 * i, num_run, seed=i, max_tokens=60) for i, num_run in enumerate(BUDGETS)]
+    sizes = {"max_sequences": 3, "max_step_tokens": 3 + ROUTE_BLOCK, "native": native}
+    at_once, in_pieces = (build_tiny_engine(tiny.model, tiny.router, **sizes).engine for _ in range(2))
+    in_pieces.scheduler.pace = SlowPace()
+    whole, cut = run_engine(at_once, requests), run_engine(in_pieces, requests)
+    assert len(cut.steps) > len(whole.steps) + 20
+    for name, answer in whole.answers.items():
+        assert same(answer, cut.answers[name]), name
+    check_accounts(cut, requests)
+
+
+def test_greedy_answers_go_on_by_themselves_and_say_the_same(tiny: TinySite, monkeypatch: pytest.MonkeyPatch) -> None:
+    requests = [
+        *(
+            make_request(f"r{i}", 5 + 9 * i, num_run, seed=i, max_tokens=30 + 7 * i, temperature=0.0)
+            for i, num_run in enumerate(BUDGETS)
+        ),
+        make_request("stopped", 8, seed=5, max_tokens=40, temperature=0.0, stop=("a", "e", "7", " ")),
+        make_request("ended", 8, seed=6, max_tokens=40, temperature=0.0, stop_token_ids=tuple(range(20, 60))),
+    ]
+    in_a_row = run_engine(build_tiny_engine(tiny.model, tiny.router, native=True).engine, requests)
+    monkeypatch.setattr(scheduler, "MOST_STEPS", 1)
+    one_by_one = run_engine(build_tiny_engine(tiny.model, tiny.router, native=True).engine, requests)
+    assert len(in_a_row.steps) < len(one_by_one.steps) / 2
+    for name, answer in one_by_one.answers.items():
+        assert same(answer, in_a_row.answers[name]), name
+
+
+def test_answers_that_are_drawn_or_looked_at_take_one_step_at_a_time(tiny: TinySite) -> None:
+    for sampling in (
+        {"temperature": 1.0},
+        {"temperature": 0.0, "top_logprobs": 2},
+        {"temperature": 0.0, "logit_bias": {1: 2.0}},
+    ):
+        request = make_request(max_tokens=10, **sampling)
+        assert len(run_engine(build_tiny_engine(tiny.model, tiny.router, native=True).engine, [request]).steps) == 10
 
 
 def test_prompt_blocks_of_the_static_prior_are_cut_without_a_trace(tiny: TinySite) -> None:

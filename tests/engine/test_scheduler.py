@@ -8,9 +8,11 @@ import pytest
 
 from buddy_server.engine.block_pool import BlockPool
 from buddy_server.engine.messages import GenerationRequest, SamplingParams
+from buddy_server.engine.pace import Pace
 from buddy_server.engine.prefix_keys import PrefixKeys
 from buddy_server.engine.scheduler import Scheduler
 from buddy_server.engine.sequence import Sequence, Work
+from tiny_engine import SlowPace
 
 ROUTE_BLOCK = 8
 SUMS = array("d", [0.5])
@@ -291,13 +293,36 @@ def test_request_larger_than_the_cache_is_our_own_bug() -> None:
         make_scheduler(num_blocks=4).add(request("a", 13, max_tokens=4))
 
 
+def test_prefill_beside_answers_is_cut_into_pieces_that_keep_their_pace() -> None:
+    scheduler = make_scheduler()
+    scheduler.pace = SlowPace()
+    scheduler.add(request("a", 5, max_tokens=9))
+    assert step(scheduler) == [("a", 0, 5)]
+    scheduler.add(request("b", 10))
+    works = scheduler.schedule()
+    assert [(w.start, w.length, w.ahead, w.continues) for w in works[1:]] == [(0, 3, 5, False)]
+    commit(scheduler, works)
+    works = scheduler.schedule()
+    assert [(w.start, w.length, w.ahead, w.continues) for w in works[1:]] == [(3, 3, 0, True)]
+    commit(scheduler, works)
+    # The end of one block, and the beginning of the next, which is the prompt's last.
+    works = scheduler.schedule()
+    assert [(w.start, w.length, w.ahead, w.continues) for w in works[1:]] == [(6, 2, 0, True), (8, 1, 1, False)]
+    commit(scheduler, works)
+    assert step(scheduler) == [("a", 8, 1), ("b", 9, 1)]
+
+
+@pytest.mark.parametrize("pace", [Pace, SlowPace])
 @pytest.mark.parametrize("prefix_cache", [False, True])
 @pytest.mark.parametrize("seed", range(30))
-def test_every_request_ends_and_all_blocks_come_back_whatever_happens(seed: int, prefix_cache: bool) -> None:
+def test_every_request_ends_and_all_blocks_come_back_whatever_happens(
+    seed: int, prefix_cache: bool, pace: type[Pace]
+) -> None:
     rng = random.Random(seed)
     num_blocks, max_sequences = rng.randint(4, 30), rng.randint(1, 6)
     max_step_tokens = max_sequences + ROUTE_BLOCK + rng.randint(0, 20)
     scheduler = make_scheduler(num_blocks, 4, max_sequences, max_step_tokens, prefix_cache)
+    scheduler.pace = pace()
     to_come = [
         forked(rng, str(index), num_prompt, rng.randint(1, num_blocks * 4 - num_prompt))
         for index, num_prompt in enumerate(rng.choices(range(1, num_blocks * 4), k=40))
@@ -364,8 +389,10 @@ def check_step(scheduler: Scheduler, works: list[Work], max_sequences: int, max_
         next_start[sequence] = end = work.start + work.length
         assert len(sequence.block_table) * 4 >= end
         if work.start < sequence.num_prompt:
-            assert work.start % ROUTE_BLOCK == 0
-            assert end % ROUTE_BLOCK == 0 or end == sequence.num_prompt
+            assert work.continues == (work.start % ROUTE_BLOCK > 0)
+            block_end = min((work.start // ROUTE_BLOCK + 1) * ROUTE_BLOCK, sequence.num_prompt)
+            assert end <= block_end
+            assert work.ahead == (0 if work.continues else block_end - end)
         else:
-            assert work.length == 1
+            assert (work.length, work.ahead, work.continues) == (1, 0, False)
     scheduler.check_idle()

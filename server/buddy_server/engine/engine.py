@@ -1,5 +1,6 @@
 """The engine: requests in, steps, events out. Single-threaded; service.py gives it a thread and an asyncio face."""
 
+import time
 from array import array
 from collections import defaultdict
 from dataclasses import dataclass, field
@@ -69,7 +70,9 @@ class Engine:
     def step(self) -> StepOutput:
         works = self.scheduler.schedule()
         most_steps = self.scheduler.most_steps(works)
+        started = time.perf_counter()
         results = self.runner.run(works, self._samplers, most_steps, self.end_token_ids)
+        self.scheduler.pace.observe(works, len(results), time.perf_counter() - started)
         num_sequences = len({work.sequence.request.request_id for work in works})
         depth = self._depth(works, results)
         events = [event for result in results for event in self._commit(works, result)]

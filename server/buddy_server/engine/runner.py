@@ -9,7 +9,7 @@ from functools import lru_cache
 from torch import Tensor
 
 from buddy_kernels import RoutedOutput, StepRows
-from buddy_kernels.routed_step import CHOOSE, KEEP
+from buddy_kernels.routed_step import CHOOSE, CONTINUE, KEEP
 from buddy_routing.router import NEVER
 from buddy_routing.stepper import Stepper
 from buddy_server.engine.sampler import Sampler, top_logprobs
@@ -91,18 +91,20 @@ def step_rows(
     choices: list[int] = []
     aligned: list[int] = []
     leaders: dict[tuple[str, int], int] = {}
+    ahead: list[int] = []
     for index, work in enumerate(works):
         end = work.start + work.length
+        ahead += work.sequence.tokens[end : end + work.ahead]
         tokens += work.sequence.tokens[work.start : end]
         positions += range(work.start, end)
         request, output = work.sequence.request, work.start - work.sequence.num_prompt
         chooses = output < 0 or (output + 1) % reroute_every == 0
-        choices.append(CHOOSE if chooses else KEEP)
+        choices.append(CONTINUE if work.continues else CHOOSE if chooses else KEEP)
         # Never a prompt's path: what the prefix cache keeps follows from the prompt alone.
         alone = not (request.align_paths and chooses and output >= 0)
         aligned.append(index if alone else leaders.setdefault((request.tenant, request.num_run_layers), index))
     return StepRows(
-        tokens=tokens,
+        tokens=tokens + ahead,
         positions=positions,
         lengths=[work.length for work in works],
         tables=[work.sequence.block_table for work in works],
@@ -110,7 +112,7 @@ def step_rows(
         budgets=[work.sequence.request.num_run_layers for work in works],
         choices=choices,
         wanted=wanted_rows(works),
-        aheads=[0] * len(works),
+        aheads=[work.ahead for work in works],
         aligned=aligned,
         # Where choosing and keeping take turns, no two steps are alike.
         most_steps=most_steps if reroute_every in (1, NEVER) else 1,

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from buddy_server.engine.block_pool import BlockPool
 from buddy_server.engine.messages import GenerationRequest
+from buddy_server.engine.pace import Pace
 from buddy_server.engine.prefix_keys import PrefixKeys
 from buddy_server.engine.sequence import Sequence, Work
 
@@ -14,11 +15,12 @@ MOST_STEPS = 16
 
 
 class Scheduler:
-    """Decode and prefill share one token budget a step; who came first is served first.
+    """Decode and prefill share one token budget a step; who came first is served first. Beside answers, prefill gets as
+    much as leaves these their pace.
 
-    `route_block` is the unit of prefill: chunks end where paths may change, so chunking changes no result. With
-    `prefix_keys` full prefill blocks stay in the pool as long as there is room, and prompts that begin with them take
-    them from there.
+    `route_block` is the unit of prefill: a block runs one path, at once or in pieces, so chunking changes no result.
+    With `prefix_keys` full prefill blocks stay in the pool as long as there is room, and prompts that begin with them
+    take them from there.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class Scheduler:
         self.pool = pool
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
+        self.pace = Pace()
         self._num_preemptions = 0
         self._max_step_tokens = max_step_tokens
         self._route_block = route_block
@@ -65,18 +68,21 @@ class Scheduler:
         """The segments of the next step: decode first, then prefill, both in order of arrival."""
         works: list[Work] = []
         num_tokens = 0
-        decoding = [s for s in self.running if s.num_computed == len(s.tokens) - 1]
+        decoding = [s for s in self.running if s.num_prompt <= s.num_computed == len(s.tokens) - 1]
         for sequence in decoding:
             # One preempted for the sake of an earlier one has lost its lane.
             if sequence.lane >= 0 and self._make_room(sequence, len(sequence.tokens)):
                 works.append(Work(sequence, sequence.num_computed, 1))
                 num_tokens += 1
+        most = self._max_step_tokens - num_tokens
+        num_left = self.pace.prefill_rows(most) if works else most
+        in_pieces = num_left < most
         for sequence in self._prefilling(skip=decoding):
-            chunk = list(self._chunk(sequence, self._max_step_tokens - num_tokens))
+            chunk = list(self._chunk(sequence, num_left, in_pieces))
             if not chunk:
                 break
             works += chunk
-            num_tokens += sum(work.length for work in chunk)
+            num_left -= sum(work.length for work in chunk)
         return works
 
     def most_steps(self, works: list[Work]) -> int:
@@ -154,15 +160,17 @@ class Scheduler:
             sequence.num_computed = sequence.num_restored = (index + 1) * self._route_block
             sequence.restored_sums = kept.sums
 
-    def _chunk(self, sequence: Sequence, budget: int) -> Iterator[Work]:
+    def _chunk(self, sequence: Sequence, budget: int, in_pieces: bool) -> Iterator[Work]:
         # Again: those admitted together with others of the same prompt find what the first of them has computed since.
         self._reuse(sequence)
         start = sequence.num_computed
         while start < len(sequence.tokens):
-            length = sequence.next_segment(self._route_block, start)
-            if length > budget:
+            whole = sequence.next_segment(self._route_block, start)
+            length = min(whole, budget) if in_pieces else whole
+            if length > budget or length == 0:
                 return
-            yield Work(sequence, start, length)
+            continues = start < sequence.num_prompt and start % self._route_block > 0
+            yield Work(sequence, start, length, 0 if continues else whole - length, continues)
             start += length
             budget -= length
 

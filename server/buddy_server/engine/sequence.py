@@ -64,11 +64,17 @@ class Sequence:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """Rows `start` .. `start + length - 1` of a sequence: one segment of one step."""
+    """Rows `start` .. `start + length - 1` of a sequence: one segment of one step.
+
+    A prefill block may run in pieces: the first looks `ahead` to the rest of it, from which its path follows, and the
+    others, `continues`, take that path too.
+    """
 
     sequence: Sequence
     start: int
     length: int
+    ahead: int = 0
+    continues: bool = False
 
     @property
     def num_new_prompt(self) -> int:

@@ -1,0 +1,45 @@
+"""How much prefill fits beside answers without anyone who reads them noticing. Knows no torch."""
+
+from collections.abc import Sequence as Seq
+
+from buddy_server.engine.sequence import Work
+
+STRETCH = 2.0
+"""How many times the usual gap between a stream's tokens a step with prefill in it may take."""
+FEWEST_ROWS = 8
+"""Prefill goes on at this many rows, whatever they take: as many as the CPU's products take at once."""
+MEMORY = 0.8
+"""Weight of what was known at each new measurement."""
+
+
+class Pace:
+    """Learns from the steps that were run what a gap and a row of prefill take; both change with load and contexts."""
+
+    def __init__(self) -> None:
+        self._gap_s: float | None = None
+        self._decode_s = 0.0
+        self._row_s: float | None = None
+
+    def observe(self, works: Seq[Work], num_steps: int, seconds: float) -> None:
+        """A call to the runner took `seconds` for so many steps of `works`."""
+        num_prefill = sum(work.length for work in works if not work.makes_token or work.length > 1)
+        if num_prefill == 0:
+            self._gap_s = _mixed(self._gap_s, seconds)
+            self._decode_s = _mixed(self._decode_s or None, seconds / num_steps)
+            return
+        decode_s = self._decode_s if num_prefill < sum(work.length for work in works) else 0.0
+        self._row_s = _mixed(self._row_s, max(0.0, seconds - decode_s) / num_prefill)
+
+    def prefill_rows(self, most: int) -> int:
+        """Rows of prefill for a step that has answers in it, at most `most`; all of them while nothing is known."""
+        if self._gap_s is None or not self._row_s:
+            return most
+        fitting = int((STRETCH * self._gap_s - self._decode_s) / self._row_s)
+        return min(most, max(FEWEST_ROWS, fitting // FEWEST_ROWS * FEWEST_ROWS))
+
+
+def _mixed(known: float | None, new: float) -> float:
+    if known is None:
+        return new
+    # One outlier, of a machine that was busy otherwise, is not to change everything.
+    return MEMORY * known + (1 - MEMORY) * min(max(new, known / 2), known * 2)

@@ -1,0 +1,60 @@
+"""How much prefill goes beside answers, from made-up times."""
+
+import pytest
+
+from buddy_server.engine.messages import GenerationRequest, SamplingParams
+from buddy_server.engine.pace import FEWEST_ROWS, STRETCH, Pace
+from buddy_server.engine.sequence import Sequence, Work
+
+MOST = 512
+
+
+def answer() -> Work:
+    request = GenerationRequest("a", "default", (1, 2), 2, SamplingParams(9))
+    return Work(Sequence(request, [1, 2, 3]), 2, 1)
+
+
+def prefill(length: int) -> Work:
+    request = GenerationRequest("p", "default", (1,) * 1000, 2, SamplingParams(9))
+    return Work(Sequence(request, [1] * 1000), 0, length)
+
+
+def test_nothing_is_held_back_while_nothing_is_known() -> None:
+    pace = Pace()
+    assert pace.prefill_rows(MOST) == MOST
+    pace.observe([prefill(128)], 1, 0.128)
+    assert pace.prefill_rows(MOST) == MOST
+
+
+@pytest.mark.parametrize("num_steps", [1, 8])
+def test_a_step_with_prefill_takes_the_allowed_stretch_of_a_gap(num_steps: int) -> None:
+    pace = Pace()
+    pace.observe([prefill(128)], 1, 0.128)
+    pace.observe([answer()], num_steps, 0.032)
+    rows = pace.prefill_rows(MOST)
+    assert rows % FEWEST_ROWS == 0
+    step_s = 0.032 / num_steps + rows * 0.001
+    assert STRETCH * 0.032 - FEWEST_ROWS * 0.001 <= step_s <= STRETCH * 0.032
+
+
+def test_rows_that_grow_dearer_become_fewer_but_prefill_goes_on() -> None:
+    pace = Pace()
+    pace.observe([answer()], 1, 0.010)
+    pace.observe([answer(), prefill(8)], 1, 0.012)
+    before = pace.prefill_rows(MOST)
+    for _ in range(20):
+        pace.observe([answer(), prefill(8)], 1, 0.018)
+    assert FEWEST_ROWS <= pace.prefill_rows(MOST) < before
+    for _ in range(50):
+        pace.observe([answer(), prefill(8)], 1, 10.0)
+    assert pace.prefill_rows(MOST) == FEWEST_ROWS
+    assert pace.prefill_rows(3) == 3
+
+
+def test_one_outlier_changes_little() -> None:
+    pace = Pace()
+    pace.observe([prefill(100)], 1, 0.1)
+    pace.observe([answer()], 1, 0.1)
+    before = pace.prefill_rows(MOST)
+    pace.observe([answer()], 1, 100.0)
+    assert pace.prefill_rows(MOST) <= 1.5 * before
