@@ -30,6 +30,7 @@ def test_budgets_batches_dtypes_and_a_peer_become_rows_and_a_table(tmp_path: Pat
             "--peers",
             "transformers",
             "--mixed",
+            "--predict",
         ),
         *("--prompt", "16", "--new-tokens", "6", "--rounds", "1", "--json", str(out)),
     )
@@ -47,6 +48,7 @@ def test_budgets_batches_dtypes_and_a_peer_become_rows_and_a_table(tmp_path: Pat
         assert row["prefill_tokens_per_s"] > 0
         assert row["machine"].endswith("cores")
         assert row["shape"] == "buddy-7m"
+        assert (row["share_of_predicted"] is not None) == (row["engine"] == "buddy" and row["batch"] > 1)
     half = next(row for row in rows if row["budget"] == 0.5)
     assert 1.5 < half["ideal_speedup"] < 2
     assert "| buddy | buddy-7m | int8 | 4 | 16 | 0.5 |" in done.stdout
@@ -69,6 +71,7 @@ def test_a_shape_has_random_weights_that_transformers_reads_as_we_do(tmp_path: P
         (("--batch", "0"), "'0' has a number under 1"),
         (("--rounds", "0"), "--rounds is 0, allowed is 1 or more"),
         (("--budgets", "0.05"), "0.05"),
+        (("--predict", "--new-tokens", "1"), "--new-tokens is 1, allowed with --predict is 2 or more"),
         (("--prompt", "1000"), "make 1128 tokens, the model allows 1024"),
         (("--dtype", "fp32", "--peers", "llama.cpp"), "llama.cpp is timed in bf16 and int8 only"),
     ],

@@ -21,6 +21,9 @@ def add_engine_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--prompt", type=counts, default="128", help="prompt tokens (default: %(default)s)")
     parser.add_argument("--new-tokens", type=int, default=128, help="tokens to decode (default: %(default)s)")
     parser.add_argument("--mixed", action="store_true", help="also a batch whose budgets take turns")
+    parser.add_argument(
+        "--predict", action="store_true", help="also compare batches with what their row counts predict"
+    )
     parser.add_argument("--rounds", type=int, default=5, help="rounds that all take part in (default: %(default)s)")
     add_output_arguments(parser)
 
@@ -85,6 +88,8 @@ def run_engine(parsed: Namespace) -> None:
     from buddy_server.bench.row import BenchRow, markdown_table, write_row
 
     check_counts(parsed, ("rounds", "new_tokens"))
+    if parsed.predict and parsed.new_tokens < 2:
+        raise ValueError(f"--new-tokens is {parsed.new_tokens}, allowed with --predict is 2 or more")
     check_plot(parsed.plot)
     plan = EngineBenchPlan(
         model=parsed.model,
@@ -96,6 +101,7 @@ def run_engine(parsed: Namespace) -> None:
         prompts=parsed.prompt,
         new_tokens=parsed.new_tokens,
         mixed=parsed.mixed,
+        predict=parsed.predict,
         rounds=parsed.rounds,
     )
     rows: list[BenchRow] = []

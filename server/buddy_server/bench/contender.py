@@ -1,6 +1,7 @@
 """What is timed: something that answers prompts side by side."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 Tokens = tuple[int, ...]
@@ -13,12 +14,13 @@ class PeerError(ValueError):
 @dataclass(frozen=True, slots=True)
 class Timing:
     """`prefill_s` until every prompt has its first token, which are `first_tokens`; `decode_s` from there on for
-    `num_decoded` tokens."""
+    `num_decoded` tokens. `layer_rows` counts, over layers and decode steps, by how many rows a layer was run."""
 
     prefill_s: float
     decode_s: float
     num_decoded: int
     first_tokens: Tokens
+    layer_rows: Mapping[int, int] = field(default_factory=dict)
 
 
 class Contender(Protocol):

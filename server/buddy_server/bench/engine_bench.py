@@ -35,6 +35,7 @@ class EngineBenchPlan:
     prompts: tuple[int, ...]
     new_tokens: int
     mixed: bool
+    predict: bool
     rounds: int
 
 
@@ -82,12 +83,21 @@ def _rows(plan: EngineBenchPlan, contenders: Sequence[Contender], batch: int, nu
     for contender in contenders:
         contender.answer(prompts, min(8, plan.new_tokens))
     timings: list[list[Timing]] = [[] for _ in contenders]
+    step_s: list[dict[int, float]] = []
     for _ in tqdm(range(plan.rounds), desc=f"batch {batch}, prompt {num_prompt}", unit="round"):
+        if plan.predict and batch > 1:
+            step_s.append(_step_seconds(_ours(contenders), prompts, plan.new_tokens))
         for contender, times in zip(contenders, timings, strict=True):
             times.append(contender.answer(prompts, plan.new_tokens))
     speeds = [[t.num_decoded / t.decode_s if t.num_decoded else 0.0 for t in times] for times in timings]
     for contender, times, speed in zip(contenders, timings, speeds, strict=True):
-        budgets = contender.budgets if isinstance(contender, OurEngine) else (1.0,)
+        ours = contender if isinstance(contender, OurEngine) else None
+        budgets = ours.budgets if ours else (1.0,)
+        predicted = (
+            [ours.predicted_s(t.layer_rows, batch, s) / t.decode_s for t, s in zip(times, step_s, strict=True)]
+            if ours and step_s
+            else []
+        )
         yield BenchRow(
             engine=contender.engine,
             shape=plan.shape or plan.model or MODEL_ID,
@@ -99,11 +109,21 @@ def _rows(plan: EngineBenchPlan, contenders: Sequence[Contender], batch: int, nu
             decode_tokens_per_s=median(speed),
             prefill_tokens_per_s=median(batch * num_prompt / t.prefill_s for t in times),
             speedup=median(a / b for a, b in zip(speed, speeds[0], strict=True)) if all(speeds[0]) else None,
-            ideal_speedup=contender.ideal_speedup if isinstance(contender, OurEngine) else None,
+            ideal_speedup=ours.ideal_speedup if ours else None,
             rounds=plan.rounds,
             commit=commit(),
             machine=machine(),
+            share_of_predicted=median(predicted) if predicted else None,
         )
+
+
+def _step_seconds(ours: OurEngine, prompts: list[Tokens], new_tokens: int) -> dict[int, float]:
+    """Seconds of a decode step at full depth, by the number of rows from 1 to all prompts."""
+    seconds = {}
+    for rows in range(1, len(prompts) + 1):
+        timing = ours.answer(prompts[:rows], new_tokens)
+        seconds[rows] = timing.decode_s * rows / timing.num_decoded
+    return seconds
 
 
 def _prompts(contenders: Sequence[Contender], count: int, num_tokens: int) -> list[Tokens]:

@@ -1,6 +1,8 @@
 """Our engine as a contender: scheduler, router, sampler and detokenizer included, HTTP not."""
 
 import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,12 +62,14 @@ class OurEngine:
         for index, prompt in enumerate(prompts):
             engine.add(GenerationRequest(str(index), "bench", prompt, num_run[index % len(num_run)], sampling))
         first_tokens: dict[str, int] = {}
+        paths: list[list[tuple[int, ...]]] = [[] for _ in prompts]
         num_decoded = num_ended = 0
         prefilled = 0.0
         while engine.has_work:
             for request_id, event in engine.step().events:
                 if isinstance(event, TokenEvent):
                     assert len(event.layers) == num_run[int(request_id) % len(num_run)]
+                    paths[int(request_id)].append(event.layers)
                     num_decoded += bool(prefilled)
                     first_tokens.setdefault(request_id, event.token_id)
                 num_ended += isinstance(event, FinishEvent)
@@ -74,7 +78,28 @@ class OurEngine:
         assert num_ended == len(prompts)
         ended = time.perf_counter()
         firsts = tuple(first_tokens[str(index)] for index in range(len(prompts)))
-        return Timing(prefilled - started, ended - prefilled, num_decoded, firsts)
+        # All began together, so the tokens of a place in their answers came of one step.
+        steps = zip(*(of_prompt[1:] for of_prompt in paths), strict=True)
+        rows = Counter(count for step in steps for count in self._layer_rows(step))
+        return Timing(prefilled - started, ended - prefilled, num_decoded, firsts, rows)
+
+    def _layer_rows(self, paths: Sequence[tuple[int, ...]]) -> list[int]:
+        """[L]: how many of a step's paths run each layer."""
+        return [sum(layer in path for path in paths) for layer in range(self.spec.num_layers)]
+
+    def predicted_s(self, layer_rows: Mapping[int, int], batch: int, step_s: Mapping[int, float]) -> float:
+        """What decoding should take where layers are run by so many rows, going by `step_s`: seconds of a step at full
+        depth with 1 to `batch` rows. A step's time is split among layers and head, a layer's among K/V projections,
+        which all rows take, and the rest, by the weights they read."""
+        kv, layer, head = self._num_weights
+        num_layers = self.spec.num_layers
+        head_share, kv_share = head / (num_layers * layer + head), kv / layer
+        layer_s = {0: 0.0, **{rows: (1 - head_share) * seconds / num_layers for rows, seconds in step_s.items()}}
+        num_steps = sum(layer_rows.values()) / num_layers
+        in_layers = sum(
+            count * ((1 - kv_share) * layer_s[rows] + kv_share * layer_s[batch]) for rows, count in layer_rows.items()
+        )
+        return in_layers + num_steps * head_share * step_s[batch]
 
     @property
     def ideal_speedup(self) -> float | None:

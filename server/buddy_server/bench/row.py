@@ -14,7 +14,8 @@ from pathlib import Path
 class BenchRow:
     """Medians of rounds. `shape` is the model's when it is no random one; `budget` is None where several take turns.
     Speeds are of all `batch` requests together. `ideal_speedup` is what the weights read promise over budget 1.0,
-    `speedup` the median of per-round ratios to our own budget 1.0 (under 1 for a slower peer)."""
+    `speedup` the median of per-round ratios to our own budget 1.0 (under 1 for a slower peer). `share_of_predicted` is
+    the speed over what the rows that ran each layer predict (OurEngine.predicted_s), where that was measured."""
 
     engine: str
     shape: str
@@ -30,6 +31,7 @@ class BenchRow:
     rounds: int
     commit: str
     machine: str
+    share_of_predicted: float | None = None
 
 
 def write_row(path: Path, row: Mapping[str, object], first: bool) -> None:
@@ -38,13 +40,12 @@ def write_row(path: Path, row: Mapping[str, object], first: bool) -> None:
 
 
 def markdown_table(rows: Sequence[BenchRow]) -> str:
-    lines = [
-        "| engine | shape | dtype | batch | prompt | budget | decode tokens/s | prefill tokens/s | speedup | ideal |",
-        "|---|---|---|---:|---:|---:|---:|---:|---:|---:|",
-    ]
+    names = ["engine", "shape", "dtype", "batch", "prompt", "budget", "decode tokens/s", "prefill tokens/s"]
+    names += ["speedup", "ideal", "of predicted"]
+    lines = [f"| {' | '.join(names)} |", f"|{'---|' * 3}{'---:|' * (len(names) - 3)}"]
     for row in rows:
         budget = "1, .75, .5, .5" if row.budget is None else f"{row.budget:g}"
-        ratios = ["" if x is None else f"{x:.2f}" for x in (row.speedup, row.ideal_speedup)]
+        ratios = ["" if x is None else f"{x:.2f}" for x in (row.speedup, row.ideal_speedup, row.share_of_predicted)]
         speeds = [f"{row.decode_tokens_per_s:.0f}", f"{row.prefill_tokens_per_s:.0f}"]
         cells = [row.engine, row.shape, row.dtype, str(row.batch), str(row.prompt_tokens), budget, *speeds, *ratios]
         lines.append(f"| {' | '.join(cells)} |")
