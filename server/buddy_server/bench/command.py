@@ -24,6 +24,7 @@ def add_engine_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--predict", action="store_true", help="also compare batches with what their row counts predict"
     )
+    parser.add_argument("--align", action="store_true", help="also batches whose paths are aligned (align_paths)")
     parser.add_argument("--rounds", type=int, default=5, help="rounds that all take part in (default: %(default)s)")
     add_output_arguments(parser)
 
@@ -101,6 +102,7 @@ def run_engine(parsed: Namespace) -> None:
         prompts=parsed.prompt,
         new_tokens=parsed.new_tokens,
         mixed=parsed.mixed,
+        align=parsed.align,
         predict=parsed.predict,
         rounds=parsed.rounds,
     )

@@ -35,6 +35,7 @@ class EngineBenchPlan:
     prompts: tuple[int, ...]
     new_tokens: int
     mixed: bool
+    align: bool
     predict: bool
     rounds: int
 
@@ -69,6 +70,9 @@ def _contenders(plan: EngineBenchPlan, dtype: str, work: Path) -> list[Contender
     contenders: list[Contender] = [replace(ours, budgets=(budget,)) for budget in dict.fromkeys((1.0, *plan.budgets))]
     if plan.mixed:
         contenders.append(replace(ours, budgets=MIXED))
+    if plan.align:
+        shared = replace(ours, engine="buddy, aligned", align_paths=True)
+        contenders += [replace(shared, budgets=(budget,)) for budget in plan.budgets if budget < 1]
     if "llama.cpp" in plan.peers:
         if dtype == "fp32":
             raise PeerError("peer llama.cpp is timed in bf16 and int8 only")

@@ -30,6 +30,7 @@ class OurEngine:
     dtype: str
     budgets: tuple[float, ...]
     engine: str = "buddy"
+    align_paths: bool = False
 
     @classmethod
     def load(
@@ -60,7 +61,8 @@ class OurEngine:
         num_run = [num_run_layers(budget, self.spec.num_layers) for budget in self.budgets]
         started = time.perf_counter()
         for index, prompt in enumerate(prompts):
-            engine.add(GenerationRequest(str(index), "bench", prompt, num_run[index % len(num_run)], sampling))
+            layers = num_run[index % len(num_run)]
+            engine.add(GenerationRequest(str(index), "bench", prompt, layers, sampling, self.align_paths))
         first_tokens: dict[str, int] = {}
         paths: list[list[tuple[int, ...]]] = [[] for _ in prompts]
         num_decoded = num_ended = 0

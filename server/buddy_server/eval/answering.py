@@ -23,12 +23,14 @@ class Answer:
     paths: tuple[tuple[int, ...], ...]
 
 
-def greedy_answers(engine: Engine, prompts: Sequence[Prompt], max_tokens: int) -> Iterator[tuple[int, Answer]]:
+def greedy_answers(
+    engine: Engine, prompts: Sequence[Prompt], max_tokens: int, align_paths: bool = False
+) -> Iterator[tuple[int, Answer]]:
     """Answers as they finish: (index of the prompt, its greedy answer)."""
     sampling = SamplingParams(max_tokens=max_tokens, temperature=0.0)
     texts = [""] * len(prompts)
     paths: list[list[tuple[int, ...]]] = [[] for _ in prompts]
-    _add(engine, prompts, sampling)
+    _add(engine, prompts, sampling, align_paths)
     while engine.has_work:
         for request_id, event in engine.step().events:
             index = int(request_id)
@@ -51,6 +53,6 @@ def log_likelihoods(engine: Engine, prompts: Sequence[Prompt], num_given: Sequen
                 yield index, sum(token.logprob for token in event.logprobs[num_given[index] - 1 :])
 
 
-def _add(engine: Engine, prompts: Sequence[Prompt], sampling: SamplingParams) -> None:
+def _add(engine: Engine, prompts: Sequence[Prompt], sampling: SamplingParams, align_paths: bool = False) -> None:
     for index, prompt in enumerate(prompts):
-        engine.add(GenerationRequest(str(index), "eval", prompt.tokens, prompt.num_run_layers, sampling))
+        engine.add(GenerationRequest(str(index), "eval", prompt.tokens, prompt.num_run_layers, sampling, align_paths))

@@ -154,7 +154,8 @@ def _run(
     asked = [index for index, question in enumerate(questions) if not question.choices]
     started = time.perf_counter()
     prompts = [Prompt(questions[index].prompt_tokens, depth[index]) for index in asked]
-    for number, answer in greedy_answers(built.engine, prompts, MAX_ANSWER_TOKENS):
+    aligned = method == "router:aligned"
+    for number, answer in greedy_answers(built.engine, prompts, MAX_ANSWER_TOKENS, aligned):
         index = asked[number]
         right[index] = questions[index].is_right(answer.text)
         paths[index] = answer.paths

@@ -14,6 +14,7 @@ from buddy_server.engine.build import Routing, ServedModel, make_routing
 METHODS = (
     "router",
     "router:once",
+    "router:aligned",
     "router:zero-kv",
     "auto",
     "prompt-sets",
@@ -45,12 +46,13 @@ class MethodSource:
     def routing(self, method: str, seed: int) -> Routing:
         """The masks of a method that `check_methods` knows, "bound" excepted. Raises MethodError, ArtifactError.
 
-        "router" is the artifact, also for "router:zero-kv" (zero_filling.py); "router:once" keeps the path of the
+        "router" is the artifact, also for "router:zero-kv" (zero_filling.py) and "router:aligned", where all that is
+        answered side by side shares paths; "router:once" keeps the path of the
         prompt's end; "auto" is the artifact with its Budget Predictor; "prompt-sets" chooses one of a few rankings for
         each prompt; "random" is a ranking drawn by the seed; "prior:" and an indicator a measured one.
         """
         match method:
-            case "router" | "router:zero-kv":
+            case "router" | "router:zero-kv" | "router:aligned":
                 return make_routing(self.router, self.served)
             case "auto":
                 routing = make_routing(self.router, self.served)
