@@ -1,12 +1,14 @@
 """A generation as server-sent events."""
 
-import json
+import asyncio
 import logging
 import math
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
 from typing import Any, Protocol
 
+import anyio
+import msgspec
 from sse_starlette import EventSourceResponse
 from starlette.types import Receive, Scope, Send
 
@@ -40,7 +42,7 @@ class CompletionStream(EventSourceResponse):
 
     def __init__(self, generation: Generation, writer: ChunkWriter, measured: RequestMetrics, ping_interval_s: float):
         super().__init__(
-            _lines(generation, writer, measured),
+            _together(_lines(generation, writer, measured)),
             ping=ping_interval_s,
             sep="\n",
             # By default every stream is cut at SIGTERM. How long a shutdown may take is the server's to say.
@@ -71,6 +73,33 @@ async def _lines(generation: Generation, writer: ChunkWriter, measured: RequestM
         yield _data(error_body(InternalError()))
 
 
+async def _together(lines: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+    """Lines that are there at the same time as one: tokens come in groups, and each thing sent has its price."""
+    queue: asyncio.Queue[bytes | None] = asyncio.Queue()
+    task = asyncio.create_task(_pump(lines, queue))
+    try:
+        group: list[bytes | None] = [b""]
+        while group[-1] is not None:
+            group = [await queue.get()]
+            while not queue.empty():
+                group.append(queue.get_nowait())
+            if text := b"".join(line for line in group if line):
+                yield text
+    finally:
+        # A disconnect cancels again at every await; the generation must hear of it all the same.
+        with anyio.CancelScope(shield=True):
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
+async def _pump(lines: AsyncGenerator[bytes, None], queue: "asyncio.Queue[bytes | None]") -> None:
+    try:
+        async with aclosing(lines):
+            async for line in lines:
+                queue.put_nowait(line)
+    finally:
+        queue.put_nowait(None)
+
+
 def _data(body: dict[str, Any]) -> bytes:
-    text = json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return b"data: " + text.encode() + b"\n\n"
+    return b"data: " + msgspec.json.encode(body) + b"\n\n"
