@@ -214,7 +214,7 @@ class _Step(ctypes.Structure):
 class RoutedOutput:
     """What one step or several did. `logits` [W, V] fp32 of the last, valid until the next call; `likeliest` tokens [W]
     of each step; `masks` [steps, S, L] int8 that were run; `sums` [S, F] fp64 of the first layer's V over each
-    segment's sequence up to its last token; and the seconds that choosing took."""
+    segment's sequence, after the last step, with the tokens it looked ahead to; and the seconds that choosing took."""
 
     logits: Tensor
     likeliest: Sequence[Sequence[int]]

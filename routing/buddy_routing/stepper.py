@@ -26,7 +26,7 @@ class Stepper(Protocol):
     def num_layers(self) -> int: ...
 
     def step(self, rows: StepRows) -> RoutedOutput:
-        """What native ones do in several steps, others do in one."""
+        """Those in plain torch leave `most_steps` aside and take one."""
         ...
 
 

@@ -161,10 +161,11 @@ class Metrics:
         )
 
     def observe_step(self, stats: StepStats) -> None:
-        """Count one engine step."""
-        self._layers_read_ratio.observe(stats.num_layers_read / self._num_layers)
-        self._batch_size.observe(stats.num_sequences)
-        self._router.observe(stats.router_s)
+        """Count an engine's steps; those that were one call count alike."""
+        for _ in range(stats.num_steps):
+            self._layers_read_ratio.observe(stats.num_layers_read / stats.num_steps / self._num_layers)
+            self._batch_size.observe(stats.num_sequences)
+            self._router.observe(stats.router_s / stats.num_steps)
         self._preemptions.inc(stats.num_preemptions)
         for tenant, depth in stats.depth.items():
             labels = self._labels.get(tenant, (_OTHER, _OTHER))

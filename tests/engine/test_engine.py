@@ -117,9 +117,14 @@ def test_prompt_cut_into_many_steps_takes_the_same_paths_to_the_same_tokens(
     check_accounts(cut, requests)
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("native", [False, True])
-def test_prefill_in_pieces_beside_answers_says_the_same(tiny: TinySite, native: bool) -> None:
-    requests = [make_request(f"r{i}", 5 + 40 * i, num_run, seed=i, max_tokens=60) for i, num_run in enumerate(BUDGETS)]
+def test_prefill_in_pieces_beside_answers_says_the_same(tiny: TinySite, native: bool, temperature: float) -> None:
+    requests = [
+        # One more than pieces of three: the last piece is a row that looks like an answer.
+        make_request(f"r{i}", 5 + 40 * i, num_run, seed=i, max_tokens=60, temperature=temperature)
+        for i, num_run in enumerate(BUDGETS)
+    ]
     sizes = {"max_sequences": 3, "max_step_tokens": 3 + ROUTE_BLOCK, "native": native}
     at_once, in_pieces = (build_tiny_engine(tiny.model, tiny.router, **sizes).engine for _ in range(2))
     in_pieces.scheduler.pace = SlowPace()
@@ -147,6 +152,23 @@ def test_greedy_answers_go_on_by_themselves_and_say_the_same(tiny: TinySite, mon
         assert same(answer, in_a_row.answers[name]), name
 
 
+def test_prompt_scored_in_pieces_and_again_after_preemption_is_scored_once(tiny: TinySite) -> None:
+    requests = [
+        make_request("answers", 5, seed=1, max_tokens=60),
+        make_request("scored", 70, seed=2, max_tokens=40, prompt_logprobs=0, top_logprobs=0),
+    ]
+    plenty = run_engine(build_tiny_engine(tiny.model, tiny.router, max_step_tokens=32).engine, requests)
+    engine = build_tiny_engine(tiny.model, tiny.router, num_blocks=28, max_step_tokens=32).engine
+    engine.scheduler.pace = SlowPace()
+    scarce = run_engine(engine, requests)
+    assert scarce.num_preemptions > 0
+    expected, seen = (run.answers["scored"].prompts for run in (plenty, scarce))
+    assert len(seen) == len(expected) == 1
+    assert [token.token_id for token in seen[0].logprobs] == list(requests[1].prompt_tokens[1:])
+    for one, other in zip(seen[0].logprobs, expected[0].logprobs, strict=True):
+        assert one.logprob == pytest.approx(other.logprob, abs=1e-4)
+
+
 def test_answers_that_are_drawn_or_looked_at_take_one_step_at_a_time(tiny: TinySite) -> None:
     for sampling in (
         {"temperature": 1.0},
@@ -171,14 +193,16 @@ def test_int8_is_refused_where_the_native_step_is_not_possible(tiny: TinySite) -
         build_tiny_engine(tiny.model, tiny.router, "int8")
 
 
-def test_depth_of_every_step_adds_up_to_all_layers_of_all_rows(tiny: TinySite) -> None:
+@pytest.mark.parametrize("native", [False, True])
+def test_depth_of_every_step_adds_up_to_all_layers_of_all_rows(tiny: TinySite, native: bool) -> None:
     requests = sixteen()
-    run = run_engine(build_tiny_engine(tiny.model, tiny.router, num_blocks=80).engine, requests)
+    num_blocks = 80 * BLOCK_SIZE // (16 if native else BLOCK_SIZE)
+    run = run_engine(build_tiny_engine(tiny.model, tiny.router, num_blocks=num_blocks, native=native).engine, requests)
     executed = {"t0": 0, "t1": 0}
     for step in run.steps:
         depth = step.stats.depth
         assert sum(d.executed + d.skipped for d in depth.values()) == NUM_LAYERS * step.stats.num_rows
-        assert 2 <= step.stats.num_layers_read <= NUM_LAYERS
+        assert 2 <= step.stats.num_layers_read / step.stats.num_steps <= NUM_LAYERS
         assert step.stats.router_s >= 0
         for tenant, count in depth.items():
             executed[tenant] += count.executed
@@ -261,7 +285,7 @@ def test_logprobs_come_with_the_tokens_only_when_asked_for(tiny: TinySite) -> No
 def test_logprobs_of_the_prompt_come_once_before_the_first_token(tiny: TinySite) -> None:
     asked = make_request("asked", 40, num_run=4, seed=0, prompt_logprobs=2)
     others = [make_request(f"r{i}", 20, 4, seed=i, max_tokens=30) for i in range(1, 6)]
-    scarce = build_tiny_engine(tiny.model, tiny.router, num_blocks=24, max_step_tokens=16 + ROUTE_BLOCK)
+    scarce = build_tiny_engine(tiny.model, tiny.router, num_blocks=6, max_step_tokens=16 + ROUTE_BLOCK, native=True)
     run = run_engine(scarce.engine, [*others, asked])
     assert run.num_preemptions > 0
     assert all(not run.answers[other.request_id].prompts for other in others)
@@ -270,7 +294,7 @@ def test_logprobs_of_the_prompt_come_once_before_the_first_token(tiny: TinySite)
     for chosen, likeliest in zip(prompt.logprobs, prompt.top_logprobs, strict=True):
         assert likeliest[0].logprob >= likeliest[1].logprob
         assert likeliest[0].logprob >= chosen.logprob - 1e-6
-    plenty = run_engine(build_tiny_engine(tiny.model, tiny.router).engine, [asked]).answers["asked"]
+    plenty = run_engine(build_tiny_engine(tiny.model, tiny.router, native=True).engine, [asked]).answers["asked"]
     assert plenty.prompts == [prompt]
 
 

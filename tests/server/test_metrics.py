@@ -12,6 +12,7 @@ from fakes.site import Serve, Site
 
 def step(**depth: DepthCount) -> StepStats:
     return StepStats(
+        num_steps=1,
         num_rows=9,
         num_sequences=2,
         num_layers_read=6,

@@ -1,4 +1,4 @@
-// Norms, rotation, and attention of one row over its sequence's blocks.
+// Norms, rotation, and attention of some queries over their sequence's blocks.
 #pragma once
 
 #include <algorithm>
@@ -50,7 +50,7 @@ struct Query {
 };
 
 // Q queries of one sequence that share a key/value head, over its blocks of 16. What one of them may not see weighs
-// nothing: its sums are the same in whatever company it comes.
+// nothing: its sums are the same in whatever company it comes, as long as the company's V are numbers.
 template <int Q, class Element>
 void attend(
     const Element* k, const Element* v, const int64_t* table, int64_t block_stride_k, int64_t block_stride_v,

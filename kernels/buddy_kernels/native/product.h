@@ -61,7 +61,6 @@ struct Inputs {
     }
 };
 
-
 // P panels times R rows into `out`. Each output is one accumulator that takes its inputs in order, so P and R do not
 // show in the result. Inlined always: else the sums live in memory.
 template <int P, int R>

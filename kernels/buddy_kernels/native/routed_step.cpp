@@ -128,7 +128,7 @@ class Decoder {
             return "the segments do not look ahead at all of the tokens";
         if (s.most_steps > 1) {
             bool alone = !s.choose && s.num_wanted == s.num_rows && s.num_segments == s.num_rows && !s.num_ahead;
-            for (int64_t i = 0; i < s.num_wanted && alone; ++i) alone = s.wanted[i] == i;
+            for (int64_t i = 0; i < s.num_wanted && alone; ++i) alone = s.wanted[i] == i && s.choices[i] != CONTINUE;
             if (!alone) return "rows go on by themselves where each is a segment and wanted, and no callable chooses";
         }
         return nullptr;

@@ -15,7 +15,6 @@ constexpr int64_t PAD = 64;     // floats a row is padded to, and inputs that sh
 
 inline int64_t padded(int64_t n, int64_t to = PAD) { return (n + to - 1) / to * to; }
 
-
 typedef float Vec __attribute__((vector_size(64), aligned(4), may_alias));
 typedef int32_t VecI __attribute__((vector_size(64), aligned(4), may_alias));
 typedef uint32_t VecU __attribute__((vector_size(64), aligned(4), may_alias));
@@ -32,13 +31,6 @@ inline Vec load(const uint16_t* p) {
     return (Vec)(__builtin_convertvector(*reinterpret_cast<const VecH*>(p), VecU) << 16);
 }
 inline void store(float* p, Vec x) { *reinterpret_cast<Vec*>(p) = x; }
-inline VecU to_bf16_bits(Vec x) {
-    const VecU bits = (VecU)x;
-    return (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;  // to nearest, ties to even
-}
-inline void store(uint16_t* p, Vec x) {
-    *reinterpret_cast<VecH*>(p) = __builtin_convertvector(to_bf16_bits(x), VecH);
-}
 inline uint16_t to_bf16(float x) {
     uint32_t bits;
     std::memcpy(&bits, &x, 4);
@@ -63,13 +55,13 @@ inline float largest(Vec x) {
     return *std::max_element(s, s + LANES);
 }
 
-// Of equals the lowest, as torch's argmax has it; 0 where nothing is a number.
+// Of equals the lowest; 0 where nothing is a number.
 inline int64_t index_of_largest(const float* values, int64_t count) {
     float most = -INFINITY;
     int64_t i = 0;
     if (count >= LANES) {
-        Vec parts = load(values);
-        for (i = LANES; i + LANES <= count; i += LANES) parts = max(parts, load(values + i));
+        Vec parts = splat(-INFINITY);
+        for (; i + LANES <= count; i += LANES) parts = max(load(values + i), parts);  // what is no number never wins
         most = largest(parts);
     }
     for (; i < count; ++i) most = std::max(most, values[i]);

@@ -1,4 +1,4 @@
-"""The engine: requests in, steps, events out. Single-threaded; service.py gives it a thread and an asyncio face."""
+"""The engine: requests in, steps, events out. Single-threaded; loop.py drives it."""
 
 import time
 from array import array
@@ -69,7 +69,7 @@ class Engine:
 
     def step(self) -> StepOutput:
         works = self.scheduler.schedule()
-        most_steps = self.scheduler.most_steps(works)
+        most_steps = self.scheduler.reserve_steps(works)
         started = time.perf_counter()
         results = self.runner.run(works, self._samplers, most_steps, self.end_token_ids)
         self.scheduler.pace.observe(works, len(results), time.perf_counter() - started)
@@ -77,9 +77,10 @@ class Engine:
         depth = self._depth(works, results)
         events = [event for result in results for event in self._commit(works, result)]
         stats = StepStats(
-            num_rows=sum(work.length for work in works),
+            num_steps=len(results),
+            num_rows=len(results) * sum(work.length for work in works),
             num_sequences=num_sequences,
-            num_layers_read=results[-1].num_layers_read,
+            num_layers_read=sum(result.num_layers_read for result in results),
             num_preemptions=self.scheduler.take_preemptions(),
             router_s=sum(result.router_s for result in results),
             depth=depth,

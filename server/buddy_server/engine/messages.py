@@ -109,8 +109,10 @@ class DepthCount(Struct, frozen=True, array_like=True):
 
 
 class StepStats(Struct, frozen=True, array_like=True):
-    """What one engine step did. `num_layers_read` is the size of the union of layers that any row ran."""
+    """What one call to the model did, in `num_steps` steps of the same sequences. `num_layers_read` adds up the sizes
+    of each step's union of layers that any row ran."""
 
+    num_steps: int
     num_rows: int
     num_sequences: int
     num_layers_read: int

@@ -4,7 +4,7 @@ from collections.abc import Sequence as Seq
 
 from buddy_server.engine.sequence import Work
 
-STRETCH = 2.0
+STRETCH = 1.5
 """How many times the usual gap between a stream's tokens a step with prefill in it may take."""
 FEWEST_ROWS = 8
 """Prefill goes on at this many rows, whatever they take: as many as the CPU's products take at once."""

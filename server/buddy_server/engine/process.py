@@ -169,9 +169,11 @@ class EngineProcess:
             self._on_restart()
             try:
                 worker = self._start_again()
-            except (EngineStartError, OSError) as error:
+            except Exception as error:
+                # Whatever it is: while this thread goes on, there will be an engine again.
                 if not self._stopping.is_set():
-                    log.error("engine does not start again", extra={"reason": error})
+                    expected = isinstance(error, (EngineStartError, OSError))
+                    log.error("engine does not start again", extra={"reason": error}, exc_info=not expected)
                 continue
             with self._lock:
                 self._worker = worker

@@ -22,7 +22,8 @@ MOST_S = 0.004
 @dataclass(frozen=True, slots=True)
 class StepResult:
     """One entry a work: the layers it ran, the log probabilities of prompt tokens behind its rows if they were asked
-    for, its token if it makes one, and the running features' `sums` [S, F] after it."""
+    for, its token if it makes one, and the running features' `sums` [S, F] after the block it belongs to; those of the
+    last of several steps in a row."""
 
     layers: list[tuple[int, ...]]
     scored: list[list[SampledToken]]
@@ -100,8 +101,8 @@ def step_rows(
         request, output = work.sequence.request, work.start - work.sequence.num_prompt
         chooses = output < 0 or (output + 1) % reroute_every == 0
         choices.append(CONTINUE if work.continues else CHOOSE if chooses else KEEP)
-        # Never a prompt's path: what the prefix cache keeps follows from the prompt alone.
-        alone = not (request.align_paths and chooses and output >= 0)
+        # Newest tokens only: a prompt's path is its own, for the prefix cache, and what is computed again has had its.
+        alone = not (request.align_paths and chooses and output >= 0 and work.makes_token)
         aligned.append(index if alone else leaders.setdefault((request.tenant, request.num_run_layers), index))
     return StepRows(
         tokens=tokens + ahead,
@@ -129,7 +130,7 @@ def wanted_rows(works: list[Work]) -> list[int]:
     rows: list[int] = []
     start = 0
     for work in works:
-        rows += range(start, start + work.num_scored)
+        rows += (start + position - work.start for position in work.scored)
         start += work.length
         if work.makes_token:
             rows.append(start - 1)
@@ -144,14 +145,14 @@ def sample(
     scored: list[list[SampledToken]] = []
     tokens: list[SampledToken | None] = []
     for work in works:
-        scored.append([_scored(work, index, next(rows)[0]) for index in range(work.num_scored)])
+        scored.append([_scored(work.sequence, position, next(rows)[0]) for position in work.scored])
         tokens.append(_sampled(samplers[work.sequence], *next(rows)) if work.makes_token else None)
     return scored, tokens
 
 
-def _scored(work: Work, index: int, logits: Tensor) -> SampledToken:
-    token = work.sequence.tokens[work.start + index + 1]
-    logprob, top = top_logprobs(logits, token, work.sequence.request.sampling.prompt_logprobs or 0)
+def _scored(sequence: Sequence, position: int, logits: Tensor) -> SampledToken:
+    token = sequence.tokens[position + 1]
+    logprob, top = top_logprobs(logits, token, sequence.request.sampling.prompt_logprobs or 0)
     return SampledToken(token, logprob, tuple(top))
 
 

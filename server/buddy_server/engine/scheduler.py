@@ -85,18 +85,23 @@ class Scheduler:
             num_left -= sum(work.length for work in chunk)
         return works
 
-    def most_steps(self, works: list[Work]) -> int:
-        """How many steps in a row the works may take by themselves: several when all are answers that go on by their
-        likeliest tokens, have that many to come and have room for them."""
+    def reserve_steps(self, works: list[Work]) -> int:
+        """How many steps in a row the works may take by themselves, with blocks for all of them: several when all are
+        answers that go on by their likeliest tokens and have that many to come. Takes no room from anyone else."""
         steps = MOST_STEPS
         for work in works:
-            sequence = work.sequence
-            sampling = sequence.request.sampling
-            if work.length > 1 or not (work.makes_token and sampling.takes_likeliest and sampling.top_logprobs is None):
+            sequence, sampling = work.sequence, work.sequence.request.sampling
+            is_answer = work.start >= sequence.num_prompt and work.makes_token
+            if not (is_answer and sampling.takes_likeliest and sampling.top_logprobs is None):
                 return 1
             steps = min(steps, sampling.max_tokens - sequence.num_output)
-        grown = (self.pool.grow(work.sequence.block_table, len(work.sequence.tokens) + steps - 1) for work in works)
-        return steps if all(grown) else 1
+        ends = [(work.sequence.block_table, len(work.sequence.tokens) + steps - 1) for work in works]
+        missing = sum(max(0, self.pool.blocks_for(end) - len(table)) for table, end in ends)
+        if missing > self.pool.num_free - self.pool.num_idle:
+            return 1
+        for table, end in ends:
+            self.pool.grow(table, end)
+        return steps
 
     def is_cacheable(self, work: Work) -> bool:
         """Whether the work completes a full prefill block, and there is a prefix cache."""

@@ -83,11 +83,12 @@ class Work:
         return max(0, end - max(self.start, self.sequence.num_charged))
 
     @property
-    def num_scored(self) -> int:
-        """Rows here whose successor is a prompt token with a log probability to be told, the first time only."""
-        if self.sequence.request.sampling.prompt_logprobs is None or self.start < len(self.sequence.scored_prompt):
-            return 0
-        return max(0, min(self.start + self.length, self.sequence.num_prompt - 1) - self.start)
+    def scored(self) -> range:
+        """Positions here whose successor is a prompt token with a log probability to be told, the first time only."""
+        if self.sequence.request.sampling.prompt_logprobs is None:
+            return range(0)
+        first = max(self.start, len(self.sequence.scored_prompt))
+        return range(first, min(self.start + self.length, self.sequence.num_prompt - 1))
 
     @property
     def makes_token(self) -> bool:

@@ -42,11 +42,11 @@ class WorkerProcess:
         # Nobody waits on a full queue: requests in flight bound what can be in it.
         for option in (zmq.SNDHWM, zmq.RCVHWM, zmq.LINGER):
             self._context.setsockopt(option, 0)
-        self._notices = self._context.socket(zmq.PULL)
-        self._orders = self._context.socket(zmq.PUSH)
         # -P: what lies in the current directory is not ours to import.
         command = [sys.executable, "-P", "-m", "buddy_server.engine.worker", self._directory.name]
         try:
+            self._notices = self._context.socket(zmq.PULL)
+            self._orders = self._context.socket(zmq.PUSH)
             self._notices.bind(notices_address(self._directory.name))
             # Connected, not bound: orders then wait for the child where a bound socket would refuse them.
             self._orders.connect(orders_address(self._directory.name))
