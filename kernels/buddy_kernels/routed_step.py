@@ -279,6 +279,11 @@ class RoutedStep:
         if hasattr(self, "_decoder"):
             self._library.buddy_free(self._decoder)
 
+    def pin_threads(self) -> None:
+        """Keep this thread, which is to make all calls, and the step's own each on a processor of its own. Only where
+        these are all that the process may use: others may have been given the rest, and all would take the first."""
+        self._library.buddy_pin(self._decoder)
+
     def __call__(self, rows: StepRows, router: RouterWeights | ChoosePaths) -> RoutedOutput:
         """Run the rows; K/V of each are written at every layer.
 

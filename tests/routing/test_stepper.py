@@ -1,7 +1,9 @@
 """The native step against plain torch beyond what test_decoder.py holds together."""
 
+import os
 from array import array
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -131,6 +133,23 @@ def test_an_error_of_the_router_comes_through_and_the_next_step_works(tmp_path: 
         sparse.step([(0, 0, 10)])
     router.is_broken = False
     assert sparse.step([(0, 0, 10)])[1].sum() == 4
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system has no processor affinity")
+def test_pinned_threads_have_a_processor_each_and_only_where_all_are_theirs(tmp_path: Path) -> None:
+    model = load_tiny("llama", tmp_path)
+    allowed = os.sched_getaffinity(0)
+
+    def pinned(num_threads: int) -> set[int]:
+        """Where the thread that steps may run, on a thread of its own."""
+        step = RoutedStep(decoder_weights(model), "float32", num_blocks=1, num_threads=num_threads)
+        step.pin_threads()
+        return os.sched_getaffinity(0)
+
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(pinned, len(allowed) + 1).result() == allowed
+        assert pool.submit(pinned, len(allowed)).result() == {min(allowed)}
+    assert os.sched_getaffinity(0) == allowed
 
 
 @pytest.mark.parametrize("name", list(CONFIGS))

@@ -8,6 +8,9 @@
 // N rows, M of them run a layer, S segments, D model dim, L layers, Hq query heads, Hkv key/value heads, G = Hq / Hkv,
 // Dh head dim, F = Hkv x Dh. Every row of floats is padded with zeros to a multiple of 64.
 
+#include <pthread.h>
+#include <sched.h>
+
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -27,7 +30,7 @@
 
 namespace buddy {
 
-constexpr int BETWEEN_STEPS = 10000;  // spins, about a millisecond: the next step is seldom further away
+constexpr int BETWEEN_STEPS = 3000;   // spins, about a third of a millisecond: the next step is seldom further away
 constexpr int64_t TOGETHER = 8;       // queries that read the keys together
 constexpr int64_t ALONE = 4;          // up to so many rows every thread prepares its own inputs rather than wait
 
@@ -82,6 +85,22 @@ class Decoder {
         }
         given.router_s = now.router_s;
         return nullptr;
+    }
+
+    // The caller and the other threads, each to a processor of its own. Whatever else wakes up would otherwise have them
+    // moved about, now and then onto the same one, where one spins for what the other has no turn to do.
+    void pin() {
+        cpu_set_t allowed;
+        if (sched_getaffinity(0, sizeof allowed, &allowed) || CPU_COUNT(&allowed) != m.num_threads) return;
+        int64_t thread = 0;
+        for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
+            if (!CPU_ISSET(cpu, &allowed)) continue;
+            cpu_set_t own;
+            CPU_ZERO(&own);
+            CPU_SET(cpu, &own);
+            pthread_setaffinity_np(thread ? threads[thread - 1].native_handle() : pthread_self(), sizeof own, &own);
+            ++thread;
+        }
     }
 
   private:
@@ -501,6 +520,8 @@ void* buddy_decoder(const buddy::Model* model) {
         return nullptr;
     }
 }
+
+void buddy_pin(void* decoder) { static_cast<buddy::Decoder*>(decoder)->pin(); }
 
 void buddy_free(void* decoder) { delete static_cast<buddy::Decoder*>(decoder); }
 

@@ -215,6 +215,13 @@ def make_stepper(served: ServedModel, planner: PathPlanner, num_blocks: int, set
     return TorchStepper(model, cache, planner)
 
 
+def pin_threads(engine: Engine) -> None:
+    """For a process that only serves: its steps do not move from processor to processor. By the thread that steps."""
+    stepper = engine.runner.stepper
+    if isinstance(stepper, NativeStepper):
+        stepper.routed_step.pin_threads()
+
+
 def native_step(model: RoutedDecoder, dtype_name: str, num_blocks: int, settings: EngineSettings) -> RoutedStep:
     """Raises NativeBuildError."""
     if not settings.native:

@@ -67,7 +67,7 @@ def serve(plan: "EnginePlan", orders: "zmq.Socket[bytes]", outbox: Outbox) -> No
     """Build the engine and run it until Stop. What the user can put right goes to the parent in one line."""
     # Only now, with the parent being followed: torch takes a while to import.
     from buddy_routing.embedded import MODEL_ID
-    from buddy_server.engine.build import BUILD_ERRORS, build_engine
+    from buddy_server.engine.build import BUILD_ERRORS, build_engine, pin_threads
     from buddy_server.engine.loop import EngineLoop
 
     log.info("loading", extra={"model": plan.model or MODEL_ID})
@@ -80,6 +80,8 @@ def serve(plan: "EnginePlan", orders: "zmq.Socket[bytes]", outbox: Outbox) -> No
     reader = OrderReader(orders, loop, built.depth_predictor, outbox)
     threading.Thread(target=reader.run, name="orders", daemon=True).start()
     outbox.put(Ready(built.info, str(built.directory), built.depth_predictor is not None))
+    # The last thing before the loop: threads inherit where they may run.
+    pin_threads(built.engine)
     loop.run()
 
 
