@@ -148,6 +148,8 @@ def test_explicit_nulls_and_unknown_fields_change_nothing(site: Site) -> None:
         ("messages", None),
         ("model", None),
         ("seed", 2**63),
+        ("top_k", 2**31),
+        ("stop_token_ids", [2**31]),
     ],
 )
 def test_value_that_cannot_be_honoured_is_refused_by_name(site: Site, field: str, value: object) -> None:
