@@ -8,8 +8,10 @@
 // N rows, M of them run a layer, S segments, D model dim, L layers, Hq query heads, Hkv key/value heads, G = Hq / Hkv,
 // Dh head dim, F = Hkv x Dh. Every row of floats is padded with zeros to a multiple of 64.
 
+#if defined(__linux__)
 #include <pthread.h>
 #include <sched.h>
+#endif
 
 #include <algorithm>
 #include <chrono>
@@ -90,6 +92,7 @@ class Decoder {
     // The caller and the other threads, each to a processor of its own. Whatever else wakes up would otherwise have them
     // moved about, now and then onto the same one, where one spins for what the other has no turn to do.
     void pin() {
+#if defined(__linux__)
         cpu_set_t allowed;
         if (sched_getaffinity(0, sizeof allowed, &allowed) || CPU_COUNT(&allowed) != m.num_threads) return;
         int64_t thread = 0;
@@ -101,6 +104,7 @@ class Decoder {
             pthread_setaffinity_np(thread ? threads[thread - 1].native_handle() : pthread_self(), sizeof own, &own);
             ++thread;
         }
+#endif
     }
 
   private:
