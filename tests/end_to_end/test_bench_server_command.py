@@ -14,12 +14,17 @@ from buddy_process import BUDDY
 from buddy_server.bench.resident import process_tree
 from buddy_server.cli import main
 from fakes.serving import wait_until
-from tiny_engine import TinySite, save_tiny_site
+from tiny_engine import TinySite, save_random_router, save_tiny_site
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinySite:
-    return save_tiny_site(tmp_path_factory.mktemp("tiny"))
+    """With a context long enough for streams that last while another prompt comes in."""
+    site = save_tiny_site(tmp_path_factory.mktemp("tiny"))
+    config = site.model / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "max_position_embeddings": 8192}))
+    save_random_router(site.model, site.router)
+    return site
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,9 @@ from buddy_server.bench.server_process import ServerBenchError
 from buddy_server.bench.server_row import LongPromptRow
 from buddy_server.bench.site import BenchSite, Tally, percentile_ms
 
-CALM_READS = 40
+CALM_READS = 8
 """How often every stream is heard before the long prompt comes."""
-POLL_S = 0.005
+POLL_S = 0.002
 MOST_STREAM_TOKENS = 4096
 
 

@@ -93,7 +93,7 @@ def run_server(parsed: Namespace) -> None:
     )
     rows: list[ServerRow] = []
     try:
-        with _ending_on_sigterm(), closing(bench_server(plan)) as measured:
+        with _ending_on_signals(), closing(bench_server(plan)) as measured:
             for row in measured:
                 rows.append(row)
                 if parsed.json:
@@ -107,10 +107,16 @@ def run_server(parsed: Namespace) -> None:
 
 
 @contextmanager
-def _ending_on_sigterm() -> Iterator[None]:
-    """SIGTERM ends the bench as Ctrl-C does, its server with it, rather than at once."""
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+def _ending_on_signals() -> Iterator[None]:
+    """Ctrl-C and SIGTERM end the bench, its server with it, wherever it is: asyncio, which would turn the first of them
+    into a cancellation, loses it when the work has just been done."""
+    before = {number: signal.signal(number, _end) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _end(number: int, _: object) -> None:
+    sys.exit(128 + number)
