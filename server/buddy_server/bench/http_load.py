@@ -97,9 +97,8 @@ class Exchange(asyncio.BufferedProtocol):
 
 
 def run_undisturbed(work: Coroutine[None, None, T]) -> tuple[T, float]:
-    """`work`'s result and the CPU seconds that it took here. Garbage is collected before it, not during it: a sweep
-    over a loaded model's objects would show as a pause of the server."""
-    gc.collect()
+    """`work`'s result and the CPU seconds that it took here. Garbage waits: a sweep would show as a pause of the
+    server."""
     gc.disable()
     try:
         started_s = time.process_time()

@@ -1,5 +1,6 @@
 """`buddy bench server`: starts what is to be measured and lets the conditions take turns, round by round."""
 
+import gc
 import random
 import tempfile
 from collections.abc import Generator, Iterator
@@ -111,6 +112,9 @@ def _our_site(plan: ServerBenchPlan, checkpoint: ServedCheckpoint, dtype: str, w
     longest = plan.most_prompt_tokens + plan.new_tokens
     if longest > ours.spec.max_context:
         raise ServerBenchError(f"prompt and new tokens make {longest} tokens, the model allows {ours.spec.max_context}")
+    # As the server does: sweeps over a loaded model's objects would be timed with the engine.
+    gc.collect()
+    gc.freeze()
     config = work / "config.yaml"
     write_config(ours.settings, config)
     arguments = ["--model", str(checkpoint.directory), "--router", checkpoint.router, "--config", str(config)]

@@ -5,6 +5,7 @@ next step computes, which it does without the GIL. The process lives no longer t
 """
 
 import ctypes
+import gc
 import logging
 import os
 import signal
@@ -80,6 +81,9 @@ def serve(plan: "EnginePlan", orders: "zmq.Socket[bytes]", outbox: Outbox) -> No
     reader = OrderReader(orders, loop, built.depth_predictor, outbox)
     threading.Thread(target=reader.run, name="orders", daemon=True).start()
     outbox.put(Ready(built.info, str(built.directory), built.depth_predictor is not None))
+    # What is there now stays. To sweep over all of it would hold up every stream for a tenth of a second, now and then.
+    gc.collect()
+    gc.freeze()
     # The last thing before the loop: threads inherit where they may run.
     pin_threads(built.engine)
     loop.run()
