@@ -1,7 +1,6 @@
 """`buddy serve` as users start it: a process of its own, from the installed command."""
 
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -14,14 +13,10 @@ from typing import IO
 
 import httpx
 
+from buddy_server.bench.server_process import free_port
+
 BUDDY = str(Path(sys.executable).with_name("buddy"))
 START_TIMEOUT_S = 90
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 @dataclass(frozen=True)

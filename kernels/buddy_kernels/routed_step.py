@@ -10,7 +10,7 @@ native/routed_step.cpp. Weights are packed once; rows do not depend on each othe
 import ctypes
 from array import array
 from collections.abc import Callable, Sequence
-from ctypes import POINTER, c_double, c_int64, c_void_p
+from ctypes import c_void_p
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -19,6 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from buddy_kernels import native_interface as interface
 from buddy_kernels.native_library import NativeBuildError, load_native_library
 from buddy_kernels.packing import LANES, PackedMatrix, interleaved, pack, pad_to
 
@@ -87,8 +88,8 @@ class RouterWeights:
     up: Projection | None = None
 
     @cached_property
-    def pointers(self) -> "_Router":
-        given = _Router(
+    def pointers(self) -> interface.Router:
+        given = interface.Router(
             prior=self.prior.data_ptr(),
             num_lanes=len(self.sums),
             sums=self.sums.data_ptr(),
@@ -137,79 +138,6 @@ class StepRows:
     end_tokens: Sequence[int] = ()
 
 
-class _Matrix(ctypes.Structure):
-    _fields_ = (
-        ("panels", c_void_p),
-        ("bias", c_void_p),
-        ("scales", c_void_p),
-        ("outputs", c_int64),
-        ("inputs", c_int64),
-        ("kind", c_int64),
-    )
-
-
-class _Layer(ctypes.Structure):
-    _fields_ = (
-        *((name, c_void_p) for name in ("input_norm", "post_norm", "q_norm", "k_norm")),
-        *((name, _Matrix) for name in ("q", "kv", "o", "gate_up", "down")),
-        ("k", c_void_p),
-        ("v", c_void_p),
-        ("window", c_int64),
-    )
-
-
-class _Model(ctypes.Structure):
-    _fields_ = (
-        *(
-            (name, c_int64)
-            for name in (
-                *("kind", "cache_kind", "num_layers", "dim", "num_heads", "num_kv_heads", "head_dim", "mlp_dim"),
-                *("vocab", "num_blocks", "num_threads"),
-            )
-        ),
-        *((name, c_double) for name in ("eps", "scale", "attention_factor")),
-        ("inv_freq", c_void_p),
-        ("embeddings", c_void_p),
-        ("norm", c_void_p),
-        ("head", _Matrix),
-        ("layers", POINTER(_Layer)),
-    )
-
-
-class _Router(ctypes.Structure):
-    _fields_ = (
-        *((name, c_void_p) for name in ("down", "down_bias", "up", "up_bias", "prior")),
-        ("num_features", c_int64),
-        ("rank", c_int64),
-        ("num_lanes", c_int64),
-        ("sums", c_void_p),
-        ("last_masks", c_void_p),
-    )
-
-
-_Choose = ctypes.CFUNCTYPE(None)
-
-
-class _Step(ctypes.Structure):
-    _fields_ = (
-        *(
-            (name, c_int64)
-            for name in (*("num_rows", "num_ahead", "num_segments", "num_wanted"), *("most_steps", "num_end_tokens"))
-        ),
-        *(
-            (name, c_void_p)
-            for name in (
-                *("tokens", "positions", "lengths", "aheads", "tables", "table_starts", "lanes", "budgets", "wanted"),
-                *("aligned", "end_tokens", "choices", "masks", "logits", "likeliest", "sums", "first_v"),
-            )
-        ),
-        ("choose", _Choose),
-        ("most_s", c_double),
-        ("router_s", c_double),
-        ("num_steps", c_int64),
-    )
-
-
 @dataclass(frozen=True, slots=True)
 class RoutedOutput:
     """What one step or several did. `logits` [W, V] fp32 of the last, valid until the next call; `likeliest` tokens [W]
@@ -241,11 +169,11 @@ class RoutedStep:
         shape = (len(weights.layers), num_blocks, weights.num_kv_heads)
         self.cache_k = torch.zeros(*shape, k_width, LANES, dtype=cache_dtype)
         self.cache_v = torch.zeros(*shape, LANES, v_width, dtype=cache_dtype)
-        layers = (_Layer * len(weights.layers))(
+        layers = (interface.Layer * len(weights.layers))(
             *(self._layer(layer, index, kind) for index, layer in enumerate(weights.layers))
         )
         self._kept.append(layers)
-        model = _Model(
+        model = interface.Model(
             kind=KINDS[kind],
             cache_kind=KINDS["float32" if kind == "float32" else "bfloat16"],
             num_layers=len(weights.layers),
@@ -306,7 +234,7 @@ class RoutedStep:
             *(array("q", values) for values in (rows.lanes, rows.budgets, rows.wanted, rows.aligned, rows.end_tokens)),
             array("B", rows.choices),
         )
-        step = _Step(
+        step = interface.Step(
             len(rows.positions),
             len(rows.tokens) - len(rows.positions),
             num_segments,
@@ -329,7 +257,7 @@ class RoutedStep:
         said = [likeliest[index * num_wanted : (index + 1) * num_wanted] for index in range(step.num_steps)]
         return RoutedOutput(self._logits[:num_wanted], said, masks[: step.num_steps], sums, step.router_s)
 
-    def _asking(self, router: ChoosePaths, step: _Step, masks: Tensor, sums: Tensor) -> bytes | None:
+    def _asking(self, router: ChoosePaths, step: interface.Step, masks: Tensor, sums: Tensor) -> bytes | None:
         """A step whose paths are chosen in Python."""
         v = torch.empty(step.num_rows + step.num_ahead, *self._v_shape)
         step.first_v = v.data_ptr()
@@ -345,13 +273,15 @@ class RoutedStep:
             except BaseException as error:
                 raised.append(error)
 
-        step.choose = _Choose(choose)
-        mistake: bytes | None = self._library.buddy_step(self._decoder, ctypes.byref(step), ctypes.byref(_Router()))
+        step.choose = interface.Choose(choose)
+        mistake: bytes | None = self._library.buddy_step(
+            self._decoder, ctypes.byref(step), ctypes.byref(interface.Router())
+        )
         if raised:
             raise raised[0]
         return mistake
 
-    def _layer(self, layer: LayerWeights, index: int, kind: WeightKind) -> _Layer:
+    def _layer(self, layer: LayerWeights, index: int, kind: WeightKind) -> interface.Layer:
         gate_up = interleaved(layer.gate.weight.detach(), layer.up.weight.detach())
         gate_up_bias = None
         if layer.gate.bias is not None and layer.up.bias is not None:
@@ -359,7 +289,7 @@ class RoutedStep:
         kv_bias = None
         if layer.k.bias is not None and layer.v.bias is not None:
             kv_bias = torch.cat((layer.k.bias, layer.v.bias))
-        return _Layer(
+        return interface.Layer(
             input_norm=self._norm(layer.input_norm),
             post_norm=self._norm(layer.post_norm),
             q_norm=None if layer.q_norm is None else self._keep(layer.q_norm.detach().float()),
@@ -374,8 +304,8 @@ class RoutedStep:
             window=layer.window or 0,
         )
 
-    def _matrix(self, matrix: PackedMatrix) -> _Matrix:
-        return _Matrix(
+    def _matrix(self, matrix: PackedMatrix) -> interface.Matrix:
+        return interface.Matrix(
             self._keep(matrix.panels),
             None if matrix.bias is None else self._keep(matrix.bias),
             None if matrix.scales is None else self._keep(matrix.scales),

@@ -1,4 +1,4 @@
-// What Python hands over, field by field as in routed_step.py. Every pointer is a tensor's, which Python keeps alive.
+// What Python hands over, field by field as in native_interface.py. Every pointer is a tensor's, which Python keeps alive.
 #pragma once
 
 #include <cstdint>

@@ -35,7 +35,7 @@ def serving(arguments: Sequence[str]) -> Iterator[ServerProcess]:
 
     Raises ServerBenchError with the end of its log when it does not become ready.
     """
-    port = _free_port()
+    port = free_port()
     url = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-c", START_SERVER, "serve", "--host", "127.0.0.1", "--port", str(port), *arguments]
     # A file, not a pipe: nobody reads while the server runs, and a full pipe would stop it.
@@ -59,7 +59,7 @@ def wait_until_answering(url: str, headers: dict[str, str]) -> str:
         raise ServerBenchError(f"no server is ready at {url}: {error}") from error
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         return int(sock.getsockname()[1])

@@ -22,7 +22,7 @@ class Pace:
 
     def observe(self, works: Seq[Work], num_steps: int, seconds: float) -> None:
         """A call to the runner took `seconds` for so many steps of `works`."""
-        num_prefill = sum(work.length for work in works if not work.makes_token or work.length > 1)
+        num_prefill = sum(work.length for work in works if not work.is_answer)
         if num_prefill == 0:
             self._gap_s = _mixed(self._gap_s, seconds)
             self._decode_s = _mixed(self._decode_s or None, seconds / num_steps)

@@ -68,8 +68,7 @@ class Scheduler:
         """The segments of the next step: decode first, then prefill, both in order of arrival."""
         works: list[Work] = []
         num_tokens = 0
-        decoding = [s for s in self.running if s.num_prompt <= s.num_computed == len(s.tokens) - 1]
-        for sequence in decoding:
+        for sequence in [s for s in self.running if s.is_decoding]:
             # One preempted for the sake of an earlier one has lost its lane.
             if sequence.lane >= 0 and self._make_room(sequence, len(sequence.tokens)):
                 works.append(Work(sequence, sequence.num_computed, 1))
@@ -77,7 +76,7 @@ class Scheduler:
         most = self._max_step_tokens - num_tokens
         num_left = self.pace.prefill_rows(most) if works else most
         in_pieces = num_left < most
-        for sequence in self._prefilling(skip=decoding):
+        for sequence in self._prefilling():
             chunk = list(self._chunk(sequence, num_left, in_pieces))
             if not chunk:
                 break
@@ -91,8 +90,7 @@ class Scheduler:
         steps = MOST_STEPS
         for work in works:
             sequence, sampling = work.sequence, work.sequence.request.sampling
-            is_answer = work.start >= sequence.num_prompt and work.makes_token
-            if not (is_answer and sampling.takes_likeliest and sampling.top_logprobs is None):
+            if not (work.is_answer and sampling.takes_likeliest and sampling.top_logprobs is None):
                 return 1
             steps = min(steps, sampling.max_tokens - sequence.num_output)
         ends = [(work.sequence.block_table, len(work.sequence.tokens) + steps - 1) for work in works]
@@ -137,9 +135,9 @@ class Scheduler:
         """The integrity check between steps: nothing but running sequences holds blocks, cached ones apart."""
         self.pool.check([sequence.block_table for sequence in self.running])
 
-    def _prefilling(self, skip: list[Sequence]) -> Iterator[Sequence]:
+    def _prefilling(self) -> Iterator[Sequence]:
         """Running sequences with a prompt to compute, then newly admitted ones, as long as the caller asks."""
-        yield from [s for s in self.running if s not in skip]
+        yield from [s for s in self.running if not s.is_decoding]
         while self.waiting and self._free_lanes:
             first = self.waiting[0]
             self._reuse(first)

@@ -50,6 +50,11 @@ class Sequence:
     def num_output(self) -> int:
         return len(self.tokens) - self.num_prompt
 
+    @property
+    def is_decoding(self) -> bool:
+        """Whether all but its newest token, one of the answer, is computed."""
+        return self.num_prompt <= self.num_computed == len(self.tokens) - 1
+
     def next_segment(self, route_block: int, start: int) -> int:
         """Length of the segment at `start`: to the end of its prefill block, or one output token.
 
@@ -93,3 +98,8 @@ class Work:
     @property
     def makes_token(self) -> bool:
         return self.start + self.length == len(self.sequence.tokens)
+
+    @property
+    def is_answer(self) -> bool:
+        """Whether it is the newest token of an answer; not so of a prompt, nor of an answer that is computed again."""
+        return self.makes_token and self.start >= self.sequence.num_prompt

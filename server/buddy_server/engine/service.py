@@ -1,4 +1,4 @@
-"""The engine on a thread of its own, for tests and tools; the server has it in a process (process.py)."""
+"""The engine on a thread of its own, for tests; the server has it in a process (process.py)."""
 
 import asyncio
 import threading

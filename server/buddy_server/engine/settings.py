@@ -8,7 +8,7 @@ class EngineSettings:
     """`kv_cache_gib` bounds the cache; it is smaller when `max_sequences` full contexts need less. A block holds
     `block_size` tokens, a step computes at most `max_step_tokens`. `thrift` makes the Budget Predictor choose less
     depth (BudgetPredictor.choose). `native` runs steps on the CPU in C++ where that can be built. `prefix_cache` keeps
-    what prompts of the same tenant and budget begin with in the cache as long as there is room."""
+    what prompts of the same tenant and depth begin with in the cache as long as there is room."""
 
     kv_cache_gib: float = 1.0
     block_size: int = 16
