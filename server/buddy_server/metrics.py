@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 from buddy_server.engine.messages import EngineClient, EngineInfo, StepStats
 from buddy_server.errors import ApiError, Outcome
+from buddy_server.histogram import CountedHistogram
 from buddy_server.tenancy.depth import DepthDecision
 from buddy_server.tenancy.policy import Tenant
 from buddy_server.version import server_version
@@ -74,7 +75,7 @@ class Metrics:
             buckets=_FIRST_TOKEN_S,
             registry=self.registry,
         )
-        self._inter_token = Histogram(
+        self._inter_token = CountedHistogram(
             "buddy_inter_token_latency_seconds",
             "Between two tokens of a choice.",
             _TENANT,
@@ -111,7 +112,7 @@ class Metrics:
         self._layers_skipped = Counter(
             "buddy_layers_skipped", "Layers not run, summed over tokens.", _TENANT, registry=self.registry
         )
-        self._layers_per_token = Histogram(
+        self._layers_per_token = CountedHistogram(
             "buddy_layers_per_token",
             "Layers run by a generated token.",
             _TENANT,
@@ -226,18 +227,25 @@ class RequestMetrics:
         if depth.clamped is not None:
             self._metrics._budget_clamped.labels(depth.clamped).inc()
 
-    def token(self, num_layers: int, choice: int = 0) -> None:
-        """One more token of `choice`, which ran `num_layers` layers."""
+    def tokens(self, num_layers: Sequence[int], choice: int = 0) -> None:
+        """Tokens of `choice` that came together, with the number of layers that each of them ran; none is fine. They
+        share the time since the ones before them."""
+        if not num_layers:
+            return
         now = time.perf_counter()
         if not self._last_token:
             self._metrics._prompt_tokens.labels(*self._labels).inc(self._num_prompt_tokens)
-        if choice in self._last_token:
-            self._inter_token.observe(now - self._last_token[choice])
-        else:
+        num_later = len(num_layers)
+        if choice not in self._last_token:
             self._first_token.observe(now - self._started)
+            self._last_token[choice] = now
+            num_later -= 1
+        if num_later:
+            self._inter_token.observe((now - self._last_token[choice]) / num_later, num_later)
         self._last_token[choice] = now
-        self._completion_tokens.inc()
-        self._layers_per_token.observe(num_layers)
+        self._completion_tokens.inc(len(num_layers))
+        for number in set(num_layers):
+            self._layers_per_token.observe(number, num_layers.count(number))
 
     def cached(self, num_prompt_tokens: int) -> None:
         """So many prompt tokens were found in the prefix cache."""

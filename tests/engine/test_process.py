@@ -75,7 +75,7 @@ def engine(plan: EnginePlan, steps: list[StepStats], restarts: list[float]) -> I
 async def ask(engine: EngineProcess, request: GenerationRequest) -> list[Event]:
     """All events to the last."""
     async with asyncio.timeout(TIMEOUT_S):
-        return [event async for event in engine.submit(request)]
+        return [event async for together in engine.submit(request) for event in together]
 
 
 async def until(condition: Callable[[], object]) -> None:

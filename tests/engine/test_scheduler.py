@@ -10,7 +10,7 @@ from buddy_server.engine.block_pool import BlockPool
 from buddy_server.engine.messages import GenerationRequest, SamplingParams
 from buddy_server.engine.pace import Pace
 from buddy_server.engine.prefix_keys import PrefixKeys
-from buddy_server.engine.scheduler import Scheduler
+from buddy_server.engine.scheduler import MOST_STEPS, Scheduler
 from buddy_server.engine.sequence import Sequence, Work
 from tiny_engine import SlowPace
 
@@ -396,3 +396,32 @@ def check_step(scheduler: Scheduler, works: list[Work], max_sequences: int, max_
         else:
             assert (work.length, work.ahead, work.continues) == (1, 0, False)
     scheduler.check_idle()
+
+
+def answering(scheduler: Scheduler, name: str, num_prompt: int) -> None:
+    """A greedy request of which the prompt is computed."""
+    sampling = SamplingParams(20, temperature=0)
+    scheduler.add(GenerationRequest(name, "default", (9,) * num_prompt, 2, sampling))
+    step(scheduler)
+
+
+@pytest.mark.parametrize("cached", [0, 32])
+def test_answers_take_several_steps_in_blocks_that_nobody_runs_in(cached: int) -> None:
+    scheduler = make_scheduler(num_blocks=10, max_step_tokens=64, prefix_cache=True)
+    if cached:
+        scheduler.add(request("gone", cached, max_tokens=1))
+        step(scheduler)
+    assert scheduler.pool.num_idle == cached // 4
+    answering(scheduler, "a", 7)
+    assert scheduler.reserve_steps(scheduler.schedule()) == MOST_STEPS
+    assert scheduler.pool.num_free == 10 - 6
+    scheduler.check_idle()
+
+
+def test_answers_take_one_step_where_more_would_take_blocks_from_others() -> None:
+    scheduler = make_scheduler(num_blocks=10)
+    answering(scheduler, "a", 7)
+    answering(scheduler, "b", 20)
+    works = scheduler.schedule()
+    assert (scheduler.pool.num_free, scheduler.reserve_steps(works)) == (1, 1)
+    assert scheduler.pool.num_free == 1

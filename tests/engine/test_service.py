@@ -80,12 +80,13 @@ async def ask(service: EngineService, request: GenerationRequest) -> Answer:
     """All events to the last."""
     answer = Answer()
     async with aclosing(service.submit(request)) as events:
-        async for event in events:
-            assert answer.finish is None
-            if isinstance(event, FinishEvent):
-                answer.finish = event
-            else:
-                answer.tokens.append(event)
+        async for together in events:
+            for event in together:
+                assert answer.finish is None
+                if isinstance(event, FinishEvent):
+                    answer.finish = event
+                else:
+                    answer.tokens.append(event)
     return answer
 
 
@@ -93,8 +94,8 @@ async def take(service: EngineService, request: GenerationRequest, num_events: i
     """The first events, then the client goes away."""
     seen: list[Event] = []
     async with aclosing(service.submit(request)) as events:
-        async for event in events:
-            seen.append(event)
+        async for together in events:
+            seen += together
             if len(seen) >= num_events:
                 break
         await asyncio.sleep(delay_s)

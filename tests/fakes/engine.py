@@ -65,29 +65,29 @@ class FakeEngine:
         """What runs then ends as cancelled."""
         self.stopped = True
 
-    async def submit(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
+    async def submit(self, request: GenerationRequest) -> AsyncGenerator[list[Event], None]:
         cached_tokens = self.num_cached[len(self.requests) % len(self.num_cached)]
         self.requests.append(request)
         ended = False
         try:
             num_tokens = min(self.num_words, request.sampling.max_tokens)
             if request.sampling.prompt_logprobs is not None:
-                yield self._prompt(request)
+                yield [self._prompt(request)]
             for index in range(num_tokens):
                 await asyncio.sleep(self.delay_s)
                 if index == self.raise_at:
                     raise RuntimeError("secret inside of the engine")
                 if self.stopped:
                     ended = True
-                    yield FinishEvent("cancelled", 0, 0, 0, 0)
+                    yield [FinishEvent("cancelled", 0, 0, 0, 0)]
                     return
                 if index == self.fail_at:
                     ended = True
-                    yield FinishEvent(self.fail_with, 0, 0, 0, 0, error="secret inside of the engine")
+                    yield [FinishEvent(self.fail_with, 0, 0, 0, 0, error="secret inside of the engine")]
                     return
-                yield self._token(index, request)
+                yield [self._token(index, request)]
             ended = True
-            yield FinishEvent(
+            finish = FinishEvent(
                 reason="length" if num_tokens == request.sampling.max_tokens else "stop",
                 prompt_tokens=len(request.prompt_tokens),
                 completion_tokens=num_tokens,
@@ -96,6 +96,7 @@ class FakeEngine:
                 text="!",
                 cached_tokens=cached_tokens,
             )
+            yield [finish]
         finally:
             (self.finished if ended else self.cancelled).append(request.request_id)
 

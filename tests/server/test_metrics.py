@@ -1,9 +1,13 @@
 """What is counted, and what must add up."""
 
+import time
+
 import pytest
+from prometheus_client import CollectorRegistry, Histogram, generate_latest
 
 from buddy_server.engine.messages import DepthCount, StepStats
 from buddy_server.errors import InvalidBudget
+from buddy_server.histogram import CountedHistogram
 from buddy_server.metrics import Metrics
 from buddy_server.tenancy.policy import Tenant, Tier
 from fakes.engine import INFO, FakeEngine
@@ -110,6 +114,41 @@ def test_context_that_is_left_by_an_error_takes_its_outcome() -> None:
 
 def test_layer_buckets_are_eighths_of_the_model() -> None:
     metrics = Metrics(INFO, [Tenant("acme", Tier("pro"))])
-    metrics.request(Tenant("acme", Tier("pro"))).token(4)
+    metrics.request(Tenant("acme", Tier("pro"))).tokens([4])
     assert sample(metrics, "buddy_layers_per_token_bucket", tenant="acme", tier="pro", le="3.0") == 0
     assert sample(metrics, "buddy_layers_per_token_bucket", tenant="acme", tier="pro", le="4.0") == 1
+
+
+def test_histogram_with_counts_says_what_one_by_one_would() -> None:
+    ours, theirs = CollectorRegistry(), CollectorRegistry()
+    counted = CountedHistogram("gap_seconds", "Help.", ("tenant",), (0.5, 1, 2.5), ours)
+    single = Histogram("gap_seconds", "Help.", ("tenant",), buckets=(0.5, 1, 2.5), registry=theirs)
+    for value, count in ((0.5, 3), (0.75, 2), (1, 1), (9.0, 4), (0.0, 1)):
+        counted.labels("acme").observe(value, count)
+        for _ in range(count):
+            single.labels("acme").observe(value)
+    counted.labels("quiet")
+    single.labels("quiet")
+    told = [line for line in generate_latest(theirs).decode().splitlines() if "_created" not in line]
+    assert generate_latest(ours).decode().splitlines() == told
+    with pytest.raises(ValueError, match="gap_seconds"):
+        CountedHistogram("gap_seconds", "Help.", (), (1,), ours)
+
+
+def test_tokens_that_come_together_share_the_time_since_those_before() -> None:
+    metrics = Metrics(INFO, [Tenant("acme", Tier("pro"))])
+    measured = metrics.request(Tenant("acme", Tier("pro")))
+    measured.tokens([])
+    assert sample(metrics, "buddy_completion_tokens_total", tenant="acme", tier="pro") == 0
+    measured.tokens([4, 4, 3])
+    started = time.perf_counter()
+    time.sleep(0.02)
+    measured.tokens([4, 4])
+    passed = time.perf_counter() - started
+    labels = {"tenant": "acme", "tier": "pro"}
+    assert sample(metrics, "buddy_time_to_first_token_seconds_count", **labels) == 1
+    assert sample(metrics, "buddy_inter_token_latency_seconds_count", **labels) == 4
+    assert sample(metrics, "buddy_inter_token_latency_seconds_sum", **labels) == pytest.approx(passed, abs=0.005)
+    # The two that came with the first one, and none of those that had to wait.
+    assert sample(metrics, "buddy_inter_token_latency_seconds_bucket", **labels, le="0.005") == 2
+    assert sample(metrics, "buddy_layers_per_token_sum", **labels) == 19

@@ -87,8 +87,7 @@ async def admit(services: Services, tenant: Tenant, request: Request, body: Body
     asked = _asked_budget(body, request.headers.get(BUDGET_HEADER), info.num_layers)
     depth = decide_depth(asked, tenant.tier, info.num_layers)
     bias = _logit_bias(body.logit_bias or {}, info.vocab_size)
-    # A long prompt takes the tokenizer a while; other requests must not wait for it.
-    prompts = await to_thread.run_sync(_prompt_tokens, services.tokenizer, body)
+    prompts = await _prompt_tokens(services.tokenizer, body)
     _check_vocabulary(prompts, info.vocab_size, body)
     n = body.n or 1
     # After the wait, so that those who waited too are counted.
@@ -111,7 +110,14 @@ async def admit(services: Services, tenant: Tenant, request: Request, body: Body
     return Admitted(completion_id, int(time.time()), request.state.request_id, body, depth, info.num_layers, choices)
 
 
-def _prompt_tokens(tokenizer: ChatTokenizer, body: Body) -> list[tuple[int, ...]]:
+async def _prompt_tokens(tokenizer: ChatTokenizer, body: Body) -> list[tuple[int, ...]]:
+    if isinstance(body, CompletionRequest) and not any(isinstance(prompt, str) for prompt in body.prompts):
+        return _tokenized(tokenizer, body)
+    # A long prompt takes the tokenizer a while; other requests must not wait for it.
+    return await to_thread.run_sync(_tokenized, tokenizer, body)
+
+
+def _tokenized(tokenizer: ChatTokenizer, body: Body) -> list[tuple[int, ...]]:
     if isinstance(body, ChatRequest):
         return [tokenizer.render([message.model_dump(exclude_none=True) for message in body.messages])]
     return [tokenizer.encode_prompt(prompt) if isinstance(prompt, str) else tuple(prompt) for prompt in body.prompts]

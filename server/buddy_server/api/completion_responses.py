@@ -54,9 +54,19 @@ class CompletionChoices:
         self._tokenizer = tokenizer
         self._lengths = [0] * len(self._prompts)
 
-    def piece(self, index: int, event: Event) -> dict[str, Any]:
-        """The choice `index` as far as `event` tells of it."""
-        text, logprobs = "", _Logprobs()
+    def piece(self, index: int, events: list[Event]) -> dict[str, Any]:
+        """The choice `index` as far as `events`, which came together, tell of it."""
+        logprobs, last = _Logprobs(), events[-1]
+        return {
+            "index": index,
+            "text": "".join([self._text(index, event, logprobs) for event in events]),
+            "logprobs": logprobs.body() if logprobs.tokens else None,
+            "finish_reason": last.reason if isinstance(last, FinishEvent) else None,
+        }
+
+    def _text(self, index: int, event: Event, logprobs: _Logprobs) -> str:
+        """What `event` adds to the choice; its log probabilities go to `logprobs`."""
+        text = ""
         if isinstance(event, PromptEvent) or self._echoes_now(index):
             text = self._echo(index, event, logprobs)
         if isinstance(event, TokenEvent) and event.logprob is not None and not self._body.scores_only:
@@ -64,12 +74,7 @@ class CompletionChoices:
         if not isinstance(event, PromptEvent) and not self._body.scores_only:
             text += event.text
         self._lengths[index] += len(text)
-        return {
-            "index": index,
-            "text": text,
-            "logprobs": logprobs.body() if logprobs.tokens else None,
-            "finish_reason": event.reason if isinstance(event, FinishEvent) else None,
-        }
+        return text
 
     def _echoes_now(self, index: int) -> bool:
         """Whether the prompt is to be echoed now, nobody having asked for its log probabilities."""
@@ -92,8 +97,8 @@ async def collect_plain_completion(generation: Generation, tokenizer: ChatTokeni
     choices = CompletionChoices(generation, tokenizer)
     pieces: list[list[dict[str, Any]]] = [[] for _ in generation.admitted.choices]
     async with aclosing(generation.events()) as events:
-        async for index, event in events:
-            pieces[index].append(choices.piece(index, event))
+        async for index, together in events:
+            pieces[index].append(choices.piece(index, together))
     return {
         **_envelope(generation, [_joined(of_choice) for of_choice in pieces]),
         "usage": generation.usage(),
@@ -119,9 +124,9 @@ class CompletionChunkWriter:
         self._generation = generation
         self._choices = CompletionChoices(generation, tokenizer)
 
-    def chunks(self, index: int, event: Event) -> Iterator[dict[str, Any]]:
-        """None for a token without text and log probabilities."""
-        piece = self._choices.piece(index, event)
+    def chunks(self, index: int, events: list[Event]) -> Iterator[dict[str, Any]]:
+        """One for `events` that came together; none for tokens without text and log probabilities."""
+        piece = self._choices.piece(index, events)
         if piece["text"] or piece["logprobs"] or piece["finish_reason"]:
             chunk = _envelope(self._generation, [piece])
             if self._generation.admitted.body.wants_usage_chunk:

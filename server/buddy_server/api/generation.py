@@ -24,21 +24,17 @@ class Generation:
         self._paths: list[list[tuple[int, ...]]] = [[] for _ in admitted.choices]
         self._finishes: dict[int, FinishEvent] = {}
 
-    async def events(self) -> AsyncGenerator[tuple[int, Event], None]:
-        """The events of all choices with the choice's index. Closing it cancels what still runs.
+    async def events(self) -> AsyncGenerator[tuple[int, list[Event]], None]:
+        """The events of all choices with the choice's index, those that come at the same time as one list. Closing it
+        cancels what still runs.
 
         Raises InternalError when the engine fails, NotReady when it stops the request by itself.
         """
         streams = [self._engine.submit(choice) for choice in self.admitted.choices]
         async with aclosing(merge(streams)) as merged:
-            async for index, event in merged:
-                if isinstance(event, TokenEvent):
-                    self._paths[index].append(event.layers)
-                    self._measured.token(len(event.layers), index)
-                elif isinstance(event, FinishEvent):
-                    self._check(event)
-                    self._finishes[index] = event
-                yield index, event
+            async for index, events in merged:
+                self._take(index, events)
+                yield index, events
         assert self.is_complete, "the engine ended a request without a FinishEvent"
         self._measured.cached(self._num_cached)
         self._measured.finish("finished")
@@ -95,6 +91,15 @@ class Generation:
         if self.admitted.body.wants_trace:
             buddy["paths"] = self._paths[0] if len(self._paths) == 1 else self._paths
         return buddy
+
+    def _take(self, index: int, events: list[Event]) -> None:
+        paths = [event.layers for event in events if isinstance(event, TokenEvent)]
+        self._paths[index] += paths
+        self._measured.tokens([len(path) for path in paths], index)
+        last = events[-1]
+        if isinstance(last, FinishEvent):
+            self._check(last)
+            self._finishes[index] = last
 
     def _check(self, finish: FinishEvent) -> None:
         if finish.reason == "error":

@@ -7,10 +7,10 @@ import anyio
 
 from buddy_server.engine.messages import Event
 
-EventStream = AsyncGenerator[Event, None]
+EventStream = AsyncGenerator[list[Event], None]
 
 
-async def merge(streams: Sequence[EventStream]) -> AsyncGenerator[tuple[int, Event], None]:
+async def merge(streams: Sequence[EventStream]) -> AsyncGenerator[tuple[int, list[Event]], None]:
     """The events of all `streams` as they come, each with the index of its stream.
 
     However this ends, every stream is closed, which cancels its work. The first exception of one ends all.
@@ -18,8 +18,8 @@ async def merge(streams: Sequence[EventStream]) -> AsyncGenerator[tuple[int, Eve
     try:
         if len(streams) == 1:
             # The usual case does without a task and a queue, which would cost at every token.
-            async for event in streams[0]:
-                yield 0, event
+            async for events in streams[0]:
+                yield 0, events
         else:
             async for pair in _merge_many(streams):
                 yield pair
@@ -30,8 +30,8 @@ async def merge(streams: Sequence[EventStream]) -> AsyncGenerator[tuple[int, Eve
                 await stream.aclose()
 
 
-async def _merge_many(streams: Sequence[EventStream]) -> AsyncGenerator[tuple[int, Event], None]:
-    queue: asyncio.Queue[tuple[int, Event] | Exception | None] = asyncio.Queue()
+async def _merge_many(streams: Sequence[EventStream]) -> AsyncGenerator[tuple[int, list[Event]], None]:
+    queue: asyncio.Queue[tuple[int, list[Event]] | Exception | None] = asyncio.Queue()
     tasks = [asyncio.create_task(_pump(index, stream, queue)) for index, stream in enumerate(streams)]
     num_open = len(tasks)
     try:
@@ -50,10 +50,12 @@ async def _merge_many(streams: Sequence[EventStream]) -> AsyncGenerator[tuple[in
             await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _pump(index: int, stream: EventStream, queue: asyncio.Queue[tuple[int, Event] | Exception | None]) -> None:
+async def _pump(
+    index: int, stream: EventStream, queue: asyncio.Queue[tuple[int, list[Event]] | Exception | None]
+) -> None:
     try:
-        async for event in stream:
-            queue.put_nowait((index, event))
+        async for events in stream:
+            queue.put_nowait((index, events))
         queue.put_nowait(None)
     except Exception as error:
         queue.put_nowait(error)

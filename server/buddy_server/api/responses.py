@@ -5,7 +5,7 @@ from contextlib import aclosing
 from typing import Any
 
 from buddy_server.api.generation import Generation
-from buddy_server.engine.messages import Event, PromptEvent, TokenEvent, TokenLogprob
+from buddy_server.engine.messages import Event, FinishEvent, PromptEvent, TokenEvent, TokenLogprob
 
 LOWEST_LOGPROB = -9999.0
 """What OpenAI sends for "never"; JSON has no infinity."""
@@ -15,8 +15,8 @@ async def collect_completion(generation: Generation) -> dict[str, Any]:
     """Run `generation` to its end; the body of the response. Raises what `Generation.events` raises."""
     choices = [_Choice(index) for index in range(len(generation.admitted.choices))]
     async with aclosing(generation.events()) as events:
-        async for index, event in events:
-            choices[index].add(event)
+        async for index, together in events:
+            choices[index].add(together)
     admitted = generation.admitted
     return {
         "id": admitted.id,
@@ -36,13 +36,10 @@ class _Choice:
         self._logprobs: list[dict[str, Any]] = []
         self._finish_reason: str | None = None
 
-    def add(self, event: Event) -> None:
-        assert not isinstance(event, PromptEvent), "a chat asks for no log probabilities of its prompt"
-        self._texts.append(event.text)
-        if isinstance(event, TokenEvent):
-            self._logprobs += _logprob_entries(event)
-        else:
-            self._finish_reason = event.reason
+    def add(self, events: list[Event]) -> None:
+        self._texts.append(_text(events))
+        self._logprobs += _logprob_entries(events)
+        self._finish_reason = _finish_reason(events)
 
     def body(self, with_logprobs: bool) -> dict[str, Any]:
         return {
@@ -61,17 +58,16 @@ class ChunkWriter:
         self._body = generation.admitted.body
         self._opened: set[int] = set()
 
-    def chunks(self, index: int, event: Event) -> Iterator[dict[str, Any]]:
-        """The chunks that `event` of choice `index` gives; none for a token without text and logprobs."""
+    def chunks(self, index: int, events: list[Event]) -> Iterator[dict[str, Any]]:
+        """The chunks for `events` of choice `index`, which came together; none for tokens without text and logprobs."""
         if index not in self._opened:
             self._opened.add(index)
             yield self._chunk(index, {"role": "assistant", "content": ""})
-        assert not isinstance(event, PromptEvent), "a chat asks for no log probabilities of its prompt"
-        entries = _logprob_entries(event) if isinstance(event, TokenEvent) else []
-        if event.text or entries:
-            yield self._chunk(index, {"content": event.text}, entries)
-        if not isinstance(event, TokenEvent):
-            chunk = self._chunk(index, {}, finish_reason=event.reason)
+        text, entries = _text(events), _logprob_entries(events)
+        if text or entries:
+            yield self._chunk(index, {"content": text}, entries)
+        if (reason := _finish_reason(events)) is not None:
+            chunk = self._chunk(index, {}, finish_reason=reason)
             if self._generation.is_complete and not self._body.wants_usage_chunk:
                 chunk["buddy"] = self._generation.buddy()
             yield chunk
@@ -105,11 +101,23 @@ class ChunkWriter:
         return envelope
 
 
-def _logprob_entries(event: TokenEvent) -> list[dict[str, Any]]:
-    """None or one: an engine gives log probabilities only when asked for."""
-    if event.logprob is None:
-        return []
-    return [_logprob(event.logprob) | {"top_logprobs": [_logprob(other) for other in event.top_logprobs]}]
+def _text(events: list[Event]) -> str:
+    # A chat asks for no log probabilities of its prompt: every event has a text.
+    return "".join([event.text for event in events if not isinstance(event, PromptEvent)])
+
+
+def _finish_reason(events: list[Event]) -> str | None:
+    last = events[-1]
+    return last.reason if isinstance(last, FinishEvent) else None
+
+
+def _logprob_entries(events: list[Event]) -> list[dict[str, Any]]:
+    """One a token, or none at all: an engine gives log probabilities only when asked for."""
+    return [
+        _logprob(event.logprob) | {"top_logprobs": [_logprob(other) for other in event.top_logprobs]}
+        for event in events
+        if isinstance(event, TokenEvent) and event.logprob is not None
+    ]
 
 
 def _logprob(token: TokenLogprob) -> dict[str, Any]:

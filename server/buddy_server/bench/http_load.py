@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import TypeVar
 from urllib.parse import urlsplit
 
+import uvloop
+
 from buddy_server.bench.contender import Tokens
 
 REQUEST_TIMEOUT_S = 600
@@ -102,7 +104,7 @@ def run_undisturbed(work: Coroutine[None, None, T]) -> tuple[T, float]:
     gc.disable()
     try:
         started_s = time.process_time()
-        return asyncio.run(work), time.process_time() - started_s
+        return uvloop.run(work), time.process_time() - started_s
     finally:
         gc.enable()
 

@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 
 SHUTTING_DOWN = "the server is shutting down"
 
-_Queue = asyncio.Queue[Event]
+_Queue = asyncio.Queue[list[Event]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,34 +33,38 @@ class Listeners:
     def __len__(self) -> int:
         return len(self._listeners)
 
-    async def events(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
-        """Submit `request`: its events until the FinishEvent. Closing the iterator at any point cancels it."""
+    async def events(self, request: GenerationRequest) -> AsyncGenerator[list[Event], None]:
+        """Submit `request`: its events until the FinishEvent, those delivered together as one list. Closing the
+        iterator at any point cancels it."""
         listener = _Listener(request, asyncio.get_running_loop(), asyncio.Queue())
         self._listeners[request.request_id] = listener
-        event: Event | None = None
+        ended = False
         try:
             if not self._send(Submit(request)):
-                listener.events.put_nowait(unaccounted(request, "cancelled", SHUTTING_DOWN))
-            while not isinstance(event, FinishEvent):
-                event = await listener.events.get()
-                yield event
+                listener.events.put_nowait([unaccounted(request, "cancelled", SHUTTING_DOWN)])
+            while not ended:
+                events = await listener.events.get()
+                ended = isinstance(events[-1], FinishEvent)
+                yield events
         finally:
             self._listeners.pop(request.request_id, None)
-            if not isinstance(event, FinishEvent):
+            if not ended:
                 self._send(Cancel(request.request_id))
 
     def deliver(self, events: Iterable[tuple[str, Event]]) -> None:
         """Hand over events, in order, waking each event loop once. On one thread at a time."""
-        by_loop: defaultdict[asyncio.AbstractEventLoop, list[tuple[_Queue, Event]]] = defaultdict(list)
+        by_request: defaultdict[str, list[Event]] = defaultdict(list)
         for request_id, event in events:
-            listener = self._listeners.get(request_id)
+            by_request[request_id].append(event)
+        by_loop: defaultdict[asyncio.AbstractEventLoop, list[tuple[_Queue, list[Event]]]] = defaultdict(list)
+        for request_id, together in by_request.items():
+            ended = isinstance(together[-1], FinishEvent)
+            listener = self._listeners.pop(request_id, None) if ended else self._listeners.get(request_id)
             if listener is not None:
-                by_loop[listener.loop].append((listener.events, event))
-                if isinstance(event, FinishEvent):
-                    self._listeners.pop(request_id, None)
-        for loop, pairs in by_loop.items():
+                by_loop[listener.loop].append((listener.events, together))
+        for loop, groups in by_loop.items():
             try:
-                loop.call_soon_threadsafe(_put_all, pairs)
+                loop.call_soon_threadsafe(_put_all, groups)
             except RuntimeError:
                 self._forget(loop)
 
@@ -83,6 +87,6 @@ def unaccounted(request: GenerationRequest, reason: FinishReason, message: str) 
     return FinishEvent(reason, len(request.prompt_tokens), 0, 0, 0, error=message)
 
 
-def _put_all(pairs: list[tuple[_Queue, Event]]) -> None:
-    for events, event in pairs:
-        events.put_nowait(event)
+def _put_all(groups: list[tuple[_Queue, list[Event]]]) -> None:
+    for queue, together in groups:
+        queue.put_nowait(together)

@@ -158,8 +158,9 @@ class EngineClient(Protocol):
         when the engine stops or fails before it has answered."""
         ...
 
-    def submit(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
-        """Start a request and yield its events; closing the iterator at any point cancels it."""
+    def submit(self, request: GenerationRequest) -> AsyncGenerator[list[Event], None]:
+        """Start a request and yield its events, those that come at the same time as one list; closing the iterator at
+        any point cancels it."""
         ...
 
 

@@ -4,8 +4,11 @@ from collections.abc import Sequence as Seq
 
 from buddy_server.engine.sequence import Work
 
+BURST_S = 0.012
+"""How long answers may go on by themselves, their tokens reaching the clients together: shorter than a frame on a
+screen, many times what Python and HTTP take for each burst."""
 STRETCH = 1.5
-"""How many times the usual gap between a stream's tokens a step with prefill in it may take."""
+"""How many times the usual gap between arrivals of a stream's text a step with prefill in it may take."""
 FEWEST_ROWS = 8
 """Prefill goes on at this many rows, whatever they take: as many as the CPU's products take at once."""
 MEMORY = 0.8
@@ -13,28 +16,27 @@ MEMORY = 0.8
 
 
 class Pace:
-    """Learns from the steps that were run what a gap and a row of prefill take; both change with load and contexts."""
+    """Learns from the steps that were run what a step of answers and a row of prefill take; both change with load and
+    contexts."""
 
     def __init__(self) -> None:
-        self._gap_s: float | None = None
-        self._decode_s = 0.0
+        self._decode_s: float | None = None
         self._row_s: float | None = None
 
     def observe(self, works: Seq[Work], num_steps: int, seconds: float) -> None:
         """A call to the runner took `seconds` for so many steps of `works`."""
         num_prefill = sum(work.length for work in works if not work.is_answer)
         if num_prefill == 0:
-            self._gap_s = _mixed(self._gap_s, seconds)
-            self._decode_s = _mixed(self._decode_s or None, seconds / num_steps)
+            self._decode_s = _mixed(self._decode_s, seconds / num_steps)
             return
-        decode_s = self._decode_s if num_prefill < sum(work.length for work in works) else 0.0
+        decode_s = self._decode_s or 0.0 if num_prefill < sum(work.length for work in works) else 0.0
         self._row_s = _mixed(self._row_s, max(0.0, seconds - decode_s) / num_prefill)
 
     def prefill_rows(self, most: int) -> int:
         """Rows of prefill for a step that has answers in it, at most `most`; all of them while nothing is known."""
-        if self._gap_s is None or not self._row_s:
+        if self._decode_s is None or not self._row_s:
             return most
-        fitting = int((STRETCH * self._gap_s - self._decode_s) / self._row_s)
+        fitting = int((STRETCH * max(BURST_S, self._decode_s) - self._decode_s) / self._row_s)
         return min(most, max(FEWEST_ROWS, fitting // FEWEST_ROWS * FEWEST_ROWS))
 
 

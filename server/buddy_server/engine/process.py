@@ -91,8 +91,8 @@ class EngineProcess:
         self._stopping.set()
         self._thread.join()
 
-    def submit(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
-        """Events until the FinishEvent. Closing the iterator at any point cancels the request."""
+    def submit(self, request: GenerationRequest) -> AsyncGenerator[list[Event], None]:
+        """As EngineClient has it: events until the FinishEvent."""
         return self._listeners.events(request)
 
     async def predict_depth(self, prompt_tokens: tuple[int, ...], lowest: int, highest: int) -> int | None:

@@ -12,11 +12,9 @@ from buddy_kernels import RoutedOutput, StepRows
 from buddy_kernels.routed_step import CHOOSE, CONTINUE, KEEP
 from buddy_routing.router import NEVER
 from buddy_routing.stepper import Stepper
+from buddy_server.engine.pace import BURST_S
 from buddy_server.engine.sampler import Sampler, top_logprobs
 from buddy_server.engine.sequence import SampledToken, Sequence, Work
-
-MOST_S = 0.004
-"""How long answers may go on by themselves: less than anyone sees, many times what Python costs between two steps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +115,7 @@ def step_rows(
         aligned=aligned,
         # Where choosing and keeping take turns, no two steps are alike.
         most_steps=most_steps if reroute_every in (1, NEVER) else 1,
-        most_s=MOST_S,
+        most_s=BURST_S,
         end_tokens=[
             *end_token_ids,
             *(token for work in works for token in work.sequence.request.sampling.stop_token_ids),

@@ -86,7 +86,7 @@ class Scheduler:
 
     def reserve_steps(self, works: list[Work]) -> int:
         """How many steps in a row the works may take by themselves, with blocks for all of them: several when all are
-        answers that go on by their likeliest tokens and have that many to come. Takes no room from anyone else."""
+        answers that go on by their likeliest tokens and have that many to come. Nobody is preempted for it."""
         steps = MOST_STEPS
         for work in works:
             sequence, sampling = work.sequence, work.sequence.request.sampling
@@ -95,7 +95,7 @@ class Scheduler:
             steps = min(steps, sampling.max_tokens - sequence.num_output)
         ends = [(work.sequence.block_table, len(work.sequence.tokens) + steps - 1) for work in works]
         missing = sum(max(0, self.pool.blocks_for(end) - len(table)) for table, end in ends)
-        if missing > self.pool.num_free - self.pool.num_idle:
+        if missing > self.pool.num_free:
             return 1
         for table, end in ends:
             self.pool.grow(table, end)

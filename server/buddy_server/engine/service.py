@@ -64,8 +64,8 @@ class EngineService:
             return None
         return await asyncio.to_thread(self._depth_predictor.choose, prompt_tokens, lowest, highest)
 
-    def submit(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
-        """Events until the FinishEvent. Closing the iterator at any point cancels the request."""
+    def submit(self, request: GenerationRequest) -> AsyncGenerator[list[Event], None]:
+        """As EngineClient has it: events until the FinishEvent."""
         return self._listeners.events(request)
 
     def _send(self, order: Submit | Cancel) -> bool:

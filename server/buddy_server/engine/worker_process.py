@@ -92,13 +92,14 @@ class WorkerProcess:
 
     def notices(self) -> Iterator[Notice | None]:
         """What the child says, and None after every TICK_S of silence, until it has ended and all has been read."""
+        has_ended = False
         while True:
-            has_ended = self.returncode is not None
             if self._notices.poll(round(TICK_S * 1000)):
                 yield decode_notice(self._notices.recv())
             elif has_ended:
                 return
             else:
+                has_ended = self.returncode is not None
                 yield None
 
     def close(self) -> None:
