@@ -13,6 +13,7 @@
 namespace buddy {
 
 constexpr int64_t CACHED_BYTES = 1 << 20;  // of inputs, beside the panels that go by
+constexpr int64_t AHEAD_BYTES = 4096;      // of weights on their way from memory to a tile
 
 // Rows as products read them: fp32, or int8 with a scale and a sum for every 64.
 struct Inputs {
@@ -61,6 +62,14 @@ struct Inputs {
     }
 };
 
+// `row`, 64 bytes of weights; those that this tile's P panels come to later are on their way. The processor's own fetching
+// ahead starts anew at every page of 4 KiB, and a panel has few.
+template <int P, class Element>
+const Element* fetched_ahead(const Element* row) {
+    _mm_prefetch(reinterpret_cast<const char*>(row) + AHEAD_BYTES / P, _MM_HINT_T0);
+    return row;
+}
+
 // P panels times R rows into `out`. Each output is one accumulator that takes its inputs in order, so P and R do not
 // show in the result. Inlined always: else the sums live in memory.
 template <int P, int R>
@@ -75,7 +84,7 @@ template <int P, int R>
         for (int r = 0; r < R; ++r) out[p][r] = Vec{};
     for (int64_t i = 0; i < m.inputs; ++i) {
         Vec weight[P];
-        for (int p = 0; p < P; ++p) weight[p] = load(w[p] + i * LANES);
+        for (int p = 0; p < P; ++p) weight[p] = load(fetched_ahead<P>(w[p] + i * LANES));
         for (int r = 0; r < R; ++r) {
             const Vec value = splat(in[r][i]);
             for (int p = 0; p < P; ++p) out[p][r] += weight[p] * value;
@@ -98,7 +107,7 @@ template <int P, int R>
     for (int64_t i = 0; i < pairs; ++i) {
         Vec first[P], second[P];
         for (int p = 0; p < P; ++p) {
-            const VecU both = *reinterpret_cast<const VecU*>(w[p] + i * LANES);
+            const VecU both = *reinterpret_cast<const VecU*>(fetched_ahead<P>(w[p] + i * LANES));
             first[p] = (Vec)(both << 16), second[p] = (Vec)(both & 0xffff0000u);
         }
         for (int r = 0; r < R; ++r) {
@@ -142,10 +151,12 @@ template <int P, int R>
             // Weights are stored with 128 added.
             for (int p = 0; p < P; ++p) total[p][r] = VecI{} - 128 * x.sums[of_row];
         }
-        for (int64_t i = 0; i < PAD / 4; ++i)
+        for (int64_t i = 0; i < PAD / 4; ++i) {
+            const uint32_t* w[P];
+            for (int p = 0; p < P; ++p) w[p] = fetched_ahead<P>(weights + (p * fours + group * PAD / 4 + i) * LANES);
             for (int r = 0; r < R; ++r)
-                for (int p = 0; p < P; ++p)
-                    total[p][r] = dot_int8(total[p][r], weights + (p * fours + group * PAD / 4 + i) * LANES, in[r][i]);
+                for (int p = 0; p < P; ++p) total[p][r] = dot_int8(total[p][r], w[p], in[r][i]);
+        }
         for (int p = 0; p < P; ++p) {
             const Vec scale = load(scales + (p * groups + group) * LANES);
             for (int r = 0; r < R; ++r)
