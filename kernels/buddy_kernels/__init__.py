@@ -28,9 +28,11 @@ from buddy_kernels.rows import (
     scatter_rows,
     scatter_rows_reference,
 )
+from buddy_kernels.sampling import GREEDY, Sampling, draw
 from buddy_kernels.swiglu import silu, swiglu, swiglu_reference
 
 __all__ = [
+    "GREEDY",
     "DecoderWeights",
     "LayerWeights",
     "NativeBuildError",
@@ -39,10 +41,12 @@ __all__ = [
     "RoutedOutput",
     "RoutedStep",
     "RouterWeights",
+    "Sampling",
     "StepRows",
     "WeightKind",
     "apply_rotary",
     "apply_rotary_reference",
+    "draw",
     "gather_rows",
     "gather_rows_reference",
     "linear",

@@ -67,7 +67,8 @@ class Step(ctypes.Structure):
             (name, c_void_p)
             for name in (
                 *("tokens", "positions", "lengths", "aheads", "tables", "table_starts", "lanes", "budgets", "wanted"),
-                *("aligned", "end_tokens", "choices", "masks", "logits", "likeliest", "sums", "first_v"),
+                *("aligned", "end_tokens", "choices", "samplings", "uniforms"),
+                *("masks", "logits", "next_tokens", "sums", "first_v"),
             )
         ),
         ("choose", Choose),

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from ctypes import c_void_p
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, chain
 from typing import Literal
 
 import torch
@@ -22,6 +22,7 @@ from torch import Tensor
 from buddy_kernels import native_interface as interface
 from buddy_kernels.native_library import NativeBuildError, load_native_library
 from buddy_kernels.packing import LANES, PackedMatrix, interleaved, pack, pad_to
+from buddy_kernels.sampling import Sampling
 
 WeightKind = Literal["float32", "bfloat16", "int8"]
 KINDS: dict[str, int] = {"float32": 0, "bfloat16": 1, "int8": 2}
@@ -119,7 +120,10 @@ class StepRows:
     Segments `aligned` [S] with an earlier one of the same budget share a path, the best by the sum of their scores; a
     segment's own index leaves it alone.
 
-    With `most_steps` over 1, where every row is a segment and wanted, rows go on by their likeliest tokens: for so many
+    The next token of each wanted row is drawn as its entry of `samplings` [W] says, by its `uniforms` [W, most_steps]
+    from [0, 1), one a step; without them it is the likeliest.
+
+    With `most_steps` over 1, where every row is a segment and wanted, rows go on by their next tokens: for so many
     steps, until one of those is an end token, or until `most_s` seconds are over. One step is what may always come.
     """
 
@@ -133,6 +137,8 @@ class StepRows:
     wanted: Sequence[int]
     aheads: Sequence[int]
     aligned: Sequence[int]
+    samplings: Sequence[Sampling] = ()
+    uniforms: Sequence[Sequence[float]] = ()
     most_steps: int = 1
     most_s: float = 0.0
     end_tokens: Sequence[int] = ()
@@ -140,12 +146,12 @@ class StepRows:
 
 @dataclass(frozen=True, slots=True)
 class RoutedOutput:
-    """What one step or several did. `logits` [W, V] fp32 of the last, valid until the next call; `likeliest` tokens [W]
-    of each step; `masks` [steps, S, L] int8 that were run; `sums` [S, F] fp64 of the first layer's V over each
+    """What one step or several did. `logits` [W, V] fp32 of the last, valid until the next call; `next_tokens` [W] of
+    each step; `masks` [steps, S, L] int8 that were run; `sums` [S, F] fp64 of the first layer's V over each
     segment's sequence, after the last step, with the tokens it looked ahead to; and the seconds that choosing took."""
 
     logits: Tensor
-    likeliest: Sequence[Sequence[int]]
+    next_tokens: Sequence[Sequence[int]]
     masks: Tensor
     sums: Tensor
     router_s: float
@@ -222,7 +228,7 @@ class RoutedStep:
         if num_wanted > len(self._logits):
             self._logits = torch.empty(num_wanted, self.vocab_size)
         masks = torch.empty(rows.most_steps, num_segments, self.num_layers, dtype=torch.int8)
-        likeliest = array("q", bytes(8 * num_wanted * rows.most_steps))
+        next_tokens = array("q", bytes(8 * num_wanted * rows.most_steps))
         sums = torch.empty(num_segments, self._v_shape.numel(), dtype=torch.float64)
         tables = array("q")
         for table in rows.tables:
@@ -234,6 +240,8 @@ class RoutedStep:
             *(array("q", values) for values in (rows.lanes, rows.budgets, rows.wanted, rows.aligned, rows.end_tokens)),
             array("B", rows.choices),
         )
+        samplings = array("d", chain.from_iterable(map(_numbers, rows.samplings)))
+        uniforms = array("d", chain.from_iterable(rows.uniforms))
         step = interface.Step(
             len(rows.positions),
             len(rows.tokens) - len(rows.positions),
@@ -242,9 +250,11 @@ class RoutedStep:
             rows.most_steps,
             len(rows.end_tokens),
             *(values.buffer_info()[0] for values in numbers),
+            samplings.buffer_info()[0] if samplings else None,
+            uniforms.buffer_info()[0],
             masks.data_ptr(),
             self._logits.data_ptr(),
-            likeliest.buffer_info()[0],
+            next_tokens.buffer_info()[0],
             sums.data_ptr(),
             most_s=rows.most_s,
         )
@@ -254,7 +264,7 @@ class RoutedStep:
             mistake = self._asking(router, step, masks[0], sums)
         if mistake:
             raise ValueError(f"native step: {mistake.decode()}")
-        said = [likeliest[index * num_wanted : (index + 1) * num_wanted] for index in range(step.num_steps)]
+        said = [next_tokens[index * num_wanted : (index + 1) * num_wanted] for index in range(step.num_steps)]
         return RoutedOutput(self._logits[:num_wanted], said, masks[: step.num_steps], sums, step.router_s)
 
     def _asking(self, router: ChoosePaths, step: interface.Step, masks: Tensor, sums: Tensor) -> bytes | None:
@@ -324,6 +334,10 @@ class RoutedStep:
         return tensor.data_ptr()
 
 
+def _numbers(sampling: Sampling) -> tuple[float, float, float, float]:
+    return sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p
+
+
 def check_counts(rows: StepRows) -> None:
     """Raises ValueError for rows or segments of which some lack what others have."""
     num_segments = len(rows.lanes)
@@ -333,3 +347,10 @@ def check_counts(rows: StepRows) -> None:
             raise ValueError(f"{name} are {count}, allowed is one for each of {num_segments} lanes")
     if len(rows.positions) > len(rows.tokens):
         raise ValueError(f"tokens are {len(rows.tokens)}, allowed is one for each of {len(rows.positions)} positions")
+    if rows.samplings and not len(rows.samplings) == len(rows.uniforms) == len(rows.wanted):
+        raise ValueError(
+            f"samplings are {len(rows.samplings)} and uniforms {len(rows.uniforms)}, allowed is one for each of "
+            f"{len(rows.wanted)} wanted rows"
+        )
+    if any(len(of_row) != rows.most_steps for of_row in rows.uniforms):
+        raise ValueError(f"uniforms are not one for each of {rows.most_steps} steps")

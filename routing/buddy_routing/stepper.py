@@ -7,7 +7,16 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from buddy_kernels import DecoderWeights, LayerWeights, Projection, RoutedOutput, RoutedStep, RouterWeights, StepRows
+from buddy_kernels import (
+    DecoderWeights,
+    LayerWeights,
+    Projection,
+    RoutedOutput,
+    RoutedStep,
+    RouterWeights,
+    StepRows,
+    draw,
+)
 from buddy_kernels.routed_step import ChoosePaths
 from buddy_routing.decoder import DecoderLayer, Linear, RoutedDecoder
 from buddy_routing.kv_cache import KVCache
@@ -57,7 +66,15 @@ class TorchStepper:
 
         logits, masks = self.model(batch, self.cache, choose)
         logits = logits.float().cpu()
-        return RoutedOutput(logits, [logits.argmax(-1).tolist()], masks[None], sums, router_s)
+        return RoutedOutput(logits, [next_tokens(logits, rows)], masks[None], sums, router_s)
+
+
+def next_tokens(logits: Tensor, rows: StepRows) -> list[int]:
+    """What StepRows says of the wanted rows' logits [W, V]."""
+    if not rows.samplings:
+        return logits.argmax(-1).tolist()
+    drawn = zip(logits, rows.samplings, rows.uniforms, strict=True)
+    return [draw(row, sampling, uniforms[0]) for row, sampling, uniforms in drawn]
 
 
 class NativeStepper:
@@ -71,7 +88,8 @@ class NativeStepper:
 
     def step(self, rows: StepRows) -> RoutedOutput:
         if self._router_weights is None:
-            return self.routed_step(replace(rows, most_steps=1), self._asking_planner(rows))
+            one = replace(rows, most_steps=1, uniforms=[of_row[:1] for of_row in rows.uniforms])
+            return self.routed_step(one, self._asking_planner(rows))
         return self.routed_step(rows, self._router_weights)
 
     def _asking_planner(self, rows: StepRows) -> ChoosePaths:

@@ -1,6 +1,8 @@
 """The whole engine on a tiny model: budgets are exact, seeds repeat, accounts add up, whatever the circumstances."""
 
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -135,11 +137,19 @@ def test_prefill_in_pieces_beside_answers_says_the_same(tiny: TinySite, native: 
     check_accounts(cut, requests)
 
 
-def test_greedy_answers_go_on_by_themselves_and_say_the_same(tiny: TinySite, monkeypatch: pytest.MonkeyPatch) -> None:
+SAMPLINGS: tuple[dict[str, Any], ...] = (
+    {"temperature": 0.0},
+    {"temperature": 1.0},
+    {"temperature": 0.7, "top_p": 0.8},
+    {"temperature": 2.0, "top_k": 9, "min_p": 0.1},
+)
+
+
+def test_answers_go_on_by_themselves_and_say_the_same(tiny: TinySite, monkeypatch: pytest.MonkeyPatch) -> None:
     requests = [
         *(
-            make_request(f"r{i}", 5 + 9 * i, num_run, seed=i, max_tokens=30 + 7 * i, temperature=0.0)
-            for i, num_run in enumerate(BUDGETS)
+            make_request(f"r{i}", 5 + 9 * i, num_run, seed=i, max_tokens=30 + 7 * i, **sampling)
+            for i, (num_run, sampling) in enumerate(product(BUDGETS, SAMPLINGS))
         ),
         make_request("stopped", 8, seed=5, max_tokens=40, temperature=0.0, stop=("a", "e", "7", " ")),
         make_request("ended", 8, seed=6, max_tokens=40, temperature=0.0, stop_token_ids=tuple(range(20, 60))),
@@ -169,9 +179,9 @@ def test_prompt_scored_in_pieces_and_again_after_preemption_is_scored_once(tiny:
         assert one.logprob == pytest.approx(other.logprob, abs=1e-4)
 
 
-def test_answers_that_are_drawn_or_looked_at_take_one_step_at_a_time(tiny: TinySite) -> None:
+def test_answers_whose_logits_are_changed_or_looked_at_take_one_step_at_a_time(tiny: TinySite) -> None:
     for sampling in (
-        {"temperature": 1.0},
+        {"temperature": 1.0, "presence_penalty": 0.5},
         {"temperature": 0.0, "top_logprobs": 2},
         {"temperature": 0.0, "logit_bias": {1: 2.0}},
     ):

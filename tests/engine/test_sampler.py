@@ -40,7 +40,7 @@ def kept(tokens: list[int], temperature: float = 1.0) -> Tensor:
 
 def test_temperature_0_takes_the_likeliest_and_the_lower_of_two() -> None:
     sampler = make_sampler(temperature=0)
-    assert sampler.params.takes_likeliest
+    assert not sampler.is_drawn_by_the_step
     assert sampler.sample(LOGITS) == 1
     assert sampler.sample(torch.tensor([1.0, 3.0, 3.0])) == 1
 
@@ -86,7 +86,7 @@ def test_a_tie_at_the_cut_keeps_the_lower_index() -> None:
 @pytest.mark.parametrize("temperature", [1e-5, 1e-30, 5e-324])
 def test_temperature_near_0_is_greedy_rather_than_nan(temperature: float) -> None:
     sampler = make_sampler(temperature=temperature)
-    assert not sampler.params.takes_likeliest
+    assert sampler.is_drawn_by_the_step
     assert {sampler.sample(LOGITS) for _ in range(50)} == {1}
 
 
@@ -102,7 +102,7 @@ def test_logit_of_minus_infinity_is_never_drawn() -> None:
 def test_penalties_follow_the_formula_of_openai() -> None:
     """mu[j] - c[j] * frequency - (c[j] > 0) * presence, c over the generated tokens."""
     sampler = make_sampler(temperature=0, presence_penalty=0.4, frequency_penalty=0.3)
-    assert not sampler.params.takes_likeliest
+    assert not sampler.params.takes_logits_as_they_are
     logits = torch.tensor([2.0, 1.5, 0.0])
     expected, counts = [], torch.zeros(3)
     for _ in range(12):

@@ -10,7 +10,7 @@ from buddy_server.engine.block_pool import BlockPool
 from buddy_server.engine.messages import GenerationRequest, SamplingParams
 from buddy_server.engine.pace import Pace
 from buddy_server.engine.prefix_keys import PrefixKeys
-from buddy_server.engine.scheduler import MOST_STEPS, Scheduler
+from buddy_server.engine.scheduler import Scheduler
 from buddy_server.engine.sequence import Sequence, Work
 from tiny_engine import SlowPace
 
@@ -399,8 +399,8 @@ def check_step(scheduler: Scheduler, works: list[Work], max_sequences: int, max_
 
 
 def answering(scheduler: Scheduler, name: str, num_prompt: int) -> None:
-    """A greedy request of which the prompt is computed."""
-    sampling = SamplingParams(20, temperature=0)
+    """A request of which the prompt is computed and 16 tokens are to come."""
+    sampling = SamplingParams(17)
     scheduler.add(GenerationRequest(name, "default", (9,) * num_prompt, 2, sampling))
     step(scheduler)
 
@@ -413,15 +413,18 @@ def test_answers_take_several_steps_in_blocks_that_nobody_runs_in(cached: int) -
         step(scheduler)
     assert scheduler.pool.num_idle == cached // 4
     answering(scheduler, "a", 7)
-    assert scheduler.reserve_steps(scheduler.schedule()) == MOST_STEPS
+    assert scheduler.reserve_steps(scheduler.schedule()) == 16
     assert scheduler.pool.num_free == 10 - 6
     scheduler.check_idle()
 
 
-def test_answers_take_one_step_where_more_would_take_blocks_from_others() -> None:
-    scheduler = make_scheduler(num_blocks=10)
+@pytest.mark.parametrize(
+    ("num_blocks", "num_steps", "num_free"), [(6, 3, 0), (7, 3, 1), (8, 7, 0), (11, 7, 3), (12, 15, 0)]
+)
+def test_answers_take_fewer_steps_rather_than_blocks_of_others(num_blocks: int, num_steps: int, num_free: int) -> None:
+    scheduler = make_scheduler(num_blocks=num_blocks)
     answering(scheduler, "a", 7)
-    answering(scheduler, "b", 20)
-    works = scheduler.schedule()
-    assert (scheduler.pool.num_free, scheduler.reserve_steps(works)) == (1, 1)
-    assert scheduler.pool.num_free == 1
+    answering(scheduler, "b", 7)
+    assert scheduler.reserve_steps(scheduler.schedule()) == num_steps
+    assert scheduler.pool.num_free == num_free
+    scheduler.check_idle()

@@ -1,6 +1,7 @@
 """The native step against plain torch beyond what test_decoder.py holds together."""
 
 import os
+import random
 from array import array
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig
 
-from buddy_kernels import RoutedStep, RouterWeights, StepRows, WeightKind
+from buddy_kernels import GREEDY, RoutedStep, RouterWeights, Sampling, StepRows, WeightKind, draw
 from buddy_kernels.routed_step import CHOOSE, CONTINUE
 from buddy_routing.checkpoint import load_model
 from buddy_routing.decoder import RoutedDecoder
@@ -221,7 +222,7 @@ def test_steps_in_a_row_are_the_steps_one_by_one(tmp_path: Path) -> None:
     for step in range(6):
         spans = [(0, 20 + step, 21 + step), (1, 9 + step, 10 + step)]
         logits, masks = one_by_one.step(spans)
-        assert list(output.likeliest[step]) == logits.argmax(-1).tolist()
+        assert list(output.next_tokens[step]) == logits.argmax(-1).tolist()
         assert torch.equal(output.masks[step], masks)
         one_by_one.tokens[[0, 1], [21 + step, 10 + step]] = logits.argmax(-1)
     assert torch.equal(output.logits, logits)
@@ -235,12 +236,67 @@ def test_steps_in_a_row_stop_at_an_end_token_and_when_the_time_is_over(
 ) -> None:
     model = load_tiny("llama", tmp_path)
     router, tokens = random_router(model), some_tokens(1, 32)
-    first = int(SparseDecode(model, router, tokens, [4], "float32").run([(0, 0, 1)]).likeliest[0][0])
+    first = int(SparseDecode(model, router, tokens, [4], "float32").run([(0, 0, 1)]).next_tokens[0][0])
     end_tokens = [first if ends_with_said else SHAPE["vocab_size"]]
     output = SparseDecode(model, router, tokens, [4], "float32").run(
         [(0, 0, 1)], most_steps=8, most_s=most_s, end_tokens=end_tokens
     )
-    assert len(output.likeliest) == len(output.masks) == num_steps
+    assert len(output.next_tokens) == len(output.masks) == num_steps
+
+
+SAMPLINGS = (
+    GREEDY,
+    *(Sampling(temperature) for temperature in (0.01, 0.3, 1.0, 5.0, 1e-30, 5e-324)),
+    *(Sampling(1.0, top_k=top_k) for top_k in (1, 2, 30, 97, 1000)),
+    *(Sampling(0.5, top_p=top_p) for top_p in (0.0, 1e-12, 0.3, 0.9, 0.999)),
+    *(Sampling(0.5, min_p=min_p) for min_p in (0.02, 0.5, 1.0)),
+    Sampling(0.7, top_k=20, top_p=0.6, min_p=0.1),
+    Sampling(0.7, top_p=0.6, min_p=0.3),
+)
+
+
+@pytest.mark.parametrize("is_flat", [False, True])
+def test_tokens_are_drawn_as_by_the_reference(is_flat: bool, tmp_path: Path) -> None:
+    model = load_tiny("qwen2", tmp_path)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(0 if is_flat else 30)
+    num_rows = 30
+    decode = SparseDecode(model, random_router(model), some_tokens(num_rows, 1), [4] * num_rows, "float32")
+    numbers = random.Random(0)
+    for sampling in SAMPLINGS:
+        uniforms = [2**-53, 1 - 2**-53, *(numbers.random() for _ in range(num_rows - 2))]
+        output = decode.run(
+            [(row, 0, 1) for row in range(num_rows)],
+            samplings=[sampling] * num_rows,
+            uniforms=[[uniform] for uniform in uniforms],
+        )
+        expected = [draw(row, sampling, uniform) for row, uniform in zip(output.logits, uniforms, strict=True)]
+        assert list(output.next_tokens[0]) == expected, sampling
+
+
+@pytest.mark.parametrize("native", [None, "float32"])
+def test_each_row_and_step_has_its_own_sampling_and_number(native: WeightKind | None, tmp_path: Path) -> None:
+    model = load_tiny("llama", tmp_path)
+    decode = SparseDecode(model, random_router(model), some_tokens(3, 32), [4] * 3, native)
+    samplings = [Sampling(1.0), GREEDY, Sampling(1.0, top_k=5)]
+    numbers = random.Random(0)
+    uniforms = [[numbers.random() for _ in range(6)] for _ in samplings]
+    output = decode.run(
+        [(row, 0, 1) for row in range(3)], samplings=samplings, uniforms=uniforms, most_steps=6, most_s=60.0
+    )
+    num_steps = 1 if native is None else 6
+    assert len(output.next_tokens) == num_steps
+    for row, sampling in enumerate(samplings):
+        expected = draw(output.logits[row], sampling, uniforms[row][num_steps - 1])
+        assert output.next_tokens[-1][row] == expected
+
+
+def test_samplings_without_numbers_are_refused(tmp_path: Path) -> None:
+    decode = SparseDecode(load_tiny("llama", tmp_path), ties(None), some_tokens(1, 32), [4], "float32")
+    with pytest.raises(ValueError, match="1 and uniforms 0, allowed is one for each of 1 wanted rows"):
+        decode.run([(0, 0, 1)], samplings=[Sampling(1.0)])
+    with pytest.raises(ValueError, match="one for each of 1 steps"):
+        decode.run([(0, 0, 1)], samplings=[Sampling(1.0)], uniforms=[[]])
 
 
 def test_rows_go_on_by_themselves_only_where_each_is_a_segment(tmp_path: Path) -> None:

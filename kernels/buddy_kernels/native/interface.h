@@ -48,8 +48,13 @@ struct Router {
 // What chooses a segment's path. CONTINUE: it goes on with a prefill block whose path and features are settled.
 enum Choice : uint8_t { KEEP = 0, CHOOSE = 1, CONTINUE = 2 };
 
-// With `most_steps` over 1 every row is a segment and wanted, and goes on by its likeliest token: until one of those is an
-// end token, or `most_s` seconds are over.
+// How a token is drawn, as in sampling.py: temperature 0 takes the likeliest, top_k 0 keeps all.
+struct Sampling {
+    double temperature, top_k, top_p, min_p;
+};
+
+// With `most_steps` over 1 every row is a segment and wanted, and goes on by its next token: until one of those is an end
+// token, or `most_s` seconds are over.
 struct Step {
     int64_t num_rows, num_ahead, num_segments, num_wanted, most_steps, num_end_tokens;
     const int64_t* tokens;  // [N], then [A]: the rest of prefill blocks of which the step runs the beginning
@@ -59,9 +64,11 @@ struct Step {
     const int64_t* aligned;  // [S]: the earlier segment, of the same budget, whose path each shares; its own index: none
     const int64_t* end_tokens;
     const uint8_t* choices;
+    const Sampling* samplings;  // [wanted]; null: all take the likeliest
+    const double* uniforms;     // [wanted, most_steps]
     int8_t* masks;        // [steps, S, L], written
     float* logits;        // [wanted, V], written: of the last step
-    int64_t* likeliest;   // [steps, wanted], written
+    int64_t* next_tokens; // [steps, wanted], written
     double* sums;         // [S, F], written unless `choose`: the running sums of V after each segment
     float* first_v;       // [N + A, F], written for `choose`
     void (*choose)();     // writes the masks; null: the router does

@@ -28,6 +28,7 @@
 #include "barrier.h"
 #include "interface.h"
 #include "product.h"
+#include "sampling.h"
 #include "vector.h"
 
 namespace buddy {
@@ -79,11 +80,11 @@ class Decoder {
             ++given.num_steps;
             const std::chrono::duration<double> passed = std::chrono::steady_clock::now() - started;
             if (given.num_steps == given.most_steps || passed.count() >= given.most_s || ends(now)) break;
-            next_tokens.assign(now.likeliest, now.likeliest + now.num_rows);
+            newest.assign(now.next_tokens, now.next_tokens + now.num_rows);
             next_positions.assign(now.positions, now.positions + now.num_rows);
             for (int64_t& position : next_positions) ++position;
-            now.tokens = next_tokens.data(), now.positions = next_positions.data();
-            now.masks += now.num_segments * m.num_layers, now.likeliest += now.num_wanted;
+            now.tokens = newest.data(), now.positions = next_positions.data();
+            now.masks += now.num_segments * m.num_layers, now.next_tokens += now.num_wanted, ++now.uniforms;
         }
         given.router_s = now.router_s;
         return nullptr;
@@ -111,6 +112,7 @@ class Decoder {
     struct alignas(64) Worker {
         Inputs inputs;
         std::vector<float> normed, q, scores;
+        Drawer drawer;
     };
 
     // One of the other threads: step after step, until there is none.
@@ -158,7 +160,7 @@ class Decoder {
     }
 
     static bool ends(const Step& s) {
-        return std::any_of(s.likeliest, s.likeliest + s.num_wanted, [&](int64_t token) {
+        return std::any_of(s.next_tokens, s.next_tokens + s.num_wanted, [&](int64_t token) {
             return std::find(s.end_tokens, s.end_tokens + s.num_end_tokens, token) != s.end_tokens + s.num_end_tokens;
         });
     }
@@ -282,7 +284,13 @@ class Decoder {
         );
         barrier.wait();
         const auto [first, last] = share(s.num_wanted, thread);
-        for (int64_t i = first; i < last; ++i) s.likeliest[i] = index_of_largest(s.logits + i * m.vocab, m.vocab);
+        for (int64_t i = first; i < last; ++i) s.next_tokens[i] = next_token(s, i, thread);
+    }
+
+    int64_t next_token(const Step& s, int64_t index, int thread) {
+        const float* const row = s.logits + index * m.vocab;
+        if (!s.samplings) return index_of_largest(row, m.vocab);
+        return workers[thread].drawer.draw(row, m.vocab, s.samplings[index], s.uniforms[index * s.most_steps]);
     }
 
     void embed(const Step& s, int thread) {
@@ -506,7 +514,7 @@ class Decoder {
     bool one_row_each = false;
     Inputs shared;
     std::vector<float> hidden, q, kv, attended, gated, cos, sin, features, hidden_units, scores;
-    std::vector<int64_t> segment_of_row, next_tokens, next_positions;
+    std::vector<int64_t> segment_of_row, newest, next_positions;
     std::vector<int32_t> all_rows, wanted;
     std::vector<Segment> segments;
     std::vector<std::vector<int32_t>> running, place_of_row;  // by layer: rows that run it, and each row's place there

@@ -38,9 +38,9 @@ class SamplingParams:
     prompt_logprobs: int | None = None
 
     @property
-    def takes_likeliest(self) -> bool:
-        """Whether the likeliest token is the answer as it stands."""
-        return self.temperature == 0 and not (self.presence_penalty or self.frequency_penalty or self.logit_bias)
+    def takes_logits_as_they_are(self) -> bool:
+        """Whether nothing is added to them that depends on the request."""
+        return not (self.presence_penalty or self.frequency_penalty or self.logit_bias)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from collections.abc import Sequence as Seq
 
 from buddy_server.engine.sequence import Work
 
-BURST_S = 0.012
+BURST_S = 0.015
 """How long answers may go on by themselves, their tokens reaching the clients together: shorter than a frame on a
 screen, many times what Python and HTTP take for each burst."""
 STRETCH = 1.5

@@ -8,7 +8,7 @@ from functools import lru_cache
 
 from torch import Tensor
 
-from buddy_kernels import RoutedOutput, StepRows
+from buddy_kernels import GREEDY, RoutedOutput, Sampling, StepRows
 from buddy_kernels.routed_step import CHOOSE, CONTINUE, KEEP
 from buddy_routing.router import NEVER
 from buddy_routing.stepper import Stepper
@@ -51,27 +51,30 @@ class ModelRunner:
         most_steps: int = 1,
         end_token_ids: Collection[int] = (),
     ) -> list[StepResult]:
-        """One step, or as many as `most_steps` for answers that go on by their likeliest tokens; fewer when one of them
-        comes to an end token."""
+        """One step, or as many as `most_steps` for answers that go on by themselves; fewer when one of them comes to an
+        end token, or when BURST_S are over."""
         planner = self.stepper.planner
         for work in works:
             if work.start == work.sequence.num_restored:
                 planner.start(work.sequence.lane, work.sequence.restored_sums)
-        output = self.stepper.step(step_rows(works, planner.router.reroute_every, most_steps, end_token_ids))
+        output = self.stepper.step(step_rows(works, samplers, planner.router.reroute_every, most_steps, end_token_ids))
+        for work in works:
+            if work.makes_token and samplers[work.sequence].is_drawn_by_the_step:
+                samplers[work.sequence].used(len(output.next_tokens))
         masks, num_layers = output.masks.numpy().tobytes(), self.num_layers
         layers = [layers_of(masks[start : start + num_layers]) for start in range(0, len(masks), num_layers)]
-        if len(output.likeliest) == 1:
+        if len(output.next_tokens) == 1:
             scored, tokens = sample(works, samplers, output)
             return [StepResult(layers, scored, tokens, output.sums, output.router_s)]
         return [
             StepResult(
                 layers=layers[step * len(works) : (step + 1) * len(works)],
                 scored=[[] for _ in works],
-                tokens=[SampledToken(token) for token in likeliest],
+                tokens=[SampledToken(token) for token in tokens],
                 sums=output.sums,
-                router_s=output.router_s / len(output.likeliest),
+                router_s=output.router_s / len(output.next_tokens),
             )
-            for step, likeliest in enumerate(output.likeliest)
+            for step, tokens in enumerate(output.next_tokens)
         ]
 
 
@@ -82,9 +85,16 @@ def layers_of(mask: bytes) -> tuple[int, ...]:
 
 
 def step_rows(
-    works: list[Work], reroute_every: int, most_steps: int = 1, end_token_ids: Collection[int] = ()
+    works: list[Work],
+    samplers: dict[Sequence, Sampler],
+    reroute_every: int,
+    most_steps: int = 1,
+    end_token_ids: Collection[int] = (),
 ) -> StepRows:
     """Works as the stepper takes them."""
+    # Where choosing and keeping take turns, no two steps are alike.
+    most_steps = most_steps if reroute_every in (1, NEVER) else 1
+    samplings, uniforms = draws(works, samplers, most_steps)
     tokens: list[int] = []
     positions: list[int] = []
     choices: list[int] = []
@@ -113,8 +123,9 @@ def step_rows(
         wanted=wanted_rows(works),
         aheads=[work.ahead for work in works],
         aligned=aligned,
-        # Where choosing and keeping take turns, no two steps are alike.
-        most_steps=most_steps if reroute_every in (1, NEVER) else 1,
+        samplings=samplings,
+        uniforms=uniforms,
+        most_steps=most_steps,
         most_s=BURST_S,
         end_tokens=[
             *end_token_ids,
@@ -135,11 +146,26 @@ def wanted_rows(works: list[Work]) -> list[int]:
     return rows
 
 
+def draws(
+    works: list[Work], samplers: dict[Sequence, Sampler], most_steps: int
+) -> tuple[list[Sampling], list[list[float]]]:
+    """How the wanted rows' next tokens are drawn, and by what numbers; nothing where all are the likeliest."""
+    samplings: list[Sampling] = []
+    uniforms: list[list[float]] = []
+    if any(samplers[work.sequence].is_drawn_by_the_step for work in works):
+        for work in works:
+            sampler = samplers[work.sequence]
+            is_drawn = [False for _ in work.scored] + [sampler.is_drawn_by_the_step] * work.makes_token
+            samplings += [sampler.sampling if drawn else GREEDY for drawn in is_drawn]
+            uniforms += [sampler.uniforms(most_steps) if drawn else [0.0] * most_steps for drawn in is_drawn]
+    return samplings, uniforms
+
+
 def sample(
     works: list[Work], samplers: dict[Sequence, Sampler], output: RoutedOutput
 ) -> tuple[list[list[SampledToken]], list[SampledToken | None]]:
     """From the logits of the wanted rows in their order: every work's scored prompt tokens, and its token."""
-    rows = iter(zip(output.logits, output.likeliest[0], strict=True))
+    rows = iter(zip(output.logits, output.next_tokens[0], strict=True))
     scored: list[list[SampledToken]] = []
     tokens: list[SampledToken | None] = []
     for work in works:
@@ -154,9 +180,9 @@ def _scored(sequence: Sequence, position: int, logits: Tensor) -> SampledToken:
     return SampledToken(token, logprob, tuple(top))
 
 
-def _sampled(sampler: Sampler, logits: Tensor, likeliest: int) -> SampledToken:
+def _sampled(sampler: Sampler, logits: Tensor, next_token: int) -> SampledToken:
     params = sampler.params
-    token = likeliest if params.takes_likeliest else sampler.sample(logits)
+    token = next_token if params.takes_logits_as_they_are else sampler.sample(logits)
     count = params.top_logprobs
     if count is None:
         return SampledToken(token)

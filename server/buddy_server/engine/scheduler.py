@@ -10,8 +10,8 @@ from buddy_server.engine.pace import Pace
 from buddy_server.engine.prefix_keys import PrefixKeys
 from buddy_server.engine.sequence import Sequence, Work
 
-MOST_STEPS = 16
-"""Tokens in a row without a look at what has arrived meanwhile."""
+MOST_STEPS = 64
+"""Steps that may be asked for at once: as many as the smallest models take in a burst (pace.py)."""
 
 
 class Scheduler:
@@ -86,20 +86,23 @@ class Scheduler:
 
     def reserve_steps(self, works: list[Work]) -> int:
         """How many steps in a row the works may take by themselves, with blocks for all of them: several when all are
-        answers that go on by their likeliest tokens and have that many to come. Nobody is preempted for it."""
+        answers whose logits are nobody's but the step's and that have so many to come. Nobody is preempted for it."""
         steps = MOST_STEPS
         for work in works:
             sequence, sampling = work.sequence, work.sequence.request.sampling
-            if not (work.is_answer and sampling.takes_likeliest and sampling.top_logprobs is None):
+            if not (work.is_answer and sampling.takes_logits_as_they_are and sampling.top_logprobs is None):
                 return 1
             steps = min(steps, sampling.max_tokens - sequence.num_output)
-        ends = [(work.sequence.block_table, len(work.sequence.tokens) + steps - 1) for work in works]
-        missing = sum(max(0, self.pool.blocks_for(end) - len(table)) for table, end in ends)
-        if missing > self.pool.num_free:
-            return 1
-        for table, end in ends:
-            self.pool.grow(table, end)
+        while self._num_missing(works, steps) > self.pool.num_free:
+            steps //= 2
+        for work in works:
+            self.pool.grow(work.sequence.block_table, len(work.sequence.tokens) + steps - 1)
         return steps
+
+    def _num_missing(self, works: list[Work], steps: int) -> int:
+        """Blocks that so many steps need beyond those there are; none for one step."""
+        ends = [(work.sequence.block_table, len(work.sequence.tokens) + steps - 1) for work in works]
+        return sum(max(0, self.pool.blocks_for(end) - len(table)) for table, end in ends)
 
     def is_cacheable(self, work: Work) -> bool:
         """Whether the work completes a full prefill block, and there is a prefix cache."""
