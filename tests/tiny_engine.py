@@ -110,7 +110,7 @@ def build_tiny_engine(
 class SlowPace(Pace):
     """Room for three rows of prefill beside answers."""
 
-    def prefill_rows(self, most: int) -> int:
+    def prefill_rows(self, most: int, in_bursts: bool) -> int:
         return min(most, 3)
 
 

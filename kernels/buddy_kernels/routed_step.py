@@ -352,5 +352,6 @@ def check_counts(rows: StepRows) -> None:
             f"samplings are {len(rows.samplings)} and uniforms {len(rows.uniforms)}, allowed is one for each of "
             f"{len(rows.wanted)} wanted rows"
         )
-    if any(len(of_row) != rows.most_steps for of_row in rows.uniforms):
-        raise ValueError(f"uniforms are not one for each of {rows.most_steps} steps")
+    for of_row in rows.uniforms:
+        if len(of_row) != rows.most_steps:
+            raise ValueError(f"uniforms of a row are {len(of_row)}, allowed is one for each of {rows.most_steps} steps")

@@ -1,7 +1,7 @@
 """Runs a server's steps: decoder, cache and what routing remembers, in plain torch or as the CPU's one op."""
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -21,7 +21,7 @@ from buddy_kernels.routed_step import ChoosePaths
 from buddy_routing.decoder import DecoderLayer, Linear, RoutedDecoder
 from buddy_routing.kv_cache import KVCache
 from buddy_routing.planner import PathPlanner, Planner
-from buddy_routing.router import LearnedRouter, StaticRouter
+from buddy_routing.router import NEVER, LearnedRouter, StaticRouter
 from buddy_routing.segments import SegmentBatch
 
 
@@ -34,9 +34,12 @@ class Stepper(Protocol):
     @property
     def num_layers(self) -> int: ...
 
-    def step(self, rows: StepRows) -> RoutedOutput:
-        """Those in plain torch leave `most_steps` aside and take one."""
+    @property
+    def goes_on(self) -> bool:
+        """Whether `most_steps` of StepRows may be more than one."""
         ...
+
+    def step(self, rows: StepRows) -> RoutedOutput: ...
 
 
 @dataclass(slots=True)
@@ -50,6 +53,10 @@ class TorchStepper:
     @property
     def num_layers(self) -> int:
         return self.model.spec.num_layers
+
+    @property
+    def goes_on(self) -> bool:
+        return False
 
     @torch.inference_mode()
     def step(self, rows: StepRows) -> RoutedOutput:
@@ -85,11 +92,12 @@ class NativeStepper:
         self.planner = planner
         self.num_layers = routed_step.num_layers
         self._router_weights = router_weights(planner)
+        # Where choosing and keeping take turns, no two steps are alike.
+        self.goes_on = self._router_weights is not None and planner.router.reroute_every in (1, NEVER)
 
     def step(self, rows: StepRows) -> RoutedOutput:
         if self._router_weights is None:
-            one = replace(rows, most_steps=1, uniforms=[of_row[:1] for of_row in rows.uniforms])
-            return self.routed_step(one, self._asking_planner(rows))
+            return self.routed_step(rows, self._asking_planner(rows))
         return self.routed_step(rows, self._router_weights)
 
     def _asking_planner(self, rows: StepRows) -> ChoosePaths:

@@ -13,13 +13,14 @@ from prometheus_client.utils import floatToGoString
 
 class CountedHistogram(Collector):
     """As prometheus_client's, with a `count` besides: that one takes a microsecond for each observation, and tokens
-    come in groups that have the same. Methods may be called from any thread."""
+    and steps come in groups that have the same. Methods may be called from any thread."""
 
     def __init__(
         self,
         name: str,
         documentation: str,
-        labelnames: Sequence[str],
+        labelnames: Sequence[str] = (),
+        *,
         buckets: Sequence[float],
         registry: CollectorRegistry,
     ) -> None:
@@ -28,13 +29,15 @@ class CountedHistogram(Collector):
         self._labelnames = labelnames
         self._bounds = buckets
         self._lock = Lock()
-        self._children: dict[tuple[str, ...], _Child] = {}
+        self._series: dict[tuple[str, ...], CountedSeries] = {}
         registry.register(self)
 
-    def labels(self, *labels: str) -> "_Child":
-        """Observed or not, what is asked for here is in the exposition from now on."""
+    def labels(self, *labels: str) -> "CountedSeries":
+        """Observed or not, it is in the exposition from now on."""
+        if len(labels) != len(self._labelnames):
+            raise ValueError(f"labels are {labels}, allowed is one for each of {tuple(self._labelnames)}")
         with self._lock:
-            return self._children.setdefault(labels, _Child(self._bounds))
+            return self._series.setdefault(labels, CountedSeries(self._bounds))
 
     def describe(self) -> Iterator[HistogramMetricFamily]:
         """The name, for the registry to see that nobody else has it."""
@@ -44,13 +47,15 @@ class CountedHistogram(Collector):
         """One family, as the registry asks for it at every scrape."""
         family = HistogramMetricFamily(self._name, self._documentation, labels=self._labelnames)
         with self._lock:
-            children = list(self._children.items())
-        for labels, child in children:
-            family.add_metric(labels, *child.buckets_and_sum())
+            all_series = list(self._series.items())
+        for labels, series in all_series:
+            family.add_metric(labels, *series.buckets_and_sum())
         yield family
 
 
-class _Child:
+class CountedSeries:
+    """The observations with the same labels."""
+
     def __init__(self, bounds: Sequence[float]) -> None:
         self._bounds = bounds
         self._lock = Lock()
@@ -58,11 +63,13 @@ class _Child:
         self._sum = 0.0
 
     def observe(self, value: float, count: int = 1) -> None:
+        """`value` was seen `count` times."""
         with self._lock:
             self._counts[bisect_left(self._bounds, value)] += count
             self._sum += value * count
 
     def buckets_and_sum(self) -> tuple[list[tuple[str, float]], float]:
+        """As HistogramMetricFamily takes them: counts up to each bound, and the sum of all values."""
         with self._lock:
             counts, total = list(self._counts), self._sum
         names = map(floatToGoString, (*self._bounds, float("inf")))

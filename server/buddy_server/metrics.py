@@ -31,7 +31,7 @@ _FIRST_TOKEN_S = (
     *(1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0, 160.0),
 )
 _INTER_TOKEN_S = (
-    *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75),
+    *(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75),
     *(1.0, 2.5, 5.0),
 )
 _REQUEST_S = (
@@ -77,7 +77,7 @@ class Metrics:
         )
         self._inter_token = CountedHistogram(
             "buddy_inter_token_latency_seconds",
-            "Between two tokens of a choice.",
+            "Between two tokens of a choice; tokens that come together share the time since those before them.",
             _TENANT,
             buckets=_INTER_TOKEN_S,
             registry=self.registry,
@@ -136,18 +136,18 @@ class Metrics:
             self._budget_clamped.labels(reason)
 
     def _declare_engine(self) -> None:
-        self._layers_read_ratio = Histogram(
+        self._layers_read_ratio = CountedHistogram(
             "buddy_batch_layers_read_ratio",
             "Layers that any row of a step ran, over the layers of the model.",
             buckets=_EIGHTHS,
             registry=self.registry,
-        )
-        self._batch_size = Histogram(
+        ).labels()
+        self._batch_size = CountedHistogram(
             "buddy_batch_size", "Sequences in a step.", buckets=_BATCH_SIZES, registry=self.registry
-        )
-        self._router = Histogram(
+        ).labels()
+        self._router = CountedHistogram(
             "buddy_router_seconds", "Choosing paths, per step.", buckets=_ROUTER_S, registry=self.registry
-        )
+        ).labels()
         self._running = Gauge("buddy_num_requests_running", "Sequences being run.", registry=self.registry)
         self._waiting = Gauge("buddy_num_requests_waiting", "Sequences waiting.", registry=self.registry)
         self._kv_usage = Gauge("buddy_kv_cache_usage_ratio", "Share of the KV cache in use.", registry=self.registry)
@@ -163,10 +163,10 @@ class Metrics:
 
     def observe_step(self, stats: StepStats) -> None:
         """Count an engine's steps; those that were one call count alike."""
-        for _ in range(stats.num_steps):
-            self._layers_read_ratio.observe(stats.num_layers_read / stats.num_steps / self._num_layers)
-            self._batch_size.observe(stats.num_sequences)
-            self._router.observe(stats.router_s / stats.num_steps)
+        num_steps = stats.num_steps
+        self._layers_read_ratio.observe(stats.num_layers_read / num_steps / self._num_layers, num_steps)
+        self._batch_size.observe(stats.num_sequences, num_steps)
+        self._router.observe(stats.router_s / num_steps, num_steps)
         self._preemptions.inc(stats.num_preemptions)
         for tenant, depth in stats.depth.items():
             labels = self._labels.get(tenant, (_OTHER, _OTHER))

@@ -62,6 +62,9 @@ class Server(uvicorn.Server):
 
     def serve_forever(self) -> None:
         """Until SIGINT or SIGTERM."""
+        # What is there now stays. To sweep over all of it would hold up every stream for 30 ms, now and then.
+        gc.collect()
+        gc.freeze()
         self.run(sockets=[self._listener])
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -101,11 +104,7 @@ def make_server(options: ServeOptions) -> Server:
         ws="none",
         timeout_graceful_shutdown=GRACE_PERIOD_S + LAST_WORDS_S,
     )
-    server = Server(settings, engine, listener, GRACE_PERIOD_S)
-    # What is there now stays. To sweep over all of it would hold up every stream for 30 ms, now and then.
-    gc.collect()
-    gc.freeze()
-    return server
+    return Server(settings, engine, listener, GRACE_PERIOD_S)
 
 
 def bind(host: str, port: int) -> socket.socket:

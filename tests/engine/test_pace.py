@@ -21,20 +21,23 @@ def prefill(length: int) -> Work:
 
 def test_nothing_is_held_back_while_nothing_is_known() -> None:
     pace = Pace()
-    assert pace.prefill_rows(MOST) == MOST
+    assert pace.prefill_rows(MOST, in_bursts=True) == MOST
     pace.observe([prefill(128)], 1, 0.128)
-    assert pace.prefill_rows(MOST) == MOST
+    assert pace.prefill_rows(MOST, in_bursts=True) == MOST
+    assert pace.burst_steps(64) == 64
 
 
+@pytest.mark.parametrize("in_bursts", [True, False])
 @pytest.mark.parametrize("num_steps", [1, 16])
-def test_a_step_with_prefill_takes_the_allowed_stretch_of_a_gap(num_steps: int) -> None:
-    """Which is one step of answers where that is long, else the steps that reach the clients together."""
+def test_a_step_with_prefill_takes_the_allowed_stretch_of_a_gap(num_steps: int, in_bursts: bool) -> None:
+    """Which is one step of answers, or the steps that reach the clients together."""
     pace = Pace()
     pace.observe([prefill(128)], 1, 0.0128)
     pace.observe([answer()], num_steps, 0.032)
-    rows = pace.prefill_rows(MOST)
+    rows = pace.prefill_rows(MOST, in_bursts)
     assert rows % FEWEST_ROWS == 0
-    step_s, gap_s = 0.032 / num_steps + rows * 0.0001, max(BURST_S, 0.032 / num_steps)
+    gap_s = max(BURST_S, 0.032 / num_steps) if in_bursts else 0.032 / num_steps
+    step_s = 0.032 / num_steps + rows * 0.0001
     assert STRETCH * gap_s - FEWEST_ROWS * 0.0001 <= step_s <= STRETCH * gap_s
 
 
@@ -42,20 +45,27 @@ def test_rows_that_grow_dearer_become_fewer_but_prefill_goes_on() -> None:
     pace = Pace()
     pace.observe([answer()], 1, 0.010)
     pace.observe([answer(), prefill(8)], 1, 0.012)
-    before = pace.prefill_rows(MOST)
+    before = pace.prefill_rows(MOST, in_bursts=True)
     for _ in range(20):
         pace.observe([answer(), prefill(8)], 1, 0.018)
-    assert FEWEST_ROWS <= pace.prefill_rows(MOST) < before
+    assert FEWEST_ROWS <= pace.prefill_rows(MOST, in_bursts=True) < before
     for _ in range(50):
         pace.observe([answer(), prefill(8)], 1, 10.0)
-    assert pace.prefill_rows(MOST) == FEWEST_ROWS
-    assert pace.prefill_rows(3) == 3
+    assert pace.prefill_rows(MOST, in_bursts=True) == FEWEST_ROWS
+    assert pace.prefill_rows(3, in_bursts=True) == 3
 
 
 def test_one_outlier_changes_little() -> None:
     pace = Pace()
     pace.observe([prefill(100)], 1, 0.1)
     pace.observe([answer()], 1, 0.1)
-    before = pace.prefill_rows(MOST)
+    before = pace.prefill_rows(MOST, in_bursts=True)
     pace.observe([answer()], 1, 100.0)
-    assert pace.prefill_rows(MOST) <= 1.5 * before
+    assert pace.prefill_rows(MOST, in_bursts=True) <= 1.5 * before
+
+
+def test_a_burst_is_as_many_steps_as_fit_and_one_more() -> None:
+    pace = Pace()
+    pace.observe([answer()], 4, 4 * BURST_S / 2.5)
+    assert pace.burst_steps(64) == 4
+    assert pace.burst_steps(3) == 3

@@ -154,6 +154,11 @@ def test_any_integer_is_a_seed(seed: int) -> None:
     assert [first.sample(LOGITS) for _ in range(20)] == [second.sample(LOGITS) for _ in range(20)]
 
 
+def test_a_seed_and_its_negative_are_two_seeds() -> None:
+    first, second = make_sampler(seed=1), make_sampler(seed=-1)
+    assert [first.sample(LOGITS) for _ in range(50)] != [second.sample(LOGITS) for _ in range(50)]
+
+
 def test_a_token_draws_one_number_whatever_the_parameters_leave() -> None:
     """So that a seeded text does not jump when a step leaves one token instead of many."""
     certain = torch.tensor([50.0, 0.0, 0.0, 0.0, 0.0, 0.0])

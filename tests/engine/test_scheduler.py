@@ -3,12 +3,13 @@
 import random
 from array import array
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from buddy_server.engine.block_pool import BlockPool
 from buddy_server.engine.messages import GenerationRequest, SamplingParams
-from buddy_server.engine.pace import Pace
+from buddy_server.engine.pace import BURST_S, Pace
 from buddy_server.engine.prefix_keys import PrefixKeys
 from buddy_server.engine.scheduler import Scheduler
 from buddy_server.engine.sequence import Sequence, Work
@@ -413,8 +414,11 @@ def test_answers_take_several_steps_in_blocks_that_nobody_runs_in(cached: int) -
         step(scheduler)
     assert scheduler.pool.num_idle == cached // 4
     answering(scheduler, "a", 7)
-    assert scheduler.reserve_steps(scheduler.schedule()) == 16
+    works = scheduler.schedule()
+    assert scheduler.reserve_steps(works) == 16
     assert scheduler.pool.num_free == 10 - 6
+    scheduler.give_back(works)
+    assert scheduler.pool.num_free == 10 - 2
     scheduler.check_idle()
 
 
@@ -428,3 +432,25 @@ def test_answers_take_fewer_steps_rather_than_blocks_of_others(num_blocks: int, 
     assert scheduler.reserve_steps(scheduler.schedule()) == num_steps
     assert scheduler.pool.num_free == num_free
     scheduler.check_idle()
+
+
+def test_answers_take_as_many_steps_as_a_burst_may_come_to() -> None:
+    scheduler = make_scheduler()
+    answering(scheduler, "a", 7)
+    works = scheduler.schedule()
+    scheduler.pace.observe(works, 1, BURST_S / 1.5)
+    assert scheduler.reserve_steps(works) == 3
+
+
+@pytest.mark.parametrize("sampling", [{"presence_penalty": 0.5}, {"logit_bias": {1: 2.0}}, {"top_logprobs": 0}])
+def test_answers_whose_logits_someone_looks_at_take_one_step(sampling: dict[str, Any]) -> None:
+    scheduler = make_scheduler()
+    scheduler.add(GenerationRequest("a", "default", (9,) * 7, 2, SamplingParams(17, **sampling)))
+    step(scheduler)
+    assert scheduler.reserve_steps(scheduler.schedule()) == 1
+
+
+def test_answers_take_one_step_where_the_runner_does() -> None:
+    scheduler = Scheduler(BlockPool(100, 4), 4, 32, ROUTE_BLOCK, steps_go_on=False)
+    answering(scheduler, "a", 7)
+    assert scheduler.reserve_steps(scheduler.schedule()) == 1

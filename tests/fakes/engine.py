@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import dataclass, field
 
 from buddy_server.engine.messages import (
@@ -45,6 +46,7 @@ class FakeEngine:
     kv_usage_ratio: float = 0.0
     words: tuple[str, ...] = ("Hello", " there", "", ",", " wörld", " 🐦")
     num_words: int = 6
+    group_size: int = 1
     delay_s: float = 0.001
     fail_at: int | None = None
     fail_with: FinishReason = "error"
@@ -66,28 +68,41 @@ class FakeEngine:
         self.stopped = True
 
     async def submit(self, request: GenerationRequest) -> AsyncGenerator[list[Event], None]:
+        """`group_size` events come at the same time; an end that is a failure comes alone."""
+        group: list[Event] = []
+        async with aclosing(self._events(request)) as events:
+            async for event in events:
+                if group and isinstance(event, FinishEvent) and event.reason in ("error", "cancelled"):
+                    yield group
+                    group = []
+                group.append(event)
+                if len(group) == self.group_size or isinstance(event, FinishEvent):
+                    yield group
+                    group = []
+
+    async def _events(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
         cached_tokens = self.num_cached[len(self.requests) % len(self.num_cached)]
         self.requests.append(request)
         ended = False
         try:
             num_tokens = min(self.num_words, request.sampling.max_tokens)
             if request.sampling.prompt_logprobs is not None:
-                yield [self._prompt(request)]
+                yield self._prompt(request)
             for index in range(num_tokens):
                 await asyncio.sleep(self.delay_s)
                 if index == self.raise_at:
                     raise RuntimeError("secret inside of the engine")
                 if self.stopped:
                     ended = True
-                    yield [FinishEvent("cancelled", 0, 0, 0, 0)]
+                    yield FinishEvent("cancelled", 0, 0, 0, 0)
                     return
                 if index == self.fail_at:
                     ended = True
-                    yield [FinishEvent(self.fail_with, 0, 0, 0, 0, error="secret inside of the engine")]
+                    yield FinishEvent(self.fail_with, 0, 0, 0, 0, error="secret inside of the engine")
                     return
-                yield [self._token(index, request)]
+                yield self._token(index, request)
             ended = True
-            finish = FinishEvent(
+            yield FinishEvent(
                 reason="length" if num_tokens == request.sampling.max_tokens else "stop",
                 prompt_tokens=len(request.prompt_tokens),
                 completion_tokens=num_tokens,
@@ -96,7 +111,6 @@ class FakeEngine:
                 text="!",
                 cached_tokens=cached_tokens,
             )
-            yield [finish]
         finally:
             (self.finished if ended else self.cancelled).append(request.request_id)
 

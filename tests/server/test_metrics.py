@@ -121,7 +121,7 @@ def test_layer_buckets_are_eighths_of_the_model() -> None:
 
 def test_histogram_with_counts_says_what_one_by_one_would() -> None:
     ours, theirs = CollectorRegistry(), CollectorRegistry()
-    counted = CountedHistogram("gap_seconds", "Help.", ("tenant",), (0.5, 1, 2.5), ours)
+    counted = CountedHistogram("gap_seconds", "Help.", ("tenant",), buckets=(0.5, 1, 2.5), registry=ours)
     single = Histogram("gap_seconds", "Help.", ("tenant",), buckets=(0.5, 1, 2.5), registry=theirs)
     for value, count in ((0.5, 3), (0.75, 2), (1, 1), (9.0, 4), (0.0, 1)):
         counted.labels("acme").observe(value, count)
@@ -132,7 +132,7 @@ def test_histogram_with_counts_says_what_one_by_one_would() -> None:
     told = [line for line in generate_latest(theirs).decode().splitlines() if "_created" not in line]
     assert generate_latest(ours).decode().splitlines() == told
     with pytest.raises(ValueError, match="gap_seconds"):
-        CountedHistogram("gap_seconds", "Help.", (), (1,), ours)
+        CountedHistogram("gap_seconds", "Help.", buckets=(1,), registry=ours)
 
 
 def test_tokens_that_come_together_share_the_time_since_those_before() -> None:

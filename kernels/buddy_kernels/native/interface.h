@@ -66,15 +66,15 @@ struct Step {
     const uint8_t* choices;
     const Sampling* samplings;  // [wanted]; null: all take the likeliest
     const double* uniforms;     // [wanted, most_steps]
-    int8_t* masks;        // [steps, S, L], written
-    float* logits;        // [wanted, V], written: of the last step
-    int64_t* next_tokens; // [steps, wanted], written
-    double* sums;         // [S, F], written unless `choose`: the running sums of V after each segment
-    float* first_v;       // [N + A, F], written for `choose`
-    void (*choose)();     // writes the masks; null: the router does
+    int8_t* masks;         // [steps, S, L], written
+    float* logits;         // [wanted, V], written: of the last step
+    int64_t* next_tokens;  // [steps, wanted], written
+    double* sums;          // [S, F], written unless `choose`: the running sums of V after each segment
+    float* first_v;        // [N + A, F], written for `choose`
+    void (*choose)();      // writes the masks; null: the router does
     double most_s;
-    double router_s;      // added to
-    int64_t num_steps;    // written
+    double router_s;       // added to
+    int64_t num_steps;     // written
 };
 
 }  // extern "C"

@@ -62,8 +62,8 @@ struct Inputs {
     }
 };
 
-// `row`, 64 bytes of weights; those that this tile's P panels come to later are on their way. The processor's own fetching
-// ahead starts anew at every page of 4 KiB, and a panel has few.
+// `row`, 64 bytes of weights; those that follow in its panel are on their way. The processor's own fetching ahead starts
+// anew at every page of 4 KiB, and a panel has few.
 template <int P, class Element>
 const Element* fetched_ahead(const Element* row) {
     _mm_prefetch(reinterpret_cast<const char*>(row) + AHEAD_BYTES / P, _MM_HINT_T0);

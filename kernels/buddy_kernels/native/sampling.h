@@ -26,7 +26,7 @@ class Drawer {
   private:
     // Probabilities but for a factor; the likeliest has 1. Padded with zeros.
     void weigh(const float* logits, int64_t vocab, float most, double temperature) {
-        weights.assign(padded(vocab, LANES), 0.f);
+        weights.resize(padded(vocab, LANES));
         // A temperature next to nothing still leaves 0 at 0.
         const float scale = static_cast<float>(std::min(1. / temperature, 1e38));
         const auto weight = [&](Vec x) {
@@ -92,8 +92,10 @@ class Drawer {
         const auto before = [&](int32_t a, int32_t b) {
             return weights[a] == weights[b] ? a < b : weights[a] > weights[b];
         };
-        std::partial_sort(tokens.begin(), tokens.begin() + static_cast<int64_t>(count), tokens.end(), before);
+        const auto end = tokens.begin() + static_cast<int64_t>(count);
+        if (end != tokens.end()) std::nth_element(tokens.begin(), end, tokens.end(), before);
         tokens.resize(count);
+        std::sort(tokens.begin(), tokens.end(), before);
     }
 
     std::vector<float> weights;

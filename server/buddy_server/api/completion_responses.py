@@ -57,9 +57,10 @@ class CompletionChoices:
     def piece(self, index: int, events: list[Event]) -> dict[str, Any]:
         """The choice `index` as far as `events`, which came together, tell of it."""
         logprobs, last = _Logprobs(), events[-1]
+        text = "".join([self._text(index, event, logprobs) for event in events])
         return {
             "index": index,
-            "text": "".join([self._text(index, event, logprobs) for event in events]),
+            "text": text,
             "logprobs": logprobs.body() if logprobs.tokens else None,
             "finish_reason": last.reason if isinstance(last, FinishEvent) else None,
         }

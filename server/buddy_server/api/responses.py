@@ -102,8 +102,11 @@ class ChunkWriter:
 
 
 def _text(events: list[Event]) -> str:
-    # A chat asks for no log probabilities of its prompt: every event has a text.
-    return "".join([event.text for event in events if not isinstance(event, PromptEvent)])
+    texts = []
+    for event in events:
+        assert not isinstance(event, PromptEvent), "a chat asks for no log probabilities of its prompt"
+        texts.append(event.text)
+    return "".join(texts)
 
 
 def _finish_reason(events: list[Event]) -> str | None:

@@ -65,6 +65,12 @@ class BlockPool:
         table.extend(taken)
         return True
 
+    def trim(self, table: list[int], num_tokens: int) -> None:
+        """Let go of what `table` has beyond `num_tokens`."""
+        num_blocks = self.blocks_for(num_tokens)
+        self._let_go(table[num_blocks:])
+        del table[num_blocks:]
+
     def release(self, table: list[int]) -> None:
         """Let go of every block of `table` and empty it."""
         self._let_go(table)

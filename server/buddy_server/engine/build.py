@@ -149,10 +149,15 @@ def assemble(served: ServedModel, routing: Routing, settings: EngineSettings) ->
     if num_blocks < 1:
         raise EngineBuildError(f"kv_cache_gib {settings.kv_cache_gib} holds no block of {settings.block_size} tokens")
     planner = PathPlanner(routing.router, model.spec, settings.max_sequences, served.device)
-    runner = ModelRunner(make_stepper(served, planner, num_blocks, settings))
-    pool = BlockPool(num_blocks, settings.block_size)
-    keys = make_prefix_keys(routing, settings)
-    scheduler = Scheduler(pool, settings.max_sequences, settings.max_step_tokens, routing.route_block, keys)
+    stepper = make_stepper(served, planner, num_blocks, settings)
+    scheduler = Scheduler(
+        BlockPool(num_blocks, settings.block_size),
+        settings.max_sequences,
+        settings.max_step_tokens,
+        routing.route_block,
+        make_prefix_keys(routing, settings),
+        stepper.goes_on,
+    )
     info = EngineInfo(
         model_id=served.model_id,
         num_layers=model.spec.num_layers,
@@ -164,7 +169,7 @@ def assemble(served: ServedModel, routing: Routing, settings: EngineSettings) ->
         dtype=served.dtype_name,
     )
     directory = served.loaded.directory
-    engine = Engine(scheduler, runner, served.tokenizer, end_token_ids(directory))
+    engine = Engine(scheduler, ModelRunner(stepper), served.tokenizer, end_token_ids(directory))
     depth_predictor = DepthPredictor(model, routing.predictor, settings.thrift) if routing.predictor else None
     return BuiltEngine(engine, info, directory, depth_predictor)
 

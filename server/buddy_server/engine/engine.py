@@ -76,6 +76,8 @@ class Engine:
         num_sequences = len({work.sequence.request.request_id for work in works})
         depth = self._depth(works, results)
         events = [event for result in results for event in self._commit(works, result)]
+        if most_steps > 1:
+            self.scheduler.give_back(works)
         stats = StepStats(
             num_steps=len(results),
             num_rows=len(results) * sum(work.length for work in works),

@@ -159,8 +159,8 @@ class EngineClient(Protocol):
         ...
 
     def submit(self, request: GenerationRequest) -> AsyncGenerator[list[Event], None]:
-        """Start a request and yield its events, those that come at the same time as one list; closing the iterator at
-        any point cancels it."""
+        """Start a request and yield its events, those that come at the same time as one list; a FinishEvent by "error"
+        or "cancelled" comes alone. Closing the iterator at any point cancels the request."""
         ...
 
 

@@ -1,5 +1,6 @@
 """How much prefill fits beside answers without anyone who reads them noticing. Knows no torch."""
 
+import math
 from collections.abc import Sequence as Seq
 
 from buddy_server.engine.sequence import Work
@@ -32,11 +33,17 @@ class Pace:
         decode_s = self._decode_s or 0.0 if num_prefill < sum(work.length for work in works) else 0.0
         self._row_s = _mixed(self._row_s, max(0.0, seconds - decode_s) / num_prefill)
 
-    def prefill_rows(self, most: int) -> int:
-        """Rows of prefill for a step that has answers in it, at most `most`; all of them while nothing is known."""
+    def burst_steps(self, most: int) -> int:
+        """Steps of answers that a burst may come to, at most `most`."""
+        return min(most, math.ceil(BURST_S / self._decode_s) + 1) if self._decode_s else most
+
+    def prefill_rows(self, most: int, in_bursts: bool) -> int:
+        """Rows of prefill for a step that has answers in it, at most `most`; all of them while nothing is known. Text
+        arrives `in_bursts`, or after every step."""
         if self._decode_s is None or not self._row_s:
             return most
-        fitting = int((STRETCH * max(BURST_S, self._decode_s) - self._decode_s) / self._row_s)
+        gap_s = max(BURST_S, self._decode_s) if in_bursts else self._decode_s
+        fitting = int((STRETCH * gap_s - self._decode_s) / self._row_s)
         return min(most, max(FEWEST_ROWS, fitting // FEWEST_ROWS * FEWEST_ROWS))
 
 

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from buddy_kernels import GREEDY, RoutedOutput, Sampling, StepRows
 from buddy_kernels.routed_step import CHOOSE, CONTINUE, KEEP
-from buddy_routing.router import NEVER
 from buddy_routing.stepper import Stepper
 from buddy_server.engine.pace import BURST_S
 from buddy_server.engine.sampler import Sampler, top_logprobs
@@ -92,8 +91,6 @@ def step_rows(
     end_token_ids: Collection[int] = (),
 ) -> StepRows:
     """Works as the stepper takes them."""
-    # Where choosing and keeping take turns, no two steps are alike.
-    most_steps = most_steps if reroute_every in (1, NEVER) else 1
     samplings, uniforms = draws(works, samplers, most_steps)
     tokens: list[int] = []
     positions: list[int] = []

@@ -5,6 +5,7 @@
 import random
 from collections import Counter, deque
 from collections.abc import Sequence as Seq
+from itertools import islice
 
 from torch import Tensor
 
@@ -24,7 +25,8 @@ class Sampler:
         self.params = params
         self.sampling = Sampling(params.temperature, params.top_k, params.top_p, params.min_p)
         self._counts: Counter[int] = Counter()
-        self._random = random.Random(params.seed)
+        # Random makes no difference between a number and its negative.
+        self._random = random.Random(None if params.seed is None else params.seed % 2**64)
         self._drawn: deque[float] = deque()
 
     @property
@@ -35,7 +37,7 @@ class Sampler:
         """Numbers from [0, 1) for the next `count` tokens."""
         while len(self._drawn) < count:
             self._drawn.append(self._random.random())
-        return [self._drawn[index] for index in range(count)]
+        return list(islice(self._drawn, count))
 
     def used(self, count: int) -> None:
         """So many of the next tokens have been made."""

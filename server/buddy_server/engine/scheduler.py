@@ -20,7 +20,7 @@ class Scheduler:
 
     `route_block` is the unit of prefill: a block runs one path, at once or in pieces, so chunking changes no result.
     With `prefix_keys` full prefill blocks stay in the pool as long as there is room, and prompts that begin with them
-    take them from there.
+    take them from there. `steps_go_on`: one call of the runner can be several steps.
     """
 
     def __init__(
@@ -30,6 +30,7 @@ class Scheduler:
         max_step_tokens: int,
         route_block: int,
         prefix_keys: PrefixKeys | None = None,
+        steps_go_on: bool = True,
     ) -> None:
         if max_step_tokens < max_sequences + route_block:
             raise ValueError(
@@ -48,6 +49,7 @@ class Scheduler:
         self._max_step_tokens = max_step_tokens
         self._route_block = route_block
         self._prefix_keys = prefix_keys
+        self._steps_go_on = steps_go_on
         self._free_lanes = list(reversed(range(max_sequences)))
 
     @property
@@ -74,7 +76,7 @@ class Scheduler:
                 works.append(Work(sequence, sequence.num_computed, 1))
                 num_tokens += 1
         most = self._max_step_tokens - num_tokens
-        num_left = self.pace.prefill_rows(most) if works else most
+        num_left = self.pace.prefill_rows(most, self._go_on(works)) if works else most
         in_pieces = num_left < most
         for sequence in self._prefilling():
             chunk = list(self._chunk(sequence, num_left, in_pieces))
@@ -85,24 +87,36 @@ class Scheduler:
         return works
 
     def reserve_steps(self, works: list[Work]) -> int:
-        """How many steps in a row the works may take by themselves, with blocks for all of them: several when all are
-        answers whose logits are nobody's but the step's and that have so many to come. Nobody is preempted for it."""
-        steps = MOST_STEPS
-        for work in works:
-            sequence, sampling = work.sequence, work.sequence.request.sampling
-            if not (work.is_answer and sampling.takes_logits_as_they_are and sampling.top_logprobs is None):
-                return 1
-            steps = min(steps, sampling.max_tokens - sequence.num_output)
+        """How many steps in a row the works may take by themselves, with blocks for all of them: as many as a burst may
+        come to, as all have to come, and as there are blocks that nobody runs in."""
+        if not self._go_on(works):
+            return 1
+        to_come = [work.sequence.request.sampling.max_tokens - work.sequence.num_output for work in works]
+        steps = min([self.pace.burst_steps(MOST_STEPS), *to_come])
         while self._num_missing(works, steps) > self.pool.num_free:
             steps //= 2
         for work in works:
             self.pool.grow(work.sequence.block_table, len(work.sequence.tokens) + steps - 1)
         return steps
 
+    def _go_on(self, works: list[Work]) -> bool:
+        """Whether all are answers whose logits nobody but the step has a use for."""
+        samplings = [work.sequence.request.sampling for work in works]
+        return (
+            self._steps_go_on
+            and all(work.is_answer for work in works)
+            and all(one.takes_logits_as_they_are and one.top_logprobs is None for one in samplings)
+        )
+
     def _num_missing(self, works: list[Work], steps: int) -> int:
         """Blocks that so many steps need beyond those there are; none for one step."""
         ends = [(work.sequence.block_table, len(work.sequence.tokens) + steps - 1) for work in works]
         return sum(max(0, self.pool.blocks_for(end) - len(table)) for table, end in ends)
+
+    def give_back(self, works: list[Work]) -> None:
+        """Blocks that were reserved for steps which did not come about."""
+        for work in works:
+            self.pool.trim(work.sequence.block_table, len(work.sequence.tokens))
 
     def is_cacheable(self, work: Work) -> bool:
         """Whether the work completes a full prefill block, and there is a prefix cache."""
