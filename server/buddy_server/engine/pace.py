@@ -34,8 +34,8 @@ class Pace:
         self._row_s = _mixed(self._row_s, max(0.0, seconds - decode_s) / num_prefill)
 
     def burst_steps(self, most: int) -> int:
-        """Steps of answers that a burst may come to, at most `most`."""
-        return min(most, math.ceil(BURST_S / self._decode_s) + 1) if self._decode_s else most
+        """Steps of answers that a burst may come to, at most `most`: it ends by the clock, and this is a guess."""
+        return min(most, math.ceil(2 * BURST_S / self._decode_s)) if self._decode_s else most
 
     def prefill_rows(self, most: int, in_bursts: bool) -> int:
         """Rows of prefill for a step that has answers in it, at most `most`; all of them while nothing is known. Text
