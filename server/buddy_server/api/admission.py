@@ -203,7 +203,7 @@ def _sampling(body: Body, max_tokens: int, bias: dict[int, float], choice: int) 
         presence_penalty=body.presence_penalty or 0.0,
         frequency_penalty=body.frequency_penalty or 0.0,
         logit_bias=bias,
-        seed=None if body.seed is None else min(body.seed, 2**63 - 1 - choice) + choice,
+        seed=None if body.seed is None else body.seed + choice,
         stop=tuple(body.stop or ()),
         stop_token_ids=tuple(body.stop_token_ids or ()),
         top_logprobs=body.wanted_logprobs,
