@@ -96,9 +96,7 @@ class NativeStepper:
         self.goes_on = self._router_weights is not None and planner.router.reroute_every in (1, NEVER)
 
     def step(self, rows: StepRows) -> RoutedOutput:
-        if self._router_weights is None:
-            return self.routed_step(rows, self._asking_planner(rows))
-        return self.routed_step(rows, self._router_weights)
+        return self.routed_step(rows, self._router_weights or self._asking_planner(rows))
 
     def _asking_planner(self, rows: StepRows) -> ChoosePaths:
         batch = SegmentBatch.from_rows(rows, torch.device("cpu"))

@@ -17,7 +17,7 @@ async def merge(streams: Sequence[EventStream]) -> AsyncGenerator[tuple[int, lis
     """
     try:
         if len(streams) == 1:
-            # The usual case does without a task and a queue, which would cost at every token.
+            # The usual case does without a task and a queue, which would cost at every burst.
             async for events in streams[0]:
                 yield 0, events
         else:
