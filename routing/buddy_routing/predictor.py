@@ -32,15 +32,15 @@ class BudgetPredictor(nn.Module):
         return torch.arange(ALWAYS_RUN + 1, self.num_layers + 1, device=self.policy.up.bias.device)
 
     @torch.inference_mode()
-    def choose(self, features: Tensor, lowest: int, highest: int, thrift: float = 0.0) -> Tensor:
+    def choose(self, features: Tensor, lowest: int, highest: int, cost_weight: float = 0.0) -> Tensor:
         """Layers to run [S] int64: the likeliest level of those from `lowest` to `highest`.
 
-        `thrift` trades quality for compute: it is what the log probability of full depth loses, and of less depth
+        `cost_weight` trades quality for compute: it is what the log probability of full depth loses, and of less depth
         in proportion. Where none of its levels is allowed, `highest` is taken.
         """
         levels = self.levels
         allowed = (levels >= max(lowest, int(self.lowest))) & (levels <= highest)
         if not allowed.any():
             return torch.full((len(features),), highest, device=levels.device)
-        scores = self.log_probabilities(features) - thrift * levels / self.num_layers
+        scores = self.log_probabilities(features) - cost_weight * levels / self.num_layers
         return levels[scores.masked_fill(~allowed, -torch.inf).argmax(-1)]

@@ -35,7 +35,7 @@ class Stepper(Protocol):
     def num_layers(self) -> int: ...
 
     @property
-    def goes_on(self) -> bool:
+    def multi_step(self) -> bool:
         """Whether `most_steps` of StepRows may be more than one."""
         ...
 
@@ -55,7 +55,7 @@ class TorchStepper:
         return self.model.spec.num_layers
 
     @property
-    def goes_on(self) -> bool:
+    def multi_step(self) -> bool:
         return False
 
     @torch.inference_mode()
@@ -93,7 +93,7 @@ class NativeStepper:
         self.num_layers = routed_step.num_layers
         self._router_weights = router_weights(planner)
         # Where choosing and keeping take turns, no two steps are alike.
-        self.goes_on = self._router_weights is not None and planner.router.reroute_every in (1, NEVER)
+        self.multi_step = self._router_weights is not None and planner.router.reroute_every in (1, NEVER)
 
     def step(self, rows: StepRows) -> RoutedOutput:
         return self.routed_step(rows, self._router_weights or self._asking_planner(rows))

@@ -107,7 +107,7 @@ class _EngineEntry(_Strict):
     kv_cache_gib: Annotated[float, Field(gt=0)] = _SIZES.kv_cache_gib
     max_sequences: Annotated[int, Field(ge=1)] = _SIZES.max_sequences
     max_step_tokens: Annotated[int, Field(ge=1)] = _SIZES.max_step_tokens
-    thrift: Annotated[float, Field(ge=0)] = _SIZES.thrift
+    cost_weight: Annotated[float, Field(ge=0)] = _SIZES.cost_weight
     prefix_cache: bool = _SIZES.prefix_cache
 
 

@@ -62,11 +62,11 @@ SUMS = array("d")
 
 
 def kept_chain(pool: BlockPool, *keys: bytes) -> list[int]:
-    """A table of two blocks a key, kept in that order."""
+    """A table of two blocks a key, cached in that order."""
     table: list[int] = []
     assert pool.grow(table, 2 * len(keys) * pool.block_size)
     for index, key in enumerate(keys):
-        pool.keep(key, table[2 * index : 2 * index + 2], SUMS)
+        pool.cache(key, table[2 * index : 2 * index + 2], SUMS)
     return table
 
 
@@ -88,10 +88,10 @@ def test_kept_blocks_are_idle_when_nobody_holds_them_and_do_not_count_as_used() 
 def test_shared_blocks_stay_held_until_the_last_holder_lets_go() -> None:
     pool = BlockPool(8, 4)
     first = kept_chain(pool, b"a")
-    kept = pool.find(b"a")
-    assert kept is not None
+    cached = pool.find(b"a")
+    assert cached is not None
     second: list[int] = []
-    pool.share(kept, second, 0)
+    pool.share(cached, second, 0)
     assert second == first
     assert pool.grow(second, 12)
     pool.check([first, second])
@@ -108,9 +108,9 @@ def test_sharing_in_place_of_own_blocks_gives_those_back() -> None:
     table: list[int] = []
     assert pool.grow(table, 12)
     own, last = table[:2], table[2]
-    kept = pool.find(b"a")
-    assert kept is not None
-    pool.share(kept, table, 0)
+    cached = pool.find(b"a")
+    assert cached is not None
+    pool.share(cached, table, 0)
     assert table == [*quicker, last]
     assert pool.num_free == 5
     pool.check([quicker, table])
@@ -135,9 +135,9 @@ def test_longest_unused_goes_first_and_of_a_chain_the_end() -> None:
     pool.release(kept_chain(pool, b"a", b"b"))
     pool.release(kept_chain(pool, b"x", b"y"))
     again: list[int] = []
-    kept = pool.find(b"a")
-    assert kept is not None
-    pool.share(kept, again, 0)
+    cached = pool.find(b"a")
+    assert cached is not None
+    pool.share(cached, again, 0)
     pool.release(again)
     order = []
     table: list[int] = []

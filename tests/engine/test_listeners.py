@@ -18,8 +18,8 @@ def anyio_backend() -> str:
 
 
 async def test_events_of_a_report_come_as_one_list_for_each_request() -> None:
-    orders: list[Submit | Cancel] = []
-    listeners = Listeners(lambda order: orders.append(order) is None)
+    commands: list[Submit | Cancel] = []
+    listeners = Listeners(lambda command: commands.append(command) is None)
     tokens = [TokenEvent(index, f"{index}", (0,)) for index in range(4)]
     end = FinishEvent("length", 1, 2, 0, 0)
 
@@ -37,4 +37,4 @@ async def test_events_of_a_report_come_as_one_list_for_each_request() -> None:
     assert said == [[tokens[1]], [tokens[3]]]
     assert isinstance(ended, FinishEvent)
     assert (ended.reason, ended.error) == ("error", "gone")
-    assert not any(isinstance(order, Cancel) for order in orders)
+    assert not any(isinstance(command, Cancel) for command in commands)

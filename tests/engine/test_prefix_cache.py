@@ -135,7 +135,7 @@ def test_route_block_of_no_whole_blocks_leaves_the_cache_off(tiny: TinySite) -> 
 
 
 def test_blocks_are_evicted_from_the_end_of_the_longest_unused_prompt(tiny: TinySite) -> None:
-    # 16 blocks of 4 tokens; a prompt of 40 and 8 tokens of answer take 12, of which 8 are kept.
+    # 16 blocks of 4 tokens; a prompt of 40 and 8 tokens of answer take 12, of which 8 are cached.
     engine = build_tiny_engine(tiny.model, tiny.router, num_blocks=16).engine
     a, b = (make_request(name, 40, seed=seed, max_tokens=8) for seed, name in enumerate("ab"))
     uncached = plain(tiny, [a, b], "float32", native=False)

@@ -230,7 +230,7 @@ def test_process_ends_with_its_input(tmp_path: Path) -> None:
     """Where the kernel does not end it with its parent; and no signal does that reaches a whole group."""
     command = [sys.executable, "-m", "buddy_server.engine.worker", str(tmp_path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE) as worker:
-        wait_until((tmp_path / "orders").exists, TIMEOUT_S)
+        wait_until((tmp_path / "commands").exists, TIMEOUT_S)
         worker.send_signal(signal.SIGINT)
         worker.send_signal(signal.SIGTERM)
         with pytest.raises(subprocess.TimeoutExpired):

@@ -451,6 +451,6 @@ def test_answers_whose_logits_someone_looks_at_take_one_step(sampling: dict[str,
 
 
 def test_answers_take_one_step_where_the_runner_does() -> None:
-    scheduler = Scheduler(BlockPool(100, 4), 4, 32, ROUTE_BLOCK, steps_go_on=False)
+    scheduler = Scheduler(BlockPool(100, 4), 4, 32, ROUTE_BLOCK, multi_step=False)
     answering(scheduler, "a", 7)
     assert scheduler.reserve_steps(scheduler.schedule()) == 1

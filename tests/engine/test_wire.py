@@ -19,16 +19,16 @@ from buddy_server.engine.wire import (
     BuildFailed,
     Building,
     Cancel,
-    Notice,
-    Order,
+    Command,
     PredictDepth,
     PredictedDepth,
     Ready,
     Report,
     Stop,
     Submit,
-    decode_notice,
-    decode_order,
+    WorkerEvent,
+    decode_command,
+    decode_event,
     encode,
 )
 
@@ -50,7 +50,7 @@ INFO = EngineInfo("m", 8, 100, 256, 512, "learned", "cpu", "bfloat16")
 
 
 @pytest.mark.parametrize(
-    "order",
+    "command",
     [
         Build(EnginePlan("model", None, EngineSettings(0.5, max_sequences=3), "cpu", "int8")),
         Submit(GenerationRequest("a", "acme", (1, 2, 3), 4, SAMPLING, align_paths=True)),
@@ -60,12 +60,12 @@ INFO = EngineInfo("m", 8, 100, 256, 512, "learned", "cpu", "bfloat16")
         Stop(),
     ],
 )
-def test_orders_arrive_as_they_were(order: Order) -> None:
-    assert decode_order(encode(order)) == order
+def test_commands_arrive_as_they_were(command: Command) -> None:
+    assert decode_command(encode(command)) == command
 
 
 @pytest.mark.parametrize(
-    "notice",
+    "event",
     [
         Building(),
         Ready(INFO, "/models/m", True),
@@ -76,5 +76,5 @@ def test_orders_arrive_as_they_were(order: Order) -> None:
         PredictedDepth(8, None),
     ],
 )
-def test_notices_arrive_as_they_were(notice: Notice) -> None:
-    assert decode_notice(encode(notice)) == notice
+def test_worker_events_arrive_as_they_were(event: WorkerEvent) -> None:
+    assert decode_event(encode(event)) == event

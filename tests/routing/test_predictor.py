@@ -46,7 +46,9 @@ def test_two_layers_are_taken_when_nothing_else_is_allowed() -> None:
 
 def test_thrift_makes_it_cheaper_until_it_is_as_cheap_as_can_be() -> None:
     features = torch.randn(200, 10)
-    depths = [predictor().choose(features, 2, NUM_LAYERS, thrift).float().mean() for thrift in (0, 0.2, 1, 100)]
+    depths = [
+        predictor().choose(features, 2, NUM_LAYERS, cost_weight).float().mean() for cost_weight in (0, 0.2, 1, 100)
+    ]
     assert depths == sorted(depths, reverse=True)
     assert depths[-1] == 3
 

@@ -8,7 +8,7 @@ from itertools import chain
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class KeptBlocks:
+class CachedPrefix:
     """Blocks that together hold a full prefill block, under the `key` of what it is (prefix_keys.py); `sums` are the
     router's running features after it. They are held, let go and evicted as one."""
 
@@ -20,9 +20,9 @@ class KeptBlocks:
 class BlockPool:
     """Hands out block numbers 0 .. num_blocks - 1 and counts who holds each.
 
-    A block that nobody holds is free or, as part of a `KeptBlocks`, idle: what it contains stays until the room is
+    A block that nobody holds is free or, as part of a `CachedPrefix`, idle: what it contains stays until the room is
     needed. Idle ones are evicted in the order in which they were let go. A table lets go of its last blocks first, and
-    whoever holds kept blocks holds those before them in the prompt too; so of a chain the end goes first and what is
+    whoever holds cached blocks holds those before them in the prompt too; so of a chain the end goes first and what is
     left can be found.
     """
 
@@ -33,9 +33,9 @@ class BlockPool:
         self._free = list(reversed(range(num_blocks)))
         self._num_holders = [0] * num_blocks
         self._num_held = 0
-        self._kept: dict[bytes, KeptBlocks] = {}
-        self._kept_of_block: dict[int, KeptBlocks] = {}
-        self._idle: OrderedDict[KeptBlocks, None] = OrderedDict()
+        self._cached: dict[bytes, CachedPrefix] = {}
+        self._cached_by_block: dict[int, CachedPrefix] = {}
+        self._idle: OrderedDict[CachedPrefix, None] = OrderedDict()
 
     @property
     def num_free(self) -> int:
@@ -76,22 +76,22 @@ class BlockPool:
         self._let_go(table)
         table.clear()
 
-    def find(self, key: bytes) -> KeptBlocks | None:
-        return self._kept.get(key)
+    def find(self, key: bytes) -> CachedPrefix | None:
+        return self._cached.get(key)
 
-    def keep(self, key: bytes, blocks: Sequence[int], sums: "array[float]") -> None:
-        """From now on `blocks`, which someone holds, are kept under `key`, which is new."""
-        assert key not in self._kept, "kept twice"
-        kept = KeptBlocks(key, tuple(blocks), sums)
-        self._kept[key] = kept
-        self._kept_of_block.update(dict.fromkeys(kept.blocks, kept))
+    def cache(self, key: bytes, blocks: Sequence[int], sums: "array[float]") -> None:
+        """From now on `blocks`, which someone holds, are cached under `key`, which is new."""
+        assert key not in self._cached, "cached twice"
+        cached = CachedPrefix(key, tuple(blocks), sums)
+        self._cached[key] = cached
+        self._cached_by_block.update(dict.fromkeys(cached.blocks, cached))
 
-    def share(self, kept: KeptBlocks, table: list[int], start: int) -> None:
-        """Put `kept` into `table` at index `start`, at its end or in place of blocks of its own."""
-        replaced = table[start : start + len(kept.blocks)]
-        self._hold(kept.blocks)
-        self._idle.pop(kept, None)
-        table[start : start + len(kept.blocks)] = kept.blocks
+    def share(self, cached: CachedPrefix, table: list[int], start: int) -> None:
+        """Put `cached` into `table` at index `start`, at its end or in place of blocks of its own."""
+        replaced = table[start : start + len(cached.blocks)]
+        self._hold(cached.blocks)
+        self._idle.pop(cached, None)
+        table[start : start + len(cached.blocks)] = cached.blocks
         self._let_go(replaced)
 
     def check(self, tables: list[list[int]]) -> None:
@@ -100,12 +100,12 @@ class BlockPool:
         num_holders = Counter(chain.from_iterable(tables))
         wrong = [block for block, count in enumerate(self._num_holders) if count != num_holders[block]]
         assert not wrong, f"blocks lost or held twice: {wrong} of {self.num_blocks}"
-        idle = chain.from_iterable(kept.blocks for kept in self._idle)
+        idle = chain.from_iterable(cached.blocks for cached in self._idle)
         seen = sorted([*self._free, *idle, *num_holders])
         assert seen == list(range(self.num_blocks)), f"blocks lost or held twice: {seen} of {self.num_blocks}"
         assert self._num_held == len(num_holders), f"{self._num_held} blocks held, {len(num_holders)} in tables"
-        kept_blocks = sorted(chain.from_iterable(kept.blocks for kept in self._kept.values()))
-        assert kept_blocks == sorted(self._kept_of_block), "blocks kept twice, or under no key"
+        cached_blocks = sorted(chain.from_iterable(cached.blocks for cached in self._cached.values()))
+        assert cached_blocks == sorted(self._cached_by_block), "blocks cached twice, or under no key"
 
     def _hold(self, blocks: Sequence[int]) -> None:
         for block in blocks:
@@ -118,15 +118,15 @@ class BlockPool:
             if self._num_holders[block]:
                 continue
             self._num_held -= 1
-            kept = self._kept_of_block.get(block)
-            if kept is None:
+            cached = self._cached_by_block.get(block)
+            if cached is None:
                 self._free.append(block)
-            elif block == kept.blocks[0]:
-                self._idle[kept] = None
+            elif block == cached.blocks[0]:
+                self._idle[cached] = None
 
     def _evict(self) -> None:
-        kept, _ = self._idle.popitem(last=False)
-        del self._kept[kept.key]
-        for block in reversed(kept.blocks):
-            del self._kept_of_block[block]
+        cached, _ = self._idle.popitem(last=False)
+        del self._cached[cached.key]
+        for block in reversed(cached.blocks):
+            del self._cached_by_block[block]
             self._free.append(block)

@@ -156,7 +156,7 @@ def assemble(served: ServedModel, routing: Routing, settings: EngineSettings) ->
         settings.max_step_tokens,
         routing.route_block,
         make_prefix_keys(routing, settings),
-        stepper.goes_on,
+        stepper.multi_step,
     )
     info = EngineInfo(
         model_id=served.model_id,
@@ -170,7 +170,7 @@ def assemble(served: ServedModel, routing: Routing, settings: EngineSettings) ->
     )
     directory = served.loaded.directory
     engine = Engine(scheduler, ModelRunner(stepper), served.tokenizer, end_token_ids(directory))
-    depth_predictor = DepthPredictor(model, routing.predictor, settings.thrift) if routing.predictor else None
+    depth_predictor = DepthPredictor(model, routing.predictor, settings.cost_weight) if routing.predictor else None
     return BuiltEngine(engine, info, directory, depth_predictor)
 
 

@@ -11,15 +11,15 @@ from buddy_routing.predictor import BudgetPredictor
 
 @dataclass(frozen=True, slots=True)
 class DepthPredictor:
-    """`thrift` as in BudgetPredictor.choose. Reads the model's weights alone, so any thread may ask."""
+    """`cost_weight` as in BudgetPredictor.choose. Reads the model's weights alone, so any thread may ask."""
 
     model: RoutedDecoder
     predictor: BudgetPredictor
-    thrift: float = 0.0
+    cost_weight: float = 0.0
 
     @torch.inference_mode()
     def choose(self, prompt_tokens: tuple[int, ...], lowest: int, highest: int) -> int:
         """Layers to run, from `lowest` to `highest`."""
         tokens = torch.tensor([prompt_tokens], device=self.model.inv_freq.device)
         features = causal_features(self.model.first_layer_v(tokens))[:, -1]
-        return int(self.predictor.choose(features, lowest, highest, self.thrift))
+        return int(self.predictor.choose(features, lowest, highest, self.cost_weight))

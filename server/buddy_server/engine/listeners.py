@@ -24,7 +24,7 @@ class _Listener:
 
 
 class Listeners:
-    """`send` gives an order to the engine, from any thread, and says whether the engine will answer it."""
+    """`send` gives an command to the engine, from any thread, and says whether the engine will answer it."""
 
     def __init__(self, send: Callable[[Submit | Cancel], bool]) -> None:
         self._send = send

@@ -1,4 +1,4 @@
-"""The engine's loop: takes orders, steps, reports. The same on a thread (service.py) and in a process (worker.py)."""
+"""The engine's loop: takes commands, steps, reports. The same on a thread (service.py) and in a process (worker.py)."""
 
 import logging
 import queue
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from buddy_server.engine.engine import Engine
 from buddy_server.engine.listeners import SHUTTING_DOWN, unaccounted
 from buddy_server.engine.messages import Event, FinishEvent, FinishReason, GenerationRequest, StepStats
-from buddy_server.engine.wire import Cancel, LoopOrder, Report, Stop, Submit
+from buddy_server.engine.wire import Cancel, LoopCommand, Report, Stop, Submit
 
 log = logging.getLogger(__name__)
 
@@ -15,11 +15,11 @@ STEP_FAILED = "the engine failed while generating"
 
 
 class EngineLoop:
-    """Orders come through `inbox`, from any thread. `deliver` is called on the loop's thread, after every step and
+    """Commands come through `inbox`, from any thread. `deliver` is called on the loop's thread, after every step and
     whenever requests end without one. Every request that was put before `closed` ends once."""
 
     def __init__(self, engine: Engine, deliver: Callable[[Report], None]) -> None:
-        self.inbox: queue.SimpleQueue[LoopOrder] = queue.SimpleQueue()
+        self.inbox: queue.SimpleQueue[LoopCommand] = queue.SimpleQueue()
         self.closed = False
         self._engine = engine
         self._deliver = deliver
@@ -28,7 +28,7 @@ class EngineLoop:
     def run(self) -> None:
         """Until Stop."""
         try:
-            while self._take_orders():
+            while self._handle_commands():
                 if self._engine.has_work:
                     self._step()
                 else:
@@ -37,9 +37,9 @@ class EngineLoop:
         finally:
             self.closed = True
             while not self.inbox.empty():
-                order = self.inbox.get()
-                if isinstance(order, Submit):
-                    self._open[order.request.request_id] = order.request
+                command = self.inbox.get()
+                if isinstance(command, Submit):
+                    self._open[command.request.request_id] = command.request
             self._end_all("cancelled", SHUTTING_DOWN)
 
     def _step(self) -> None:
@@ -51,18 +51,18 @@ class EngineLoop:
             log.exception("engine step failed")
             self._end_all("error", STEP_FAILED)
 
-    def _take_orders(self) -> bool:
+    def _handle_commands(self) -> bool:
         """Act on what has arrived, waiting for something when there is nothing to do; False to stop."""
         wait = not self._engine.has_work
         while wait or not self.inbox.empty():
-            order = self.inbox.get()
+            command = self.inbox.get()
             wait = False
-            match order:
+            match command:
                 case Submit():
-                    self._add(order.request)
+                    self._add(command.request)
                 case Cancel():
-                    self._open.pop(order.request_id, None)
-                    self._engine.cancel(order.request_id)
+                    self._open.pop(command.request_id, None)
+                    self._engine.cancel(command.request_id)
                 case Stop():
                     return False
         return True

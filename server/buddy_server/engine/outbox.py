@@ -1,29 +1,29 @@
-"""Sends a worker's notices from a thread of its own."""
+"""Sends a worker's events from a thread of its own."""
 
 import queue
 import threading
 
 import zmq
 
-from buddy_server.engine.wire import Notice, encode
+from buddy_server.engine.wire import WorkerEvent, encode
 
 LINGER_MS = 2000
-"""How long the last notices may take to be sent."""
+"""How long the last events may take to be sent."""
 
 
 class Outbox:
-    """`put` may be called from any thread and does not wait. Notices are sent in order."""
+    """`put` may be called from any thread and does not wait. Events are sent in order."""
 
     def __init__(self, address: str) -> None:
         self._address = address
-        self._notices: queue.SimpleQueue[Notice | None] = queue.SimpleQueue()
-        self.put = self._notices.put
+        self._events: queue.SimpleQueue[WorkerEvent | None] = queue.SimpleQueue()
+        self.put = self._events.put
         self._thread = threading.Thread(target=self._run, name="outbox", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
         """Returns when everything has been sent."""
-        self._notices.put(None)
+        self._events.put(None)
         self._thread.join()
 
     def _run(self) -> None:
@@ -31,5 +31,5 @@ class Outbox:
             socket.setsockopt(zmq.SNDHWM, 0)
             socket.setsockopt(zmq.LINGER, LINGER_MS)
             socket.connect(self._address)
-            while (notice := self._notices.get()) is not None:
-                socket.send(encode(notice))
+            while (event := self._events.get()) is not None:
+                socket.send(encode(event))

@@ -26,7 +26,7 @@ class Pace:
 
     def observe(self, works: Seq[Work], num_steps: int, seconds: float) -> None:
         """A call to the runner took `seconds` for so many steps of `works`."""
-        num_prefill = sum(work.length for work in works if not work.is_answer)
+        num_prefill = sum(work.length for work in works if not work.is_decode)
         if num_prefill == 0:
             self._decode_s = _mixed(self._decode_s, seconds / num_steps)
             return

@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, Callable
 from buddy_server.engine.listeners import SHUTTING_DOWN, Listeners
 from buddy_server.engine.messages import EngineInfo, Event, GenerationRequest, StepStats
 from buddy_server.engine.settings import EnginePlan
-from buddy_server.engine.wire import Cancel, Notice, PredictDepth, PredictedDepth, Ready, Report, Stop, Submit
+from buddy_server.engine.wire import Cancel, PredictDepth, PredictedDepth, Ready, Report, Stop, Submit, WorkerEvent
 from buddy_server.engine.worker_process import WorkerProcess
 from buddy_server.errors import EngineStartError
 
@@ -108,11 +108,11 @@ class EngineProcess:
         finally:
             del self._questions[question_id]
 
-    def _send(self, order: Submit | Cancel | PredictDepth | Stop) -> bool:
+    def _send(self, command: Submit | Cancel | PredictDepth | Stop) -> bool:
         """Whether there is a child to answer."""
         with self._lock:
             if self._worker is not None:
-                self._worker.send(order)
+                self._worker.send(command)
             return self._worker is not None
 
     def _supervise(self, worker: WorkerProcess | None) -> None:
@@ -128,23 +128,23 @@ class EngineProcess:
     def _relay(self, worker: WorkerProcess) -> None:
         """Until the child has ended, or has been told to and took too long over it."""
         deadline_s = math.inf
-        for notice in worker.notices():
-            self._take(notice)
+        for event in worker.events():
+            self._take(event)
             if deadline_s == math.inf and self._stopping.is_set():
                 self._send(Stop())
                 deadline_s = time.monotonic() + STOP_TIMEOUT_S
             if time.monotonic() > deadline_s:
                 return
 
-    def _take(self, notice: Notice | None) -> None:
-        match notice:
+    def _take(self, event: WorkerEvent | None) -> None:
+        match event:
             case Report():
-                self._num_running, self._kv_usage_ratio = notice.num_running, notice.kv_usage_ratio
-                self._listeners.deliver(notice.events)
-                if notice.stats is not None:
-                    self._on_step(notice.stats)
+                self._num_running, self._kv_usage_ratio = event.num_running, event.kv_usage_ratio
+                self._listeners.deliver(event.events)
+                if event.stats is not None:
+                    self._on_step(event.stats)
             case PredictedDepth():
-                self._answer(notice.question_id, notice.num_run_layers)
+                self._answer(event.question_id, event.num_run_layers)
 
     def _lose(self, worker: WorkerProcess) -> None:
         """The child has ended, or is ended here: so does every request that it had."""

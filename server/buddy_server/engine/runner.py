@@ -107,7 +107,7 @@ def step_rows(
         chooses = output < 0 or (output + 1) % reroute_every == 0
         choices.append(CONTINUE if work.continues else CHOOSE if chooses else KEEP)
         # Newest tokens only: a prompt's path is its own, for the prefix cache, and what is computed again has had its.
-        alone = not (request.align_paths and chooses and work.is_answer)
+        alone = not (request.align_paths and chooses and work.is_decode)
         aligned.append(index if alone else leaders.setdefault((request.tenant, request.num_run_layers), index))
     return StepRows(
         tokens=tokens + ahead,

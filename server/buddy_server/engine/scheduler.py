@@ -20,7 +20,7 @@ class Scheduler:
 
     `route_block` is the unit of prefill: a block runs one path, at once or in pieces, so chunking changes no result.
     With `prefix_keys` full prefill blocks stay in the pool as long as there is room, and prompts that begin with them
-    take them from there. `steps_go_on`: one call of the runner can be several steps.
+    take them from there. `multi_step`: one call of the runner can be several steps.
     """
 
     def __init__(
@@ -30,7 +30,7 @@ class Scheduler:
         max_step_tokens: int,
         route_block: int,
         prefix_keys: PrefixKeys | None = None,
-        steps_go_on: bool = True,
+        multi_step: bool = True,
     ) -> None:
         if max_step_tokens < max_sequences + route_block:
             raise ValueError(
@@ -49,7 +49,7 @@ class Scheduler:
         self._max_step_tokens = max_step_tokens
         self._route_block = route_block
         self._prefix_keys = prefix_keys
-        self._steps_go_on = steps_go_on
+        self._multi_step = multi_step
         self._free_lanes = list(reversed(range(max_sequences)))
 
     @property
@@ -103,8 +103,8 @@ class Scheduler:
         """Whether all are answers whose logits nobody but the step has a use for."""
         samplings = [work.sequence.request.sampling for work in works]
         return (
-            self._steps_go_on
-            and all(work.is_answer for work in works)
+            self._multi_step
+            and all(work.is_decode for work in works)
             and all(one.takes_logits_as_they_are and one.top_logprobs is None for one in samplings)
         )
 
@@ -129,12 +129,12 @@ class Scheduler:
         index = (work.start + work.length) // self._route_block - 1
         num_blocks = self._route_block // self.pool.block_size
         key, first = work.sequence.prefix_keys[index], index * num_blocks
-        kept = self.pool.find(key)
-        if kept is None:
-            self.pool.keep(key, table[first : first + num_blocks], sums)
+        cached = self.pool.find(key)
+        if cached is None:
+            self.pool.cache(key, table[first : first + num_blocks], sums)
         else:
             # Someone else was quicker. To hold theirs saves room, and keeps the chain before what this one adds to it.
-            self.pool.share(kept, table, first)
+            self.pool.share(cached, table, first)
 
     def finish(self, sequence: Sequence) -> None:
         """Take everything back from a sequence, wherever it stands."""
@@ -173,12 +173,12 @@ class Scheduler:
             return
         # The last token of the prompt is computed always: its logits are wanted.
         for index in range(sequence.num_computed // self._route_block, (sequence.num_prompt - 1) // self._route_block):
-            kept = self.pool.find(sequence.prefix_keys[index]) if sequence.prefix_keys else None
-            if kept is None:
+            cached = self.pool.find(sequence.prefix_keys[index]) if sequence.prefix_keys else None
+            if cached is None:
                 return
-            self.pool.share(kept, sequence.block_table, index * len(kept.blocks))
+            self.pool.share(cached, sequence.block_table, index * len(cached.blocks))
             sequence.num_computed = sequence.num_restored = (index + 1) * self._route_block
-            sequence.restored_sums = kept.sums
+            sequence.restored_sums = cached.sums
 
     def _chunk(self, sequence: Sequence, budget: int, in_pieces: bool) -> Iterator[Work]:
         # Again: those admitted together with others of the same prompt find what the first of them has computed since.

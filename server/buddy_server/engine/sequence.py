@@ -100,6 +100,6 @@ class Work:
         return self.start + self.length == len(self.sequence.tokens)
 
     @property
-    def is_answer(self) -> bool:
+    def is_decode(self) -> bool:
         """Whether it is the newest token of an answer; not so of a prompt, nor of an answer that is computed again."""
         return self.makes_token and self.start >= self.sequence.num_prompt

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
     """`kv_cache_gib` bounds the cache; it is smaller when `max_sequences` full contexts need less. A block holds
-    `block_size` tokens, a step computes at most `max_step_tokens`. `thrift` makes the Budget Predictor choose less
+    `block_size` tokens, a step computes at most `max_step_tokens`. `cost_weight` makes the Budget Predictor choose less
     depth (BudgetPredictor.choose). `native` runs steps on the CPU in C++ where that can be built. `prefix_cache` keeps
     what prompts of the same tenant and depth begin with in the cache as long as there is room."""
 
@@ -14,7 +14,7 @@ class EngineSettings:
     block_size: int = 16
     max_sequences: int = 32
     max_step_tokens: int = 512
-    thrift: float = 0.0
+    cost_weight: float = 0.0
     native: bool = True
     prefix_cache: bool = True
 

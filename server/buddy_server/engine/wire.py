@@ -7,7 +7,7 @@ from buddy_server.engine.settings import EnginePlan
 
 
 class Build(Struct, frozen=True, array_like=True, tag=True):
-    """The first order to a worker."""
+    """The first command to a worker."""
 
     plan: EnginePlan
 
@@ -21,7 +21,7 @@ class Cancel(Struct, frozen=True, array_like=True, tag=True):
 
 
 class Stop(Struct, frozen=True, array_like=True, tag=True):
-    """The last order: every request ends as cancelled."""
+    """The last command: every request ends as cancelled."""
 
 
 class PredictDepth(Struct, frozen=True, array_like=True, tag=True):
@@ -33,8 +33,8 @@ class PredictDepth(Struct, frozen=True, array_like=True, tag=True):
     highest: int
 
 
-LoopOrder = Submit | Cancel | Stop
-Order = Build | PredictDepth | LoopOrder
+LoopCommand = Submit | Cancel | Stop
+Command = Build | PredictDepth | LoopCommand
 
 
 class Building(Struct, frozen=True, array_like=True, tag=True):
@@ -72,18 +72,18 @@ class PredictedDepth(Struct, frozen=True, array_like=True, tag=True):
     num_run_layers: int | None
 
 
-Notice = Building | Ready | BuildFailed | Report | PredictedDepth
+WorkerEvent = Building | Ready | BuildFailed | Report | PredictedDepth
 
 encode = msgpack.Encoder().encode
-decode_order = msgpack.Decoder(Order).decode
-decode_notice = msgpack.Decoder(Notice).decode
+decode_command = msgpack.Decoder(Command).decode
+decode_event = msgpack.Decoder(WorkerEvent).decode
 
 
-def orders_address(directory: str) -> str:
-    """Where a worker takes orders: a socket in a directory that only its user may enter."""
-    return f"ipc://{directory}/orders"
+def commands_address(directory: str) -> str:
+    """Where a worker takes commands: a socket in a directory that only its user may enter."""
+    return f"ipc://{directory}/commands"
 
 
-def notices_address(directory: str) -> str:
-    """Where its parent takes notices."""
-    return f"ipc://{directory}/notices"
+def events_address(directory: str) -> str:
+    """Where its parent takes events."""
+    return f"ipc://{directory}/events"

@@ -1,6 +1,6 @@
 """The engine's own process: `python -m buddy_server.engine.worker DIRECTORY`, in which its parent's sockets are.
 
-Its main thread steps. One thread takes orders, another sends notices: a step's events are encoded and sent while the
+Its main thread steps. One thread takes commands, another sends events: a step's events are encoded and sent while the
 next step computes, which it does without the GIL. The process lives no longer than its parent.
 """
 
@@ -25,9 +25,9 @@ from buddy_server.engine.wire import (
     PredictedDepth,
     Ready,
     Stop,
-    decode_order,
-    notices_address,
-    orders_address,
+    commands_address,
+    decode_command,
+    events_address,
 )
 from buddy_server.logs import configure_logs
 
@@ -46,25 +46,25 @@ def main() -> None:
     follow_parent()
     configure_logs()
     threading.excepthook = _end_with_thread
-    orders: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.PULL)
-    orders.setsockopt(zmq.RCVHWM, 0)
-    orders.bind(orders_address(directory))
-    outbox = Outbox(notices_address(directory))
+    commands: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.PULL)
+    commands.setsockopt(zmq.RCVHWM, 0)
+    commands.bind(commands_address(directory))
+    outbox = Outbox(events_address(directory))
     status = 0
     try:
-        first = decode_order(orders.recv())
+        first = decode_command(commands.recv())
         assert isinstance(first, Build)
         outbox.put(Building())
-        serve(first.plan, orders, outbox)
+        serve(first.plan, commands, outbox)
     except Exception:
         log.exception("engine process failed")
         status = 1
     outbox.close()
-    # All is said. The interpreter would wait for threads that wait for orders.
+    # All is said. The interpreter would wait for threads that wait for commands.
     os._exit(status)
 
 
-def serve(plan: "EnginePlan", orders: "zmq.Socket[bytes]", outbox: Outbox) -> None:
+def serve(plan: "EnginePlan", commands: "zmq.Socket[bytes]", outbox: Outbox) -> None:
     """Build the engine and run it until Stop. What the user can put right goes to the parent in one line."""
     # Only now, with the parent being followed: torch takes a while to import.
     from buddy_routing.embedded import MODEL_ID
@@ -78,8 +78,8 @@ def serve(plan: "EnginePlan", orders: "zmq.Socket[bytes]", outbox: Outbox) -> No
         outbox.put(BuildFailed(str(error)))
         return
     loop = EngineLoop(built.engine, outbox.put)
-    reader = OrderReader(orders, loop, built.depth_predictor, outbox)
-    threading.Thread(target=reader.run, name="orders", daemon=True).start()
+    reader = CommandReader(commands, loop, built.depth_predictor, outbox)
+    threading.Thread(target=reader.run, name="commands", daemon=True).start()
     outbox.put(Ready(built.info, str(built.directory), built.depth_predictor is not None))
     # What is there now stays. To sweep over all of it would hold up every stream for a tenth of a second, now and then.
     gc.collect()
@@ -89,17 +89,17 @@ def serve(plan: "EnginePlan", orders: "zmq.Socket[bytes]", outbox: Outbox) -> No
     loop.run()
 
 
-class OrderReader:
-    """Hands orders on: to the loop, and questions of depth to a thread of their own; a long prompt takes a moment."""
+class CommandReader:
+    """Hands commands on: to the loop, and questions of depth to a thread of their own; a long prompt takes a moment."""
 
     def __init__(
         self,
-        orders: "zmq.Socket[bytes]",
+        commands: "zmq.Socket[bytes]",
         loop: "EngineLoop",
         depth_predictor: "DepthPredictor | None",
         outbox: Outbox,
     ) -> None:
-        self._orders = orders
+        self._commands = commands
         self._loop = loop
         self._depth_predictor = depth_predictor
         self._outbox = outbox
@@ -107,14 +107,14 @@ class OrderReader:
 
     def run(self) -> None:
         """Until Stop."""
-        order = None
-        while not isinstance(order, Stop):
-            order = decode_order(self._orders.recv())
-            if isinstance(order, PredictDepth):
-                self._thinking.submit(self._predict, order)
+        command = None
+        while not isinstance(command, Stop):
+            command = decode_command(self._commands.recv())
+            if isinstance(command, PredictDepth):
+                self._thinking.submit(self._predict, command)
             else:
-                assert not isinstance(order, Build)
-                self._loop.inbox.put(order)
+                assert not isinstance(command, Build)
+                self._loop.inbox.put(command)
 
     def _predict(self, question: PredictDepth) -> None:
         num_run_layers = None

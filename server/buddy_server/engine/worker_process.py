@@ -13,13 +13,13 @@ from buddy_server.engine.wire import (
     Build,
     BuildFailed,
     Building,
-    Notice,
-    Order,
+    Command,
     Ready,
-    decode_notice,
+    WorkerEvent,
+    commands_address,
+    decode_event,
     encode,
-    notices_address,
-    orders_address,
+    events_address,
 )
 from buddy_server.errors import EngineStartError
 
@@ -45,11 +45,11 @@ class WorkerProcess:
         # -P: what lies in the current directory is not ours to import.
         command = [sys.executable, "-P", "-m", "buddy_server.engine.worker", self._directory.name]
         try:
-            self._notices = self._context.socket(zmq.PULL)
-            self._orders = self._context.socket(zmq.PUSH)
-            self._notices.bind(notices_address(self._directory.name))
-            # Connected, not bound: orders then wait for the child where a bound socket would refuse them.
-            self._orders.connect(orders_address(self._directory.name))
+            self._events = self._context.socket(zmq.PULL)
+            self._commands = self._context.socket(zmq.PUSH)
+            self._events.bind(events_address(self._directory.name))
+            # Connected, not bound: commands then wait for the child where a bound socket would refuse them.
+            self._commands.connect(commands_address(self._directory.name))
             self._process = subprocess.Popen(command, stdin=subprocess.PIPE)  # noqa: S603, all of it is ours
         except (zmq.ZMQError, OSError) as error:
             self._context.destroy()
@@ -75,27 +75,27 @@ class WorkerProcess:
             raise
 
     def _first_notice(self, given_up: Callable[[], bool]) -> Ready:
-        for notice in self.notices():
-            if isinstance(notice, Building):
+        for event in self.events():
+            if isinstance(event, Building):
                 # Nobody else is to find the sockets, and nothing is left behind should we be killed.
                 self._directory.cleanup()
-            if isinstance(notice, Ready):
-                return notice
-            if isinstance(notice, BuildFailed):
-                raise EngineStartError(notice.reason)
+            if isinstance(event, Ready):
+                return event
+            if isinstance(event, BuildFailed):
+                raise EngineStartError(event.reason)
             if given_up():
                 raise EngineStartError("the server is shutting down")
         raise EngineStartError(f"the engine's process ended with status {self.returncode} before it was ready")
 
-    def send(self, order: Order) -> None:
-        self._orders.send(encode(order), zmq.NOBLOCK)
+    def send(self, command: Command) -> None:
+        self._commands.send(encode(command), zmq.NOBLOCK)
 
-    def notices(self) -> Iterator[Notice | None]:
+    def events(self) -> Iterator[WorkerEvent | None]:
         """What the child says, and None after every TICK_S of silence, until it has ended and all has been read."""
         has_ended = False
         while True:
-            if self._notices.poll(round(TICK_S * 1000)):
-                yield decode_notice(self._notices.recv())
+            if self._events.poll(round(TICK_S * 1000)):
+                yield decode_event(self._events.recv())
             elif has_ended:
                 return
             else:
