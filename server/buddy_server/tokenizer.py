@@ -4,13 +4,14 @@ import contextlib
 import json
 import os
 import sys
-import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jinja2
+from tokenizers import Tokenizer
 
+from buddy_server.control_tokens import ControlTokens, encode
 from buddy_server.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -19,15 +20,36 @@ if TYPE_CHECKING:
 Message = Mapping[str, Any]
 """A chat message as the OpenAI API has it, its content already one text or None."""
 
+_REASON_CHARS = 200
+_USUAL_TOKEN_CHARS = 8
+"""More characters than a token of ordinary text has."""
+_PIECE_CHARS = 2**16
+_CUT_TOKENS = 256
+
+
+class PromptTooLong(Exception):
+    """A prompt of more tokens than its caller has room for: `num_tokens` at least, counted no further."""
+
+    def __init__(self, num_tokens: int) -> None:
+        super().__init__(num_tokens)
+        self.num_tokens = num_tokens
+
 
 class ChatTokenizer:
-    """A Hugging Face tokenizer with its chat template. Safe to call from any thread."""
+    """A Hugging Face tokenizer with its chat template. Safe to call from any thread.
+
+    With `limit`, texts of more tokens raise PromptTooLong; long ones before they are tokenized as a whole.
+    """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase"):
         self._tokenizer = tokenizer
-        # The Rust tokenizer raises "Already borrowed" when two threads enter it and one changes its settings.
-        self._lock = threading.Lock()
         self._knows_developer = "developer" in str(tokenizer.chat_template)
+        # transformers' own `encode` changes these before every use; that takes a lock, which a long text would hold.
+        self._backend: Tokenizer = tokenizer.backend_tokenizer
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        self._backend.encode_special_tokens = tokenizer.split_special_tokens
+        self._control = ControlTokens(self._backend, tokenizer.unk_token_id)
 
     @classmethod
     def from_directory(cls, path: Path) -> "ChatTokenizer":
@@ -47,39 +69,62 @@ class ChatTokenizer:
         return next(token for token in ids if token is not None)
 
     def encode_text(self, text: str) -> tuple[int, ...]:
-        """The tokens of plain text, without special ones."""
-        with self._lock:
-            return tuple(self._tokenizer.encode(text, add_special_tokens=False, verbose=False))
+        """The tokens of plain text, without special ones around it. Control tokens in it are those."""
+        return tuple(encode(self._backend, text))
 
-    def encode_prompt(self, text: str) -> tuple[int, ...]:
-        """The tokens of a text to be continued, with the special ones that the tokenizer puts around texts itself."""
-        with self._lock:
-            return tuple(self._tokenizer.encode(text, verbose=False))
+    def encode_prompt(self, text: str, limit: int | None = None) -> tuple[int, ...]:
+        """The tokens of a text to be continued, with the special ones that the tokenizer puts around texts itself.
+        Control tokens in the text are those: what is continued is the prompt as a whole."""
+        self._check_length(text, limit)
+        return _checked(encode(self._backend, text, add_special_tokens=True), limit)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of tokens, special ones left out."""
-        with self._lock:
-            return str(self._tokenizer.decode(list(tokens), skip_special_tokens=True))
+        return str(self._tokenizer.decode(list(tokens), skip_special_tokens=True))
 
-    def render(self, messages: Sequence[Message]) -> tuple[int, ...]:
+    def render(self, messages: Sequence[Message], limit: int | None = None) -> tuple[int, ...]:
         """The prompt tokens of a conversation, up to where the assistant's answer begins.
 
+        Control tokens are those that the template writes. In the messages they are text, except in roles, which must
+        be known ones.
         Raises InvalidRequest when the model's template refuses the conversation, or there is no template.
         """
         if self._tokenizer.chat_template is None:
             raise InvalidRequest("This model has no chat template: it was not made for conversations.", param="model")
-        prepared = [self._prepare(message) for message in messages]
-        with self._lock:
-            try:
-                text = self._tokenizer.apply_chat_template(prepared, tokenize=False, add_generation_prompt=True)
-            # What a template written by someone else raises when it meets a message it does not expect.
-            except (jinja2.TemplateError, ValueError, TypeError, LookupError, AttributeError) as error:
-                raise InvalidRequest(
-                    f"The chat template of this model refuses these messages: {error}", param="messages"
-                ) from error
-            # The template writes the special tokens itself.
-            tokens = self._tokenizer.encode(text, add_special_tokens=False, verbose=False)
-        return tuple(tokens)
+        marked = self._control.mark([self._prepare(message) for message in messages])
+        try:
+            rendered = self._filled_template(marked.messages)
+        # What a template written by someone else raises when it meets a message it does not expect.
+        except (jinja2.TemplateError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
+            reason = marked.plain(str(error))[:_REASON_CHARS]
+            raise InvalidRequest(
+                f"The chat template of this model refuses these messages: {reason}", param="messages"
+            ) from error
+        self._check_length(rendered, limit)
+        return _checked(self._control.encode(rendered, marked), limit)
+
+    def _filled_template(self, messages: list[dict[str, Any]]) -> str:
+        """As `apply_chat_template` has it, which would make plain texts of marked ones before the template sees them."""
+        from transformers.utils.chat_template_utils import _compile_jinja_template
+
+        template = _compile_jinja_template(self._tokenizer.get_chat_template())
+        special = self._tokenizer.special_tokens_map
+        return str(
+            template.render(messages=messages, tools=None, documents=None, add_generation_prompt=True, **special)
+        )
+
+    def _check_length(self, text: str, limit: int | None) -> None:
+        """Raise PromptTooLong for a `text` that surely has more tokens than `limit`. In pieces, because the tokens of a
+        very long one fill hundreds of megabytes."""
+        if limit is None or len(text) <= limit * _USUAL_TOKEN_CHARS:
+            return
+        num_tokens = 0
+        for start in range(0, len(text), _PIECE_CHARS):
+            piece = encode(self._backend, text[start : start + _PIECE_CHARS])
+            # The cut costs tokens that the whole has not.
+            num_tokens += max(0, len(piece) - _CUT_TOKENS)
+            if num_tokens > limit:
+                raise PromptTooLong(num_tokens)
 
     def _prepare(self, message: Message) -> dict[str, Any]:
         # Templates concatenate contents; the null beside tool calls would stop them.
@@ -89,6 +134,12 @@ class ChatTokenizer:
         if prepared.get("tool_calls"):
             prepared["tool_calls"] = [_with_parsed_arguments(call) for call in prepared["tool_calls"]]
         return prepared
+
+
+def _checked(tokens: list[int], limit: int | None) -> tuple[int, ...]:
+    if limit is not None and len(tokens) > limit:
+        raise PromptTooLong(len(tokens))
+    return tuple(tokens)
 
 
 def import_transformers_without_torch() -> None:
@@ -104,6 +155,7 @@ def import_transformers_without_torch() -> None:
 def _with_parsed_arguments(call: Mapping[str, Any]) -> dict[str, Any]:
     """Templates print arguments as JSON themselves; the API's string they would print quoted twice."""
     function = dict(call["function"])
-    with contextlib.suppress(ValueError):
+    # Not JSON, or JSON nested too deep.
+    with contextlib.suppress(ValueError, RecursionError):
         function["arguments"] = json.loads(function["arguments"])
     return {**call, "function": function}

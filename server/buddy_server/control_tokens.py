@@ -1,0 +1,225 @@
+"""Control tokens: what a chat template may write and a user may not.
+
+Tokenizers find their added tokens (`<|assistant|>`, `[INST]`, `<tool_call>`) wherever these stand in a text. A user who
+writes one would make turns of others, so here they are looked for in what the template wrote alone.
+
+transformers' `sanitize_control_tokens` has the same aim. It leaves out the keys of arguments and the tokens that arise
+where texts meet, and cuts texts up for the tokenizer; here the tokenizer sees the prompt as a whole.
+"""
+
+import re
+import secrets
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tokenizers import AddedToken, Encoding, Tokenizer
+
+from buddy_server.errors import InvalidRequest
+from buddy_server.user_text import UserText
+
+_WINDOW_CHARS = 2**16
+"""How much one call of a pattern searches: nothing else in the process runs meanwhile."""
+_PRIVATE = range(0xF0000, 0x10FFFE)
+"""The characters that Unicode leaves to anyone (planes 15 and 16)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Marked:
+    """Messages for a template, what of them is users' marked by stand-ins for characters."""
+
+    messages: list[dict[str, Any]]
+    stand_ins: re.Pattern[str] | None
+    originals: Mapping[int, int]
+
+    def plain(self, text: str) -> str:
+        """`text` with the characters of users in place of their stand-ins."""
+        if self.stand_ins is None:
+            return text
+        return self.stand_ins.sub(lambda run: run[0].translate(self.originals), text)
+
+
+class ControlTokens:
+    """The added tokens of `tokenizer`, special or not, but for those of one character or of white space alone, which
+    are text. Safe to use from any thread."""
+
+    def __init__(self, tokenizer: Tokenizer, unknown: int | None) -> None:
+        added = tokenizer.get_added_tokens_decoder()
+        self._ids = {t.content: i for i, t in added.items() if len(t.content) > 1 and not t.content.isspace()}
+        # The token `unknown` stands for any text that the model has no other token for.
+        self._tokens = frozenset(self._ids.values()) - {unknown}
+        self._pattern = re.compile(_any_of(self._ids)) if self._ids else re.compile("(?!)")
+        self._longest = max(map(len, self._ids), default=0)
+        self._all = "\0".join(self._ids)
+        self._beginnings = frozenset(name[:end] for name in self._ids for end in range(1, len(name)))
+        self._endings = frozenset(name[start:] for name in self._ids for start in range(1, len(name)))
+        self._alphabet = sorted({ord(char) for name in self._ids for char in name})
+        self._tokenizer = tokenizer
+        # The same tokenizer, to which no text is a control token: these go by names that nobody can guess.
+        secret = secrets.token_hex(8)
+        self._names = {name: f"\U0010fffd{secret}:{token}\U0010fffd" for name, token in self._ids.items()}
+        self._break = f"\U0010fffd{secret}\U0010fffd"
+        self._strict = Tokenizer(tokenizer.model)
+        for part in ("normalizer", "pre_tokenizer"):
+            if (value := getattr(tokenizer, part)) is not None:
+                setattr(self._strict, part, value)
+        self._strict.add_tokens([self._renamed(token) for _, token in sorted(added.items())])
+        self._strict.add_tokens([AddedToken(self._break, normalized=False)])
+        new_id = self._strict.token_to_id
+        self._originals = {new_id(self._names.get(t.content, t.content)): i for i, t in added.items()}
+        self._break_id = new_id(self._break)
+
+    def mark(self, messages: Sequence[Mapping[str, Any]]) -> Marked:
+        """`messages` with every text but the roles marked where it holds control tokens, or parts of them at its ends,
+        that what stands beside it could complete.
+
+        Raises InvalidRequest when no characters are left for it.
+        """
+        texts = {text for message in messages for key in message if key != "role" for text in _texts(message[key])}
+        found = {text: spans for text in texts if (spans := list(self._claims(text)))}
+        if not found:
+            return Marked([dict(message) for message in messages], None, {})
+        first = self._free_characters(texts)
+        stand_ins = {char: first + index for index, char in enumerate(self._alphabet)}
+        marked = {text: UserText(_translated(text, spans, stand_ins), text) for text, spans in found.items()}
+        return Marked(
+            [{key: value if key == "role" else _with(value, marked) for key, value in m.items()} for m in messages],
+            re.compile(f"[{chr(first)}-{chr(first + len(self._alphabet) - 1)}]+"),
+            {stand_in: char for char, stand_in in stand_ins.items()},
+        )
+
+    def encode(self, rendered: str, marked: Marked) -> list[int]:
+        """The tokens of what a template made of `marked`: its own control tokens, and text.
+
+        Without control tokens in texts of users these are the tokens that the tokenizer gives.
+        Raises InvalidRequest for a text that can be nothing but a control token.
+        """
+        plain = marked.plain(rendered)
+        honest = list(self._spans(rendered))
+        if marked.stand_ins is None or honest == list(self._spans(plain)):
+            tokens = encode(self._tokenizer, plain)
+            written = Counter(self._ids[rendered[start:end]] for start, end in honest)
+            # A normalizer may make control tokens of other texts.
+            if Counter(filter(self._tokens.__contains__, tokens)) <= written:
+                return tokens
+        return self._encode_strictly(marked, rendered, honest)
+
+    def _encode_strictly(self, marked: Marked, rendered: str, written: list[tuple[int, int]]) -> list[int]:
+        pieces, end = [], 0
+        for start, stop in written:
+            pieces += [rendered[end:start], self._names[rendered[start:stop]]]
+            end = stop
+        text = marked.plain("".join((*pieces, rendered[end:])))
+        while True:
+            encoding = _encoding(self._strict, text)
+            # A model may have a control token among its words as well; then the text is cut within it.
+            cuts = [at for token, at in zip(encoding.ids, encoding.offsets, strict=True) if self._is_leaked(token)]
+            if not cuts:
+                return [self._originals.get(token, token) for token in encoding.ids if token != self._break_id]
+            if any(end - start < 2 for start, end in cuts):
+                raise InvalidRequest("The messages hold a text that is a control token.", param="messages")
+            for start, _ in reversed(cuts):
+                text = text[: start + 1] + self._break + text[start + 1 :]
+
+    def _is_leaked(self, token: int) -> bool:
+        return token in self._tokens and token not in self._originals
+
+    def _spans(self, text: str) -> Iterator[tuple[int, int]]:
+        """Where control tokens stand in `text`: of those that begin first, the longest."""
+        start = 0
+        while start < len(text):
+            end = start + _WINDOW_CHARS
+            for match in self._pattern.finditer(text, start, end + self._longest):
+                if match.start() >= end:
+                    break
+                yield match.span()
+                start = match.end()
+            start = max(start, end)
+
+    def _claims(self, text: str) -> Iterator[tuple[int, int]]:
+        """Where `text` holds control tokens or could with its neighbours. Templates strip texts."""
+        yield from self._spans(text)
+        bare = text.strip()
+        if bare and len(bare) < self._longest and bare in self._all:
+            yield 0, len(text)
+            return
+        for end in {len(text), len(text.rstrip())}:
+            lengths = range(min(end, self._longest - 1), 0, -1)
+            yield from [(end - n, end) for n in lengths if text[end - n : end] in self._beginnings][:1]
+        for start in {0, len(text) - len(text.lstrip())}:
+            lengths = range(min(len(text) - start, self._longest - 1), 0, -1)
+            yield from [(start, start + n) for n in lengths if text[start : start + n] in self._endings][:1]
+
+    def _free_characters(self, texts: Iterable[str]) -> int:
+        """The first of as many characters as the alphabet has, none of them in `texts`."""
+        pattern = re.compile(f"[{chr(_PRIVATE.start)}-{chr(_PRIVATE.stop - 1)}]")
+        taken = {ord(char) for text in texts for char in pattern.findall(text)}
+        size = len(self._alphabet)
+        for first in range(_PRIVATE.start, _PRIVATE.stop - size, size):
+            if taken.isdisjoint(range(first, first + size)):
+                return first
+        raise InvalidRequest("The messages hold too many private-use characters.", param="messages")
+
+    def _renamed(self, token: AddedToken) -> AddedToken:
+        if token.content not in self._names:
+            return token
+        name = self._names[token.content]
+        return AddedToken(name, lstrip=token.lstrip, rstrip=token.rstrip, normalized=False)
+
+
+def encode(tokenizer: Tokenizer, text: str, add_special_tokens: bool = False) -> list[int]:
+    """The tokens of `text`; other threads may run meanwhile."""
+    # A batch, because the other ways hold the interpreter's lock.
+    return list(tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids)
+
+
+def _encoding(tokenizer: Tokenizer, text: str) -> Encoding:
+    return tokenizer.encode_batch([text], add_special_tokens=False)[0]
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text in a JSON value."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield key
+            yield from _texts(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _texts(inner)
+
+
+def _with(value: Any, texts: Mapping[str, str]) -> Any:
+    """A JSON value with some of its texts replaced."""
+    if isinstance(value, str):
+        return texts.get(value, value)
+    if isinstance(value, Mapping):
+        return {texts.get(key, key): _with(inner, texts) for key, inner in value.items()}
+    return [_with(inner, texts) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def _translated(text: str, spans: Iterable[tuple[int, int]], table: Mapping[int, int]) -> str:
+    """`text` with `table` applied within `spans`, which may overlap."""
+    pieces, done = [], 0
+    for start, end in sorted(spans):
+        if end > done:
+            start = max(start, done)
+            pieces += [text[done:start], text[start:end].translate(table)]
+            done = end
+    return "".join((*pieces, text[done:]))
+
+
+def _any_of(words: Iterable[str]) -> str:
+    """A pattern that matches the longest of `words`, in one pass."""
+    by_first: dict[str, list[str]] = {}
+    words = set(words)
+    for word in words - {""}:
+        by_first.setdefault(word[0], []).append(word[1:])
+    branches = "|".join(re.escape(first) + _any_of(rests) for first, rests in sorted(by_first.items()))
+    if not branches:
+        return ""
+    if "" in words:
+        return f"(?:{branches})?"
+    return f"(?:{branches})" if len(by_first) > 1 else branches

@@ -1,0 +1,118 @@
+"""Text of users on its way through a chat template, known for theirs behind it."""
+
+from collections.abc import Iterator
+from typing import Any
+
+
+class UserText(str):
+    """A text some of whose characters are replaced by stand-ins, which compares and searches as the plain text does.
+
+    A template prints the stand-ins, whatever it joins the text with; but what it asks of the text ("does it contain
+    </think>?") and where it cuts it, it learns from `plain`, which is as long. Operations not named here work on the
+    stand-ins, so a template that relies on them does not recognize what these hide.
+    """
+
+    __slots__ = ("plain",)
+    plain: str
+
+    def __new__(cls, printed: str, plain: str) -> "UserText":
+        assert len(printed) == len(plain)
+        text = super().__new__(cls, printed)
+        text.plain = plain
+        return text
+
+    def __str__(self) -> str:
+        return self
+
+    def __eq__(self, other: object) -> bool:
+        return self.plain == _plain(other)
+
+    def __hash__(self) -> int:
+        return hash(self.plain)
+
+    def __contains__(self, part: str) -> bool:  # type: ignore[override]
+        return _plain(part) in self.plain
+
+    def __getitem__(self, key: Any) -> "UserText":
+        return UserText(super().__getitem__(key), self.plain[key])
+
+    def __iter__(self) -> Iterator[str]:  # type: ignore[override]
+        return (self[index] for index in range(len(self)))
+
+    def __add__(self, other: str) -> "UserText":
+        return UserText(super().__add__(other), self.plain + _plain(other))
+
+    def __radd__(self, other: str) -> "UserText":
+        return UserText(other + _printed(self), other + self.plain)
+
+    def startswith(self, prefix: Any, *bounds: Any) -> bool:
+        return self.plain.startswith(_plain(prefix), *bounds)
+
+    def endswith(self, suffix: Any, *bounds: Any) -> bool:
+        return self.plain.endswith(_plain(suffix), *bounds)
+
+    def find(self, part: str, *bounds: Any) -> int:
+        return self.plain.find(_plain(part), *bounds)
+
+    def rfind(self, part: str, *bounds: Any) -> int:
+        return self.plain.rfind(_plain(part), *bounds)
+
+    def index(self, part: str, *bounds: Any) -> int:
+        return self.plain.index(_plain(part), *bounds)
+
+    def rindex(self, part: str, *bounds: Any) -> int:
+        return self.plain.rindex(_plain(part), *bounds)
+
+    def count(self, part: str, *bounds: Any) -> int:
+        return self.plain.count(_plain(part), *bounds)
+
+    def strip(self, chars: str | None = None) -> "UserText":
+        return self.lstrip(chars).rstrip(chars)
+
+    def lstrip(self, chars: str | None = None) -> "UserText":
+        return self[len(self) - len(self.plain.lstrip(_plain(chars))) :]
+
+    def rstrip(self, chars: str | None = None) -> "UserText":
+        return self[: len(self.plain.rstrip(_plain(chars)))]
+
+    def removeprefix(self, prefix: str) -> "UserText":
+        return self[len(prefix) :] if self.startswith(prefix) else self
+
+    def removesuffix(self, suffix: str) -> "UserText":
+        return self[: len(self) - len(suffix)] if self.endswith(suffix) else self
+
+    def split(self, sep: str | None = None, maxsplit: Any = -1) -> list[str]:  # type: ignore[override]
+        return list(self._cut(self.plain.split(_plain(sep), maxsplit), sep))
+
+    def rsplit(self, sep: str | None = None, maxsplit: Any = -1) -> list[str]:  # type: ignore[override]
+        return list(self._cut(self.plain.rsplit(_plain(sep), maxsplit), sep))
+
+    def splitlines(self, keepends: bool = False) -> list[str]:  # type: ignore[override]
+        return list(self._cut(self.plain.splitlines(keepends), None))
+
+    def partition(self, sep: str) -> tuple[str, str, str]:  # type: ignore[override]
+        before, found, _ = self.plain.partition(_plain(sep))
+        return self[: len(before)], self[len(before) : len(before) + len(found)], self[len(before) + len(found) :]
+
+    def replace(self, old: str, new: str, count: Any = -1) -> "UserText":
+        if not old:
+            return UserText(super().replace(old, new, count), self.plain.replace("", _plain(new), count))
+        parts = self.split(old, count)
+        return UserText(new.join(map(_printed, parts)), _plain(new).join(map(_plain, parts)))
+
+    def _cut(self, parts: list[str], sep: str | None) -> Iterator["UserText"]:
+        """`parts` of the plain text, which `sep` (None: white space) stands between, as parts of this one."""
+        end = 0
+        for part in parts:
+            start = end if sep is not None else self.plain.index(part, end)
+            yield self[start : start + len(part)]
+            end = start + len(part) + len(sep or "")
+
+
+def _plain(value: Any) -> Any:
+    return value.plain if isinstance(value, UserText) else value
+
+
+def _printed(text: str) -> str:
+    """The characters of `text`, stand-ins included, as a plain str."""
+    return str.__str__(text)
