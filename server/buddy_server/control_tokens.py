@@ -10,8 +10,9 @@ where texts meet, and cuts texts up for the tokenizer; here the tokenizer sees t
 import re
 import secrets
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from io import StringIO
 from typing import Any
 
 from tokenizers import AddedToken, Encoding, Tokenizer
@@ -77,12 +78,12 @@ class ControlTokens:
         Raises InvalidRequest when no characters are left for it.
         """
         texts = {text for message in messages for key in message if key != "role" for text in _texts(message[key])}
-        found = {text: spans for text in texts if (spans := list(self._claims(text)))}
+        found = [text for text in texts if next(self._spans(text), None) or any(self._edges(text))]
         if not found:
             return Marked([dict(message) for message in messages], None, {})
         first = self._free_characters(texts)
         stand_ins = {char: first + index for index, char in enumerate(self._alphabet)}
-        marked = {text: UserText(_translated(text, spans, stand_ins), text) for text, spans in found.items()}
+        marked = {text: UserText(self._marked(text, stand_ins), text) for text in found}
         return Marked(
             [{key: value if key == "role" else _with(value, marked) for key, value in m.items()} for m in messages],
             re.compile(f"[{chr(first)}-{chr(first + len(self._alphabet) - 1)}]+"),
@@ -103,14 +104,10 @@ class ControlTokens:
             # A normalizer may make control tokens of other texts.
             if Counter(filter(self._tokens.__contains__, tokens)) <= written:
                 return tokens
-        return self._encode_strictly(marked, rendered, honest)
+        return self._encode_strictly(marked, rendered)
 
-    def _encode_strictly(self, marked: Marked, rendered: str, written: list[tuple[int, int]]) -> list[int]:
-        pieces, end = [], 0
-        for start, stop in written:
-            pieces += [rendered[end:start], self._names[rendered[start:stop]]]
-            end = stop
-        text = marked.plain("".join((*pieces, rendered[end:])))
+    def _encode_strictly(self, marked: Marked, rendered: str) -> list[int]:
+        text = marked.plain(self._rewritten(rendered, self._names.__getitem__))
         while True:
             encoding = _encoding(self._strict, text)
             # A model may have a control token among its words as well; then the text is cut within it.
@@ -137,9 +134,26 @@ class ControlTokens:
                 start = match.end()
             start = max(start, end)
 
-    def _claims(self, text: str) -> Iterator[tuple[int, int]]:
-        """Where `text` holds control tokens or could with its neighbours. Templates strip texts."""
-        yield from self._spans(text)
+    def _rewritten(self, text: str, rewrite: Callable[[str], str]) -> str:
+        """`text` with what `rewrite` makes of its control tokens."""
+        written, end = StringIO(), 0
+        for start, stop in self._spans(text):
+            written.write(text[end:start])
+            written.write(rewrite(text[start:stop]))
+            end = stop
+        written.write(text[end:])
+        return written.getvalue()
+
+    def _marked(self, text: str, stand_ins: Mapping[int, int]) -> str:
+        """`text` with stand-ins in its control tokens and at its edges."""
+        printed = self._rewritten(text, lambda name: name.translate(stand_ins))
+        for start, end in self._edges(text):
+            # What is a stand-in already stays one.
+            printed = printed[:start] + printed[start:end].translate(stand_ins) + printed[end:]
+        return printed
+
+    def _edges(self, text: str) -> Iterator[tuple[int, int]]:
+        """What of `text` could become a control token with what stands beside it. Templates strip texts."""
         bare = text.strip()
         if bare and len(bare) < self._longest and bare in self._all:
             yield 0, len(text)
@@ -198,17 +212,6 @@ def _with(value: Any, texts: Mapping[str, str]) -> Any:
     if isinstance(value, Mapping):
         return {texts.get(key, key): _with(inner, texts) for key, inner in value.items()}
     return [_with(inner, texts) for inner in value] if isinstance(value, list | tuple) else value
-
-
-def _translated(text: str, spans: Iterable[tuple[int, int]], table: Mapping[int, int]) -> str:
-    """`text` with `table` applied within `spans`, which may overlap."""
-    pieces, done = [], 0
-    for start, end in sorted(spans):
-        if end > done:
-            start = max(start, done)
-            pieces += [text[done:start], text[start:end].translate(table)]
-            done = end
-    return "".join((*pieces, text[done:]))
 
 
 def _any_of(words: Iterable[str]) -> str:

@@ -19,18 +19,47 @@ BuddyError
         └── NotReady             503   not_ready, with retry-after
 """
 
+import itertools
+import math
+import reprlib
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 Outcome = Literal["finished", "refused", "overloaded", "cancelled", "error"]
 """How a request can end, as the metrics count it."""
 
 _SHOWN_CHARS = 80
+_SHOWN_BITS = 4096
+"""Python writes out no integers of more than 4,300 digits."""
+
+
+class _Shortened(reprlib.Repr):
+    """repr() of the beginning of a value, whatever its size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel = 4
+        self.maxlist = self.maxtuple = self.maxdict = _SHOWN_CHARS // 3
+
+    def repr_str(self, x: str, _level: int) -> str:
+        return repr(x[:_SHOWN_CHARS])
+
+    def repr_int(self, x: int, _level: int) -> str:
+        if x.bit_length() <= _SHOWN_BITS:
+            return repr(x)
+        return repr(x // 10 ** (int(x.bit_length() * math.log10(2)) - _SHOWN_CHARS)) + "..."
+
+    def repr_dict(self, x: dict[Any, Any], level: int) -> str:
+        # The one of the base class sorts all keys.
+        return super().repr_dict(dict(itertools.islice(x.items(), self.maxdict + 1)), level)
+
+
+_shortened = _Shortened()
 
 
 def shown(value: object) -> str:
     """`value` as an error message shows it: its repr, shortened. Never for secrets."""
-    text = repr(value)
+    text = _shortened.repr(value)
     return text if len(text) <= _SHOWN_CHARS else text[:_SHOWN_CHARS] + "..."
 
 

@@ -28,7 +28,7 @@ _CUT_TOKENS = 256
 
 
 class PromptTooLong(Exception):
-    """A prompt of more tokens than its caller has room for: `num_tokens` at least, counted no further."""
+    """A prompt of more tokens than there is room for: at least `num_tokens`, counted no further."""
 
     def __init__(self, num_tokens: int) -> None:
         super().__init__(num_tokens)
@@ -38,7 +38,8 @@ class PromptTooLong(Exception):
 class ChatTokenizer:
     """A Hugging Face tokenizer with its chat template. Safe to call from any thread.
 
-    With `limit`, texts of more tokens raise PromptTooLong; long ones before they are tokenized as a whole.
+    With a `limit`, texts that are far too long for so many tokens raise PromptTooLong before they are tokenized as a
+    whole.
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase"):
@@ -76,7 +77,7 @@ class ChatTokenizer:
         """The tokens of a text to be continued, with the special ones that the tokenizer puts around texts itself.
         Control tokens in the text are those: what is continued is the prompt as a whole."""
         self._check_length(text, limit)
-        return _checked(encode(self._backend, text, add_special_tokens=True), limit)
+        return tuple(encode(self._backend, text, add_special_tokens=True))
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of tokens, special ones left out."""
@@ -100,11 +101,11 @@ class ChatTokenizer:
             raise InvalidRequest(
                 f"The chat template of this model refuses these messages: {reason}", param="messages"
             ) from error
-        self._check_length(rendered, limit)
-        return _checked(self._control.encode(rendered, marked), limit)
+        self._check_length(marked.plain(rendered), limit)
+        return tuple(self._control.encode(rendered, marked))
 
     def _filled_template(self, messages: list[dict[str, Any]]) -> str:
-        """As `apply_chat_template` has it, which would make plain texts of marked ones before the template sees them."""
+        """As `apply_chat_template` has it, which would show the template plain texts in place of marked ones."""
         from transformers.utils.chat_template_utils import _compile_jinja_template
 
         template = _compile_jinja_template(self._tokenizer.get_chat_template())
@@ -136,12 +137,6 @@ class ChatTokenizer:
         return prepared
 
 
-def _checked(tokens: list[int], limit: int | None) -> tuple[int, ...]:
-    if limit is not None and len(tokens) > limit:
-        raise PromptTooLong(len(tokens))
-    return tuple(tokens)
-
-
 def import_transformers_without_torch() -> None:
     """Import transformers, now and without torch, which it would import for a tokenizer. For a process that computes
     nothing; torch stays where it is there already."""
@@ -155,7 +150,9 @@ def import_transformers_without_torch() -> None:
 def _with_parsed_arguments(call: Mapping[str, Any]) -> dict[str, Any]:
     """Templates print arguments as JSON themselves; the API's string they would print quoted twice."""
     function = dict(call["function"])
-    # Not JSON, or JSON nested too deep.
-    with contextlib.suppress(ValueError, RecursionError):
-        function["arguments"] = json.loads(function["arguments"])
+    # What is no JSON after all, or holds halves of characters, which no tokenizer takes.
+    with contextlib.suppress(ValueError):
+        arguments = json.loads(function["arguments"])
+        json.dumps(arguments, ensure_ascii=False).encode()
+        function["arguments"] = arguments
     return {**call, "function": function}

@@ -30,13 +30,13 @@ class UserText(str):
     def __hash__(self) -> int:
         return hash(self.plain)
 
-    def __contains__(self, part: str) -> bool:  # type: ignore[override]
+    def __contains__(self, part: object) -> bool:
         return _plain(part) in self.plain
 
     def __getitem__(self, key: Any) -> "UserText":
         return UserText(super().__getitem__(key), self.plain[key])
 
-    def __iter__(self) -> Iterator[str]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[str]:
         return (self[index] for index in range(len(self)))
 
     def __add__(self, other: str) -> "UserText":
@@ -81,16 +81,16 @@ class UserText(str):
     def removesuffix(self, suffix: str) -> "UserText":
         return self[: len(self) - len(suffix)] if self.endswith(suffix) else self
 
-    def split(self, sep: str | None = None, maxsplit: Any = -1) -> list[str]:  # type: ignore[override]
+    def split(self, sep: str | None = None, maxsplit: Any = -1) -> list[str]:
         return list(self._cut(self.plain.split(_plain(sep), maxsplit), sep))
 
-    def rsplit(self, sep: str | None = None, maxsplit: Any = -1) -> list[str]:  # type: ignore[override]
+    def rsplit(self, sep: str | None = None, maxsplit: Any = -1) -> list[str]:
         return list(self._cut(self.plain.rsplit(_plain(sep), maxsplit), sep))
 
-    def splitlines(self, keepends: bool = False) -> list[str]:  # type: ignore[override]
+    def splitlines(self, keepends: bool = False) -> list[str]:
         return list(self._cut(self.plain.splitlines(keepends), None))
 
-    def partition(self, sep: str) -> tuple[str, str, str]:  # type: ignore[override]
+    def partition(self, sep: str) -> tuple[str, str, str]:
         before, found, _ = self.plain.partition(_plain(sep))
         return self[: len(before)], self[len(before) : len(before) + len(found)], self[len(before) + len(found) :]
 

@@ -19,7 +19,7 @@ class NoTokenizer(ChatTokenizer):
     def __init__(self) -> None:
         pass
 
-    def render(self, messages: Sequence[Message]) -> tuple[int, ...]:
+    def render(self, messages: Sequence[Message], limit: int | None = None) -> tuple[int, ...]:
         return (0,)
 
 

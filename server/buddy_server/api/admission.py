@@ -3,19 +3,14 @@
 import time
 import uuid
 from dataclasses import dataclass
-from typing import TypeVar
 
-from anyio import to_thread
 from fastapi import Request
-from pydantic import BaseModel, ValidationError
-from starlette.requests import ClientDisconnect
 
-from buddy_server.api.errors_handler import invalid_request
+from buddy_server.api.prompts import Body, check_named_tokens, context_limit, prompt_tokens, source
 from buddy_server.api.schemas import ChatRequest, CompletionRequest
 from buddy_server.api.services import Services
 from buddy_server.engine.messages import EngineClient, EngineInfo, GenerationRequest, SamplingParams
 from buddy_server.errors import (
-    ClientDisconnected,
     ContextLengthExceeded,
     InvalidRequest,
     ModelNotFound,
@@ -32,13 +27,8 @@ from buddy_server.tenancy.depth import (
     predicted_depth,
 )
 from buddy_server.tenancy.policy import Auto, Tenant, Tier
-from buddy_server.tokenizer import ChatTokenizer
 
 BUDGET_HEADER = "x-buddy-budget"
-T = TypeVar("T", bound=BaseModel)
-
-
-Body = ChatRequest | CompletionRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,19 +53,6 @@ class Admitted:
         return [choice.prompt_tokens for choice in self.choices[:: self.body.n or 1]]
 
 
-async def read_body(request: Request, schema: type[T]) -> T:
-    """The body of `request`, checked.
-
-    Raises InvalidRequest (malformed JSON included), BodyTooLarge, or ClientDisconnected when it ends early.
-    """
-    try:
-        return schema.model_validate_json(await request.body())
-    except ValidationError as error:
-        raise invalid_request(error.errors(include_url=False)) from None
-    except ClientDisconnect:
-        raise ClientDisconnected from None
-
-
 async def admit(services: Services, tenant: Tenant, request: Request, body: Body) -> Admitted:
     """Decide everything about `body` that the engine is not to ask about.
 
@@ -86,9 +63,8 @@ async def admit(services: Services, tenant: Tenant, request: Request, body: Body
         raise ModelNotFound(body.model, info.model_id)
     asked = _asked_budget(body, request.headers.get(BUDGET_HEADER), info.num_layers)
     depth = decide_depth(asked, tenant.tier, info.num_layers)
-    bias = _logit_bias(body.logit_bias or {}, info.vocab_size)
-    prompts = await _prompt_tokens(services.tokenizer, body)
-    _check_vocabulary(prompts, info.vocab_size, body)
+    check_named_tokens(body, info.vocab_size)
+    prompts = await prompt_tokens(services.tokenizer, body, info)
     n = body.n or 1
     # After the wait, so that those who waited too are counted.
     _check_capacity(services.engine, n * len(prompts), services.config.max_waiting)
@@ -101,26 +77,13 @@ async def admit(services: Services, tenant: Tenant, request: Request, body: Body
             tenant=tenant.name,
             prompt_tokens=prompt,
             num_run_layers=depth.num_run_layers,
-            sampling=_sampling(body, limits[prompt_index], bias, index),
+            sampling=_sampling(body, limits[prompt_index], index),
             align_paths=tenant.tier.align_paths,
         )
         for prompt_index, prompt in enumerate(prompts)
         for index in range(n)
     )
     return Admitted(completion_id, int(time.time()), request.state.request_id, body, depth, info.num_layers, choices)
-
-
-async def _prompt_tokens(tokenizer: ChatTokenizer, body: Body) -> list[tuple[int, ...]]:
-    if isinstance(body, CompletionRequest) and not any(isinstance(prompt, str) for prompt in body.prompts):
-        return _tokenized(tokenizer, body)
-    # A long prompt takes the tokenizer a while; other requests must not wait for it.
-    return await to_thread.run_sync(_tokenized, tokenizer, body)
-
-
-def _tokenized(tokenizer: ChatTokenizer, body: Body) -> list[tuple[int, ...]]:
-    if isinstance(body, ChatRequest):
-        return [tokenizer.render([message.model_dump(exclude_none=True) for message in body.messages])]
-    return [tokenizer.encode_prompt(prompt) if isinstance(prompt, str) else tuple(prompt) for prompt in body.prompts]
 
 
 async def _settled(
@@ -143,20 +106,6 @@ def _asked_budget(body: Body, header: str | None, num_layers: int) -> float | Au
     return None if header is None else parse_budget_header(header, num_layers)
 
 
-def _check_vocabulary(prompts: list[tuple[int, ...]], vocab_size: int, body: Body) -> None:
-    """Some published tokenizers know a token more than their model has, and clients may send any."""
-    highest = max((max(prompt) for prompt in prompts if prompt), default=0)
-    if highest >= vocab_size:
-        raise InvalidRequest(
-            f"There is token {highest} in the {_source(body)}, the model's tokens are 0 to {vocab_size - 1}.",
-            param=_source(body),
-        )
-
-
-def _source(body: Body) -> str:
-    return "messages" if isinstance(body, ChatRequest) else "prompt"
-
-
 def _check_capacity(engine: EngineClient, num_choices: int, max_waiting: int) -> None:
     if not engine.is_ready:
         raise NotReady("The engine cannot take work yet.")
@@ -166,33 +115,21 @@ def _check_capacity(engine: EngineClient, num_choices: int, max_waiting: int) ->
 
 def _max_tokens(num_prompt_tokens: int, body: Body, info: EngineInfo) -> int:
     """The output limit: what was asked for if it fits, all that remains if nothing was asked for."""
-    source, wanted = _source(body), body.wanted_tokens
+    field, wanted = source(body), body.wanted_tokens
     if num_prompt_tokens == 0:
-        raise InvalidRequest(f"There is not a single token in the {source}.", param=source)
-    limit = min(info.max_context, info.kv_capacity_tokens)
-    bound = "the model's context" if limit == info.max_context else "the cache of this server"
+        raise InvalidRequest(f"There is not a single token in the {field}.", param=field)
+    limit, bound = context_limit(info)
     num_tokens = num_prompt_tokens + (wanted or 1)
     if num_tokens > limit:
         raise ContextLengthExceeded(
-            f"The request needs {num_tokens} tokens ({num_prompt_tokens} in the {source}, "
-            f"{wanted or 'at least 1'} in the completion), {bound} holds {limit}.",
-            param=source if num_prompt_tokens >= limit else "max_completion_tokens",
+            f"The request needs {shown(num_tokens)} tokens ({num_prompt_tokens} in the {field}, "
+            f"{'at least 1' if wanted is None else shown(wanted)} in the completion), {bound} holds {limit}.",
+            param=field if num_prompt_tokens >= limit else "max_completion_tokens",
         )
     return wanted or limit - num_prompt_tokens
 
 
-def _logit_bias(given: dict[str, float], vocab_size: int) -> dict[int, float]:
-    for key in given:
-        # isdecimal() alone lets other scripts' digits pass, and a long one is no number worth parsing.
-        if not (key.isascii() and key.isdecimal() and len(key) < 10 and int(key) < vocab_size):
-            raise InvalidRequest(
-                f"logit_bias: {shown(key)} is no token id, allowed are 0 to {vocab_size - 1}",
-                param="logit_bias",
-            )
-    return {int(key): bias for key, bias in given.items()}
-
-
-def _sampling(body: Body, max_tokens: int, bias: dict[int, float], choice: int) -> SamplingParams:
+def _sampling(body: Body, max_tokens: int, choice: int) -> SamplingParams:
     """The sampling of one choice. Choices of one seed get consecutive ones, or all would be the same."""
     return SamplingParams(
         max_tokens=max_tokens,
@@ -202,7 +139,7 @@ def _sampling(body: Body, max_tokens: int, bias: dict[int, float], choice: int) 
         min_p=body.min_p or 0.0,
         presence_penalty=body.presence_penalty or 0.0,
         frequency_penalty=body.frequency_penalty or 0.0,
-        logit_bias=bias,
+        logit_bias=body.logit_bias or {},
         seed=None if body.seed is None else body.seed + choice,
         stop=tuple(body.stop or ()),
         stop_token_ids=tuple(body.stop_token_ids or ()),

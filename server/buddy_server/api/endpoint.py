@@ -7,9 +7,11 @@ from typing import Any
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 
-from buddy_server.api.admission import Body, admit, read_body
+from buddy_server.api.admission import admit
+from buddy_server.api.body import read_body
 from buddy_server.api.disconnect import unless_disconnected
 from buddy_server.api.generation import Generation
+from buddy_server.api.prompts import Body
 from buddy_server.api.services import Services
 from buddy_server.api.stream import ChunkWriter, CompletionStream
 

@@ -41,12 +41,14 @@ def invalid_request(errors: Sequence[Mapping[str, Any]]) -> InvalidRequest:
     if details["type"] == "json_invalid":
         return InvalidRequest(f"The request body is not valid JSON: {details['ctx']['error']}")
     param = _param(details["loc"])
-    reason = str(details["ctx"]["error"]) if details["type"] == "value_error" else details["msg"]
+    where = param or "The request body"
     if details["type"] == "missing":
-        return InvalidRequest(f"{param}: this field is required", param=param)
-    return InvalidRequest(
-        f"{param or 'The request body'}: {shown(details['input'])} is not allowed: {reason}", param=param
-    )
+        return InvalidRequest(f"{where}: this field is required", param=param)
+    reason = str(details["ctx"]["error"]) if details["type"] == "value_error" else details["msg"]
+    if details["type"] == "value_error" and isinstance(details["input"], dict | list):
+        # The reason names what is wrong in it; the rest of it would only hide that.
+        return InvalidRequest(f"{where}: {reason}", param=param)
+    return InvalidRequest(f"{where}: {shown(details['input'])} is not allowed: {reason}", param=param)
 
 
 def _param(location: Sequence[str | int]) -> str | None:

@@ -6,41 +6,26 @@ Fields not named here are ignored: the unknown ones, and the known ones that can
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from buddy_server.api.field_types import (
+    Count,
+    LogitBias,
+    Penalty,
+    Prompts,
+    Share,
+    Stops,
+    StopTokenIds,
+    Text,
+    refused,
+)
+from buddy_server.api.json_bound import JsonBound
 from buddy_server.errors import UnsupportedField, shown
 
 MAX_CHOICES = 8
-MAX_STOPS = 16
 MAX_LOGPROBS = 20
-MAX_PROMPTS = 128
-
-
-def _joined_text(value: object) -> object:
-    """A list of text parts becomes one text, a part per line, as vLLM and llama.cpp do."""
-    if not isinstance(value, list):
-        return value
-    texts = []
-    for part in value:
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind not in ("text", "refusal") or not isinstance(part.get(kind), str):
-            raise ValueError("content is a string or a list of text parts; other kinds of parts are not supported")
-        texts.append(part[kind])
-    return "\n".join(texts)
-
-
-def _listed(value: object) -> object:
-    return [value] if isinstance(value, str) else value
-
-
-Text = Annotated[str | None, BeforeValidator(_joined_text)]
-Stops = Annotated[
-    list[Annotated[str, StringConstraints(min_length=1)]],
-    Field(max_length=MAX_STOPS),
-]
-Share = Annotated[float, Field(ge=0, le=1)]
-Penalty = Annotated[float, Field(ge=-2, le=2)]
-Count = Annotated[int, Field(ge=1)]
+MAX_MESSAGES = 2048
+MAX_TOOL_CALLS = 128
 
 
 class _Schema(BaseModel):
@@ -64,7 +49,7 @@ class ChatMessage(_Schema):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Text = None
     name: str | None = None
-    tool_calls: list[ToolCall] | None = None
+    tool_calls: Annotated[list[ToolCall], Field(max_length=MAX_TOOL_CALLS, fail_fast=True)] | None = None
     tool_call_id: str | None = None
 
     @model_validator(mode="after")
@@ -79,10 +64,16 @@ class StreamOptions(_Schema):
 
 
 class BuddyOptions(_Schema):
-    # Our own field: nobody sends us another server's options here, so what is unknown is a mistake.
-    model_config = ConfigDict(extra="forbid")
-
     trace: bool | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown(cls, raw: object) -> object:
+        # Our own field: nobody sends us another server's options here, so what is unknown is a mistake.
+        for option in raw if isinstance(raw, dict) else ():
+            if option != "trace":
+                raise refused("buddy", option, 'the option "trace" alone')
+        return raw
 
 
 _HARMLESS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
@@ -114,12 +105,12 @@ class GenerationFields(_Schema):
     top_k: Annotated[int, Field(ge=-1, lt=2**31)] | None = None
     min_p: Share | None = None
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
-    stop: Annotated[Stops | None, BeforeValidator(_listed)] = None
+    stop: Stops | None = None
     seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
-    stop_token_ids: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(max_length=64)] | None = None
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    stop_token_ids: StopTokenIds | None = None
+    logit_bias: LogitBias | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     budget: Any = None
@@ -145,7 +136,7 @@ class ChatRequest(GenerationFields):
     Validation raises UnsupportedField for fields whose silent loss would give a wrong answer.
     """
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
     max_completion_tokens: Count | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
@@ -160,9 +151,19 @@ class ChatRequest(GenerationFields):
         return raw
 
     @model_validator(mode="after")
+    def _bounded_arguments(self) -> Self:
+        # Templates print arguments as the JSON they are, so they are parsed as well.
+        bound = JsonBound()
+        for place, message in enumerate(self.messages):
+            for index, call in enumerate(message.tool_calls or ()):
+                field = f"messages[{place}].tool_calls[{index}].function.arguments"
+                bound.add(call.function.arguments.encode(), field)
+        return self
+
+    @model_validator(mode="after")
     def _logprobs_asked_for(self) -> Self:
         if self.top_logprobs is not None and not self.logprobs:
-            raise ValueError("top_logprobs needs logprobs to be true")
+            raise refused("top_logprobs", self.top_logprobs, "it together with logprobs: true")
         return self
 
     @property
@@ -176,7 +177,6 @@ class ChatRequest(GenerationFields):
         return (self.top_logprobs or 0) if self.logprobs else None
 
 
-TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
 DEFAULT_COMPLETION_TOKENS = 16
 """OpenAI's default for plain completions."""
 
@@ -188,7 +188,7 @@ class CompletionRequest(GenerationFields):
     then scores the prompt alone.
     """
 
-    prompt: str | TokenIds | Annotated[list[str] | list[TokenIds], Field(min_length=1, max_length=MAX_PROMPTS)]
+    prompt: Prompts
     max_tokens: Annotated[int, Field(ge=0)] | None = None
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
@@ -198,16 +198,10 @@ class CompletionRequest(GenerationFields):
     @model_validator(mode="after")
     def _is_possible(self) -> Self:
         if self.best_of not in (None, self.n or 1):
-            raise ValueError(f"best_of {self.best_of} is not supported: allowed is the value of n")
+            raise refused("best_of", self.best_of, f"the value of n, {self.n or 1}")
         if self.max_tokens == 0 and not self.echo:
-            raise ValueError("max_tokens 0 needs echo to be true: nothing would be answered")
+            raise refused("max_tokens", 0, "at least 1, or echo: true; nothing would be answered")
         return self
-
-    @property
-    def prompts(self) -> list[str] | list[list[int]]:
-        if isinstance(self.prompt, str):
-            return [self.prompt]
-        return [self.prompt] if isinstance(self.prompt[0], int) else self.prompt
 
     @property
     def wanted_tokens(self) -> int:

@@ -1,0 +1,59 @@
+"""How much JSON one request may hold, told before it is parsed: what it becomes is a hundred times as large."""
+
+import re
+
+from buddy_server.errors import InvalidRequest, shown
+
+MAX_VALUES = 2**18
+"""Numbers, texts and so on; so also token ids of all prompts together."""
+MAX_CONTAINERS = 2**14
+"""Lists and objects. A parser spends hundreds of bytes on an empty one."""
+MAX_DEPTH = 64
+_STRING = re.compile(rb'"[^"]*+"?')
+
+
+class JsonBound:
+    """Adds up what the JSON texts of one request hold. Commas and brackets outside of strings are counted, so malformed
+    JSON is bounded as well."""
+
+    def __init__(self) -> None:
+        self._num_commas = 0
+        self._num_containers = 0
+
+    def add(self, text: bytes, field: str | None = None) -> None:
+        """Raise InvalidRequest when `text` and those before hold too much, or `text` is nested too deep.
+
+        The error names `field`, or the field of the object in `text` that it happens in.
+        """
+        # What is left of escapes can neither begin nor end a string.
+        text = text.replace(rb"\\", b"").replace(rb"\"", b"")
+        depth = start = 0
+        names_fields = field is None
+        for string in _STRING.finditer(text):
+            depth = self._add_between(text[start : string.start()], depth, field)
+            start = string.end()
+            if names_fields and depth == 1 and text[start : start + 20].lstrip().startswith(b":"):
+                field = string[0].strip(b'"').decode(errors="replace")[:64]
+        self._add_between(text[start:], depth, field)
+
+    def _add_between(self, text: bytes, depth: int, field: str | None) -> int:
+        """Count what stands between two strings, `depth` levels deep; the depth after it."""
+        num_opened = text.count(b"[") + text.count(b"{")
+        self._num_commas += text.count(b",")
+        self._num_containers += num_opened
+        if self._num_commas > MAX_VALUES:
+            raise _too_much(field, f"more values than the {MAX_VALUES}")
+        if self._num_containers > MAX_CONTAINERS:
+            raise _too_much(field, f"more lists and objects than the {MAX_CONTAINERS}")
+        if depth + num_opened <= MAX_DEPTH:
+            return depth + num_opened - text.count(b"]") - text.count(b"}")
+        for char in text:
+            depth += (char in b"[{") - (char in b"]}")
+            if depth > MAX_DEPTH:
+                raise _too_much(field, f"more lists and objects within each other than the {MAX_DEPTH}")
+        return depth
+
+
+def _too_much(field: str | None, what: str) -> InvalidRequest:
+    where = "The request body" if field is None else shown(field)[1:-1]
+    return InvalidRequest(f"{where}: there are {what} allowed in a request", param=field)

@@ -1,0 +1,65 @@
+"""The tokens that a request asks about: its prompts', and those that it names."""
+
+from anyio import to_thread
+
+from buddy_server.api.field_types import refused
+from buddy_server.api.schemas import ChatRequest, CompletionRequest
+from buddy_server.engine.messages import EngineInfo
+from buddy_server.errors import ContextLengthExceeded, InvalidRequest, shown
+from buddy_server.tokenizer import ChatTokenizer, PromptTooLong
+
+Body = ChatRequest | CompletionRequest
+
+
+async def prompt_tokens(tokenizer: ChatTokenizer, body: Body, info: EngineInfo) -> list[tuple[int, ...]]:
+    """The tokens of every prompt of `body`.
+
+    Raises InvalidRequest, or ContextLengthExceeded for a prompt that is far too long.
+    """
+    # A long text takes the tokenizer a while; other requests must not wait for it.
+    prompts = await to_thread.run_sync(_tokenized, tokenizer, body, context_limit(info)[0])
+    _check_vocabulary(prompts, info.vocab_size, body)
+    return prompts
+
+
+def check_named_tokens(body: Body, vocab_size: int) -> None:
+    """Raise InvalidRequest when logit_bias or stop_token_ids name a token that the model does not have."""
+    for field, tokens in (("logit_bias", body.logit_bias or ()), ("stop_token_ids", body.stop_token_ids or ())):
+        for token in tokens:
+            if token >= vocab_size:
+                raise refused(field, token, f"token ids of the model, 0 to {vocab_size - 1}")
+
+
+def context_limit(info: EngineInfo) -> tuple[int, str]:
+    """How many tokens a request may have, prompt and answer together, and what sets that limit."""
+    limit = min(info.max_context, info.kv_capacity_tokens)
+    return limit, "the model's context" if limit == info.max_context else "the cache of this server"
+
+
+def source(body: Body) -> str:
+    """The field that prompts come from."""
+    return "messages" if isinstance(body, ChatRequest) else "prompt"
+
+
+def _tokenized(tokenizer: ChatTokenizer, body: Body, limit: int) -> list[tuple[int, ...]]:
+    try:
+        if isinstance(body, ChatRequest):
+            return [tokenizer.render([message.model_dump(exclude_none=True) for message in body.messages], limit)]
+        return [tokenizer.encode_prompt(one, limit) if isinstance(one, str) else tuple(one) for one in body.prompt]
+    except PromptTooLong as error:
+        field = source(body)
+        raise ContextLengthExceeded(
+            f"There are at least {error.num_tokens} tokens in the {field}; prompt and completion together may have "
+            f"{limit}.",
+            param=field,
+        ) from None
+
+
+def _check_vocabulary(prompts: list[tuple[int, ...]], vocab_size: int, body: Body) -> None:
+    """Some published tokenizers know a token more than their model has, and clients may send any."""
+    highest = max((max(prompt) for prompt in prompts if prompt), default=0)
+    if highest >= vocab_size:
+        raise InvalidRequest(
+            f"There is token {shown(highest)} in the {source(body)}, the model's tokens are 0 to {vocab_size - 1}.",
+            param=source(body),
+        )
