@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from buddy_kernels import RoutedOutput, RoutedStep, StepRows, WeightKind
+from buddy_kernels import PathAction, RoutedOutput, RoutedStep, StepRows, Wanted, WeightKind
 from buddy_kernels.routed_step import BLOCK_SIZE as NATIVE_BLOCK_SIZE
-from buddy_kernels.routed_step import CHOOSE
+from buddy_routing.action_space import MILLI_LAYERS
 from buddy_routing.decoder import RoutedDecoder
 from buddy_routing.kv_cache import KVCache
 from buddy_routing.planner import PathPlanner
@@ -51,23 +51,24 @@ class SparseDecode:
         self,
         spans: Sequence[tuple[int, int, int]],
         block_ends: Sequence[int] | None = None,
-        choices: Sequence[int] | None = None,
+        path_actions: Sequence[int] | None = None,
         aligned: Sequence[int] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Run (sequence, start, end) segments in one step: logits [S, V] and masks [S, L]. `block_ends` says up to
+        """Run (sequence, start, end) segments in one step: logits [S, V] and paths [S, L]. `block_ends` says up to
         where each looks ahead, the others what StepRows says."""
-        output = self.run(spans, block_ends, choices, aligned)
-        return output.logits.clone(), output.masks[0]
+        output = self.run(spans, block_ends, path_actions, aligned)
+        return output.logits.clone(), output.paths[0]
 
     def run(
         self,
         spans: Sequence[tuple[int, int, int]],
         block_ends: Sequence[int] | None = None,
-        choices: Sequence[int] | None = None,
+        path_actions: Sequence[int] | None = None,
         aligned: Sequence[int] | None = None,
-        **more: Any,
+        wanted: Sequence[dict[str, Any]] | None = None,
+        most_s: float = 0.0,
     ) -> RoutedOutput:
-        """All that a step gives; `more` fields of StepRows."""
+        """All that a step gives; `wanted` are further fields of each segment's Wanted."""
         ends = block_ends or [end for _, _, end in spans]
         ahead = [(sequence, end, ahead_end) for (sequence, _, end), ahead_end in zip(spans, ends, strict=True)]
         rows = StepRows(
@@ -80,12 +81,17 @@ class SparseDecode:
             lengths=[end - start for _, start, end in spans],
             tables=[self.tables[sequence].tolist() for sequence, _, _ in spans],
             lanes=[sequence for sequence, _, _ in spans],
-            budgets=[self.num_run[sequence] for sequence, _, _ in spans],
-            choices=choices or [CHOOSE] * len(spans),
-            wanted=[end - 1 for end in accumulate(end - start for _, start, end in spans)],
+            max_costs=[MILLI_LAYERS * self.num_run[sequence] for sequence, _, _ in spans],
+            path_actions=path_actions or [PathAction.CHOOSE] * len(spans),
+            wanted=[
+                Wanted(end - 1, **fields)
+                for end, fields in zip(
+                    accumulate(end - start for _, start, end in spans), wanted or [{}] * len(spans), strict=True
+                )
+            ],
             aheads=[end - start for _, start, end in ahead],
             aligned=aligned or range(len(spans)),
-            **more,
+            most_s=most_s,
         )
         return self.stepper.step(rows)
 

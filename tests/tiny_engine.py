@@ -1,8 +1,9 @@
 """A whole engine on a tiny random checkpoint: real scheduler, cache, router and kernels, in a second."""
 
+import itertools
 import json
 import string
-from collections.abc import Sequence
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,19 +12,32 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from buddy_kernels.routed_step import BLOCK_SIZE as NATIVE_BLOCK_SIZE
+from buddy_routing.action_space import MILLI_LAYERS, ActionSpace
 from buddy_routing.artifact import save_router
 from buddy_routing.checkpoint import load_model
 from buddy_routing.router import DecisionModule, LearnedRouter
 from buddy_routing.router_config import RouterConfig
 from buddy_routing.stepper import NativeStepper
 from buddy_server.engine.build import BuiltEngine, build_engine
-from buddy_server.engine.engine import Engine, StepOutput
-from buddy_server.engine.messages import FinishEvent, GenerationRequest, PromptEvent, SamplingParams, TokenEvent
+from buddy_server.engine.detokenizer import Detokenizer
+from buddy_server.engine.engine import Engine
+from buddy_server.engine.messages import (
+    DepthEvent,
+    FinishEvent,
+    GenerationRequest,
+    PromptEvent,
+    SamplingParams,
+    TokenEvent,
+)
 from buddy_server.engine.pace import Pace
+from buddy_server.engine.sampler import Sampler
+from buddy_server.engine.scheduler import StepOutput
+from buddy_server.engine.sequence import Sequence
 from buddy_server.engine.settings import EngineSettings
 from tiny_models import SHAPE, save_random_model
 
 NUM_LAYERS: int = SHAPE["num_hidden_layers"]
+ACTIONS = ActionSpace.skip_or_run(NUM_LAYERS)
 KV_DIM: int = SHAPE["hidden_size"] * SHAPE["num_key_value_heads"] // SHAPE["num_attention_heads"]
 BLOCK_SIZE = 4
 ROUTE_BLOCK = 16
@@ -126,7 +140,31 @@ def make_request(
     generator = torch.Generator().manual_seed(1000 + seed)
     prompt = tuple(torch.randint(1, SHAPE["vocab_size"], (num_prompt,), generator=generator).tolist())
     params = SamplingParams(**{"max_tokens": 12, "seed": seed, **sampling})
-    return GenerationRequest(request_id, tenant, prompt, num_run, params)
+    return GenerationRequest(request_id, tenant, prompt, MILLI_LAYERS * num_run, params)
+
+
+class NoDetokenizer(Detokenizer):
+    """Says nothing."""
+
+    def __init__(self) -> None:
+        self.stopped = False
+
+    def add(self, token_id: int) -> str:
+        return ""
+
+    def name(self, token_id: int) -> str:
+        return ""
+
+    def flush(self) -> str:
+        return ""
+
+
+_arrivals = itertools.count()
+
+
+def new_sequence(request: GenerationRequest) -> Sequence:
+    """What the engine makes of a request, for tests that have no tokenizer."""
+    return Sequence(request, next(_arrivals), Sampler(request.sampling), NoDetokenizer(), frozenset())
 
 
 @dataclass
@@ -148,7 +186,8 @@ class Answer:
 
     @property
     def paths(self) -> list[tuple[int, ...]]:
-        return [event.layers for event in self.tokens]
+        """The layers that made each token."""
+        return [ACTIONS.layers_run(event.path) for event in self.tokens]
 
     @property
     def text(self) -> str:
@@ -157,19 +196,23 @@ class Answer:
 
 @dataclass
 class Run:
+    """`depths` are those that the Budget Predictor chose."""
+
     answers: dict[str, Answer]
     steps: list[StepOutput]
+    depths: dict[str, int] = field(default_factory=dict)
 
     @property
     def num_preemptions(self) -> int:
         return sum(step.stats.num_preemptions for step in self.steps)
 
 
-def run_engine(engine: Engine, requests: Sequence[GenerationRequest]) -> Run:
+def run_engine(engine: Engine, requests: Seq[GenerationRequest]) -> Run:
     """Give all requests to the engine at once and step it until it is idle."""
     run = Run({request.request_id: Answer() for request in requests}, [])
-    for request in requests:
-        engine.add(request)
+    for request_id, event in engine.add(*requests):
+        assert isinstance(event, DepthEvent)
+        run.depths[request_id] = event.max_cost
     while engine.has_work:
         run.steps.append(engine.step())
         for request_id, event in run.steps[-1].events:
@@ -180,7 +223,7 @@ def run_engine(engine: Engine, requests: Sequence[GenerationRequest]) -> Run:
             elif isinstance(event, PromptEvent):
                 assert not answer.tokens, f"{request_id} got its prompt's log probabilities late"
                 answer.prompts.append(event)
-            else:
+            elif isinstance(event, TokenEvent):
                 answer.tokens.append(event)
     engine.scheduler.check_idle()
     assert engine.scheduler.pool.usage_ratio == 0

@@ -16,10 +16,8 @@ from buddy_kernels.routed_step import (
     DecoderWeights,
     LayerWeights,
     Projection,
-    RoutedOutput,
     RoutedStep,
     RouterWeights,
-    StepRows,
     WeightKind,
 )
 from buddy_kernels.rows import (
@@ -28,21 +26,27 @@ from buddy_kernels.rows import (
     scatter_rows,
     scatter_rows_reference,
 )
-from buddy_kernels.sampling import GREEDY, Sampling, draw
+from buddy_kernels.sampling import GREEDY, SampledToken, Sampling, draw
+from buddy_kernels.step import RUN, SKIP, PathAction, RoutedOutput, StepRows, Wanted
 from buddy_kernels.swiglu import silu, swiglu, swiglu_reference
 
 __all__ = [
     "GREEDY",
+    "RUN",
+    "SKIP",
     "DecoderWeights",
     "LayerWeights",
     "NativeBuildError",
+    "PathAction",
     "Projection",
     "RotaryScaling",
     "RoutedOutput",
     "RoutedStep",
     "RouterWeights",
+    "SampledToken",
     "Sampling",
     "StepRows",
+    "Wanted",
     "WeightKind",
     "apply_rotary",
     "apply_rotary_reference",

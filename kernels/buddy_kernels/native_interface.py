@@ -1,6 +1,7 @@
 """native/interface.h in ctypes, field by field. Pointers are of tensors and arrays that the caller keeps alive."""
 
 import ctypes
+from collections.abc import Sequence
 from ctypes import POINTER, c_double, c_int64, c_void_p
 
 
@@ -49,8 +50,18 @@ class Router(ctypes.Structure):
         ("num_features", c_int64),
         ("rank", c_int64),
         ("num_lanes", c_int64),
-        ("sums", c_void_p),
-        ("last_masks", c_void_p),
+        *((name, c_void_p) for name in ("costs", "forced", "sums", "last_paths")),
+    )
+
+
+class Wanted(ctypes.Structure):
+    _fields_ = (
+        *((name, c_int64) for name in ("row", "given", "num_likeliest", "max_tokens")),
+        *((name, c_int64) for name in ("num_counts", "num_bias", "num_end_tokens")),
+        *((name, c_double) for name in ("temperature", "top_k", "top_p", "min_p")),
+        *((name, c_double) for name in ("presence_penalty", "frequency_penalty")),
+        *((name, c_void_p) for name in ("uniforms", "counted", "counts", "bias_tokens", "bias")),
+        *((name, c_void_p) for name in ("end_tokens", "allowed")),
     )
 
 
@@ -59,20 +70,26 @@ Choose = ctypes.CFUNCTYPE(None)
 
 class Step(ctypes.Structure):
     _fields_ = (
-        *(
-            (name, c_int64)
-            for name in (*("num_rows", "num_ahead", "num_segments", "num_wanted"), *("most_steps", "num_end_tokens"))
-        ),
-        *(
-            (name, c_void_p)
-            for name in (
-                *("tokens", "positions", "lengths", "aheads", "tables", "table_starts", "lanes", "budgets", "wanted"),
-                *("aligned", "end_tokens", "choices", "samplings", "uniforms"),
-                *("masks", "logits", "next_tokens", "sums", "first_v"),
-            )
-        ),
+        *((name, c_int64) for name in ("num_rows", "num_ahead", "num_segments", "num_wanted")),
+        *((name, c_int64) for name in ("most_steps", "most_likeliest")),
+        *((name, c_void_p) for name in ("tokens", "positions", "lengths", "aheads", "tables", "table_starts")),
+        *((name, c_void_p) for name in ("lanes", "max_costs", "aligned", "path_actions", "wanted")),
+        *((name, c_void_p) for name in ("paths", "logits", "next_tokens")),
+        *((name, c_void_p) for name in ("logprobs", "likeliest", "likeliest_logprobs", "sums", "first_v")),
         ("choose", Choose),
         ("most_s", c_double),
         ("router_s", c_double),
         ("num_steps", c_int64),
     )
+
+
+STRUCTS = (Matrix, Layer, Model, Router, Wanted, Step)
+
+
+def layout(structs: Sequence[type[ctypes.Structure]] = STRUCTS) -> list[int]:
+    """Each struct's size, then its fields' offsets in order; native/layout.h has the same of the other side."""
+    return [
+        number
+        for struct in structs
+        for number in (ctypes.sizeof(struct), *(getattr(struct, name).offset for name, _ in struct._fields_))  # type: ignore[misc]
+    ]

@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
+from buddy_kernels import native_interface as interface
+
 log = logging.getLogger(__name__)
 
 SOURCES = Path(__file__).parent / "native"
@@ -58,7 +60,19 @@ def load_library() -> ctypes.CDLL:
     if not path.exists():
         log.info("compiling the native step, once; it takes about ten seconds", extra={"path": str(path)})
         _build(compiler, path)
-    return ctypes.CDLL(str(path))
+    library = ctypes.CDLL(str(path))
+    check_layout(library)
+    return library
+
+
+def check_layout(library: ctypes.CDLL) -> None:
+    """Raises NativeBuildError unless both sides lay out the structs that cross between them alike: a field that is
+    missing on one side would otherwise be read as another."""
+    count = ctypes.c_int64()
+    library.buddy_layout.restype = ctypes.POINTER(ctypes.c_int64)
+    theirs = library.buddy_layout(ctypes.byref(count))[: count.value]
+    if theirs != interface.layout():
+        raise NativeBuildError(f"the native step lays out its structs as {theirs}, not as {interface.layout()}")
 
 
 def _processor_features() -> set[str]:

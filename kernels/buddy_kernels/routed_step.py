@@ -1,6 +1,6 @@
 """One step of a routed decoder on the CPU as one call: all layers, the router's choice after the first, the head.
 
-The reference is `buddy_routing.decoder.RoutedDecoder.forward` with the ops beside this file; the fast path is
+The contract is step.py, the reference `buddy_routing.stepper.TorchStepper` with the ops beside this file, the fast path
 native/routed_step.cpp. Weights are packed once; rows do not depend on each other, whatever the batch.
 """
 
@@ -9,12 +9,12 @@ native/routed_step.cpp. Weights are packed once; rows do not depend on each othe
 
 import ctypes
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from ctypes import c_void_p
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, chain
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -22,16 +22,18 @@ from torch import Tensor
 from buddy_kernels import native_interface as interface
 from buddy_kernels.native_library import NativeBuildError, load_native_library
 from buddy_kernels.packing import LANES, PackedMatrix, interleaved, pack, pad_to
-from buddy_kernels.sampling import Sampling
+from buddy_kernels.sampling import GREEDY, SampledToken
+from buddy_kernels.step import RUN, RoutedOutput, StepRows, Wanted, check_rows
 
 WeightKind = Literal["float32", "bfloat16", "int8"]
 KINDS: dict[str, int] = {"float32": 0, "bfloat16": 1, "int8": 2}
 BLOCK_SIZE = LANES
 """Slots in a block of the cache: as many keys as fit a vector."""
 MAX_HEAD_DIM = 1024
+NO_TOKEN = -1
 
 ChoosePaths = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""A router that is asked: the first layer's V [N + A, Hkv, Dh] fp32 to masks [S, L] int8 and RoutedOutput.sums."""
+"""A router that is asked: the first layer's V [N + A, Hkv, Dh] fp32 to paths [S, L] int8 and RoutedOutput.sums."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +81,15 @@ class DecoderWeights:
 
 @dataclass(frozen=True)
 class RouterWeights:
-    """Scores are prior [L - 2] + up(silu(down(features))); without `down` the prior alone. `sums` [lanes, F] fp64 and
-    `last_masks` [lanes, L] int8 are what routing remembers, changed in place."""
+    """Scores of the free layers, those not `forced` [L] bool, are prior + up(silu(down(features))); without `down` the
+    prior alone. `costs` [L, 2] int64 are milli-layers of skipping and of running each layer. `sums` [lanes, F] fp64 and
+    `last_paths` [lanes, L] int8 are what routing remembers, changed in place."""
 
     prior: Tensor
+    costs: Tensor
+    forced: Tensor
     sums: Tensor
-    last_masks: Tensor
+    last_paths: Tensor
     down: Projection | None = None
     up: Projection | None = None
 
@@ -93,8 +98,10 @@ class RouterWeights:
         given = interface.Router(
             prior=self.prior.data_ptr(),
             num_lanes=len(self.sums),
+            costs=self.costs.data_ptr(),
+            forced=self.forced.data_ptr(),
             sums=self.sums.data_ptr(),
-            last_masks=self.last_masks.data_ptr(),
+            last_paths=self.last_paths.data_ptr(),
         )
         if self.down is not None and self.up is not None:
             assert self.down.bias is not None
@@ -103,58 +110,6 @@ class RouterWeights:
             given.up, given.up_bias = self.up.weight.data_ptr(), self.up.bias.data_ptr()
             given.rank, given.num_features = self.down.weight.shape
         return given
-
-
-KEEP, CHOOSE, CONTINUE = 0, 1, 2
-"""What a segment does about its path: keep the lane's last one, choose anew, or go on with a prefill block whose path
-is chosen and whose features are counted."""
-
-
-@dataclass(frozen=True, slots=True)
-class StepRows:
-    """A step's work in plain numbers: the smallest steps take less time than a few tensors take to make.
-
-    `tokens` [N + A]: the rows', then those that segments look ahead to. `positions` [N]; `lengths`, `aheads`, `lanes`,
-    `budgets` (layers to run) and `choices` [S]; a block table for each segment; the rows whose logits are `wanted` [W].
-    A prefill block that is cut short looks ahead to the rest of itself, since its path follows from its last token.
-    Segments `aligned` [S] with an earlier one of the same budget share a path, the best by the sum of their scores; a
-    segment's own index leaves it alone.
-
-    The next token of each wanted row is drawn as its entry of `samplings` [W] says, by its `uniforms` [W, most_steps]
-    from [0, 1), one a step; without them it is the likeliest.
-
-    With `most_steps` over 1, where every row is a segment and wanted, rows go on by their next tokens: for so many
-    steps, until one of those is an end token, or until `most_s` seconds are over. One step is what may always come.
-    """
-
-    tokens: Sequence[int]
-    positions: Sequence[int]
-    lengths: Sequence[int]
-    tables: Sequence[Sequence[int]]
-    lanes: Sequence[int]
-    budgets: Sequence[int]
-    choices: Sequence[int]
-    wanted: Sequence[int]
-    aheads: Sequence[int]
-    aligned: Sequence[int]
-    samplings: Sequence[Sampling] = ()
-    uniforms: Sequence[Sequence[float]] = ()
-    most_steps: int = 1
-    most_s: float = 0.0
-    end_tokens: Sequence[int] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class RoutedOutput:
-    """What one step or several did. `logits` [W, V] fp32 of the last, valid until the next call; `next_tokens` [W] of
-    each step; `masks` [steps, S, L] int8 that were run; `sums` [S, F] fp64 of the first layer's V over each
-    segment's sequence, after the last step, with the tokens it looked ahead to; and the seconds that choosing took."""
-
-    logits: Tensor
-    next_tokens: Sequence[Sequence[int]]
-    masks: Tensor
-    sums: Tensor
-    router_s: float
 
 
 class RoutedStep:
@@ -223,51 +178,107 @@ class RoutedStep:
 
         Raises ValueError for rows that name what does not exist or do not belong together; what the router raises.
         """
-        num_segments, num_wanted = len(rows.lanes), len(rows.wanted)
-        check_counts(rows)
+        check_rows(rows)
+        num_segments, num_wanted, most_steps = len(rows.lanes), len(rows.wanted), rows.most_steps
+        most_likeliest = max((wanted.num_likeliest or 0 for wanted in rows.wanted), default=0)
         if num_wanted > len(self._logits):
             self._logits = torch.empty(num_wanted, self.vocab_size)
-        masks = torch.empty(rows.most_steps, num_segments, self.num_layers, dtype=torch.int8)
-        next_tokens = array("q", bytes(8 * num_wanted * rows.most_steps))
+        paths = torch.zeros(most_steps, num_segments, self.num_layers, dtype=torch.int8)
         sums = torch.empty(num_segments, self._v_shape.numel(), dtype=torch.float64)
-        tables = array("q")
-        for table in rows.tables:
-            tables.extend(table)
+        num_tokens = most_steps * num_wanted
+        next_tokens = array("q", [NO_TOKEN]) * num_tokens
+        logprobs = array("d", bytes(8 * num_tokens))
+        likeliest, likeliest_logprobs = (array(kind, bytes(8 * num_tokens * most_likeliest)) for kind in "qd")
         numbers = (
             *(array("q", values) for values in (rows.tokens, rows.positions, rows.lengths, rows.aheads)),
-            tables,
+            array("q", chain.from_iterable(rows.tables)),
             array("q", accumulate(map(len, rows.tables), initial=0)),
-            *(array("q", values) for values in (rows.lanes, rows.budgets, rows.wanted, rows.aligned, rows.end_tokens)),
-            array("B", rows.choices),
+            *(array("q", values) for values in (rows.lanes, rows.max_costs, rows.aligned)),
+            array("B", rows.path_actions),
         )
-        samplings = array("d", chain.from_iterable(map(_numbers, rows.samplings)))
-        uniforms = array("d", chain.from_iterable(rows.uniforms))
+        wanted, kept = self._wanted(rows.wanted)
         step = interface.Step(
             len(rows.positions),
             len(rows.tokens) - len(rows.positions),
             num_segments,
             num_wanted,
-            rows.most_steps,
-            len(rows.end_tokens),
-            *(values.buffer_info()[0] for values in numbers),
-            samplings.buffer_info()[0] if samplings else None,
-            uniforms.buffer_info()[0],
-            masks.data_ptr(),
+            most_steps,
+            most_likeliest,
+            *(_address(values) for values in numbers),
+            ctypes.addressof(wanted),
+            paths.data_ptr(),
             self._logits.data_ptr(),
-            next_tokens.buffer_info()[0],
+            *(_address(values) for values in (next_tokens, logprobs, likeliest, likeliest_logprobs)),
             sums.data_ptr(),
             most_s=rows.most_s,
         )
         if isinstance(router, RouterWeights):
             mistake = self._library.buddy_step(self._decoder, ctypes.byref(step), ctypes.byref(router.pointers))
         else:
-            mistake = self._asking(router, step, masks[0], sums)
+            mistake = self._asking(router, step, paths[0], sums)
+        del kept  # Until here C++ reads them.
         if mistake:
             raise ValueError(f"native step: {mistake.decode()}")
-        said = [next_tokens[index * num_wanted : (index + 1) * num_wanted] for index in range(step.num_steps)]
-        return RoutedOutput(self._logits[:num_wanted], said, masks[: step.num_steps], sums, step.router_s)
 
-    def _asking(self, router: ChoosePaths, step: interface.Step, masks: Tensor, sums: Tensor) -> bytes | None:
+        def token(place: int, index: int) -> SampledToken:
+            asked = rows.wanted[index].num_likeliest
+            if asked is None:
+                return SampledToken(next_tokens[place])
+            first = place * most_likeliest
+            found = zip(likeliest[first : first + asked], likeliest_logprobs[first : first + asked], strict=True)
+            return SampledToken(next_tokens[place], logprobs[place], tuple(found))
+
+        made = [
+            [
+                token(place, index)
+                for place in range(index, step.num_steps * num_wanted, num_wanted)
+                if next_tokens[place] != NO_TOKEN
+            ]
+            for index in range(num_wanted)
+        ]
+        return RoutedOutput(made, paths[: step.num_steps], sums, self._logits[:num_wanted], step.router_s)
+
+    def _wanted(self, rows: Sequence[Wanted]) -> tuple[ctypes.Array[interface.Wanted], list[object]]:
+        """The wanted rows as C++ reads them, and what they point to.
+
+        Raises ValueError for a bit mask of another vocabulary.
+        """
+        kept: list[object] = []
+
+        def keep(kind: str, values: Iterable[float]) -> int | None:
+            kept.append(values := array(kind, values))
+            return _address(values) if values else None
+
+        given = (interface.Wanted * len(rows))()
+        for wanted, into in zip(rows, given, strict=True):
+            how = wanted.sampling
+            into.row, into.max_tokens = wanted.row, wanted.max_tokens
+            into.given = NO_TOKEN if wanted.given is None else wanted.given
+            into.num_likeliest = -1 if wanted.num_likeliest is None else wanted.num_likeliest
+            into.top_p = how.top_p
+            into.num_end_tokens, into.end_tokens = len(wanted.end_tokens), keep("q", wanted.end_tokens)
+            if how is GREEDY and wanted.allowed is None:
+                continue
+            into.temperature, into.top_k, into.min_p = how.temperature, how.top_k, how.min_p
+            into.uniforms = keep("d", wanted.uniforms)
+            if how.has_penalties:
+                into.presence_penalty, into.frequency_penalty = how.presence_penalty, how.frequency_penalty
+                into.num_counts = len(wanted.counts)
+                into.counted, into.counts = keep("q", wanted.counts), keep("q", wanted.counts.values())
+            into.num_bias, into.bias_tokens, into.bias = (
+                len(how.bias),
+                keep("q", how.bias),
+                keep("d", how.bias.values()),
+            )
+            if wanted.allowed is not None:
+                if len(wanted.allowed) * 8 < self.vocab_size:
+                    raise ValueError(
+                        f"allowed has {len(wanted.allowed)} bytes, allowed are {self.vocab_size} bits or more"
+                    )
+                into.allowed = keep("B", wanted.allowed)
+        return given, kept
+
+    def _asking(self, router: ChoosePaths, step: interface.Step, paths: Tensor, sums: Tensor) -> bytes | None:
         """A step whose paths are chosen in Python."""
         v = torch.empty(step.num_rows + step.num_ahead, *self._v_shape)
         step.first_v = v.data_ptr()
@@ -275,10 +286,10 @@ class RoutedStep:
 
         def choose() -> None:
             # An exception does not cross C++: the step ends on full depth and raises then.
-            masks.fill_(1)
+            paths.fill_(RUN)
             try:
                 chosen, after = router(v)
-                masks.copy_(chosen)
+                paths.copy_(chosen)
                 sums.copy_(after)
             except BaseException as error:
                 raised.append(error)
@@ -334,24 +345,5 @@ class RoutedStep:
         return tensor.data_ptr()
 
 
-def _numbers(sampling: Sampling) -> tuple[float, float, float, float]:
-    return sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p
-
-
-def check_counts(rows: StepRows) -> None:
-    """Raises ValueError for rows or segments of which some lack what others have."""
-    num_segments = len(rows.lanes)
-    for name in ("lengths", "tables", "budgets", "choices", "aheads", "aligned"):
-        count = len(getattr(rows, name))
-        if count != num_segments:
-            raise ValueError(f"{name} are {count}, allowed is one for each of {num_segments} lanes")
-    if len(rows.positions) > len(rows.tokens):
-        raise ValueError(f"tokens are {len(rows.tokens)}, allowed is one for each of {len(rows.positions)} positions")
-    if rows.samplings and not len(rows.samplings) == len(rows.uniforms) == len(rows.wanted):
-        raise ValueError(
-            f"samplings are {len(rows.samplings)} and uniforms {len(rows.uniforms)}, allowed is one for each of "
-            f"{len(rows.wanted)} wanted rows"
-        )
-    for of_row in rows.uniforms:
-        if len(of_row) != rows.most_steps:
-            raise ValueError(f"uniforms of a row are {len(of_row)}, allowed is one for each of {rows.most_steps} steps")
+def _address(values: "array[Any]") -> int:
+    return values.buffer_info()[0]

@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from buddy_routing.action_space import ActionSpace
 from buddy_routing.features import feature_dim
 from buddy_routing.predictor import BudgetPredictor
 from buddy_routing.router import DecisionModule, LearnedRouter
@@ -34,7 +35,7 @@ def load_router(directory: Path, base_fingerprint: str, device: torch.device) ->
             f"router {directory} was made for a model with fingerprint {config.base_fingerprint}, "
             f"this model has {base_fingerprint}"
         )
-    prior = torch.zeros(config.num_layers - 2)
+    prior = torch.zeros(len(ActionSpace.skip_or_run(config.num_layers).free))
     decision = DecisionModule(feature_dim(config.kv_dim, config.features), config.num_layers, config.rank)
     digest = hashlib.sha256(_weights(directory).read_bytes()).hexdigest()[:12]
     router = LearnedRouter(decision, prior, config.prior_weight, f"learned:{digest}", config.reroute_every)

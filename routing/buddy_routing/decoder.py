@@ -34,8 +34,8 @@ from buddy_routing.model_spec import ModelSpec
 from buddy_routing.segments import LayerRows, SegmentBatch, rows_by_layer
 
 PathChooser = Callable[[Tensor], Tensor]
-"""From the first layer's V states to masks: [N, Hkv, Dh] -> [S, L] in `forward`, [B, T, Hkv, Dh] -> [B, T, L] in
-`dense`."""
+"""From the first layer's V states: [N, Hkv, Dh] -> paths [S, L] in `forward`, [B, T, Hkv, Dh] -> shares [B, T, L] of
+each layer's output in `dense`."""
 
 
 class Linear(nn.Linear):
@@ -212,7 +212,7 @@ class RoutedDecoder(nn.Module):
         del self.layers[1:], self.norm, self.lm_head
 
     def forward(self, batch: SegmentBatch, cache: KVCache, choose_paths: PathChooser) -> tuple[Tensor, Tensor]:
-        """One step: logits [W, V] after the wanted rows, and the masks [S, L] that were run.
+        """One step: logits [W, V] after the wanted rows, and the paths [S, L] that were run.
 
         K/V of every row are written at every layer, skipped or not ("project" policy), so the cache has no holes.
         """
@@ -227,8 +227,8 @@ class RoutedDecoder(nn.Module):
             write_kv(cache_k, cache_v, slots, k, v)
             if index == 0:
                 ahead = self.first_layer_v(batch.ahead_tokens)  # [A, Hkv, Dh]
-                masks = choose_paths(torch.cat((v, ahead)))  # [S, L]
-                plan = rows_by_layer(batch, masks)
+                paths = choose_paths(torch.cat((v, ahead)))  # [S, L]
+                plan = rows_by_layer(batch, paths)
             if plan[index].num_rows:
                 todo = plan[index]
                 inputs: list[Tensor] = [h, normed, cos, sin, batch.positions]
@@ -241,7 +241,7 @@ class RoutedDecoder(nn.Module):
                     h = ran
                 else:
                     scatter_rows(h, todo.rows, ran)
-        return self.lm_head(self.norm(gather_rows(h, batch.wanted))), masks
+        return self.lm_head(self.norm(gather_rows(h, batch.wanted))), paths
 
     def dense(
         self,

@@ -11,7 +11,7 @@ from array import array
 import torch
 from torch import Tensor
 
-from buddy_kernels.routed_step import CONTINUE
+from buddy_kernels import PathAction
 from buddy_routing.router_config import FeatureKind
 from buddy_routing.segments import SegmentBatch
 
@@ -56,7 +56,7 @@ class RunningFeatures:
         added.index_add_(0, torch.cat((batch.segment_of_row, batch.segment_of_ahead)), rows.double())
         sums = torch.empty_like(added)
         for segment, lane in enumerate(batch.lanes):
-            if batch.choices[segment] != CONTINUE:
+            if batch.path_actions[segment] != PathAction.CONTINUE:
                 self.sums[lane] += added[segment]
             sums[segment] = self.sums[lane]
         newest = rows[batch.deciding_rows].float()

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from buddy_kernels import RotaryScaling
+from buddy_routing.action_space import ActionSpace
 
 FAMILIES = {
     "LlamaForCausalLM": "llama",
@@ -41,6 +42,11 @@ class ModelSpec:
     mlp_bias: bool
     qk_norm: bool
     windows: tuple[int | None, ...]
+
+    @property
+    def actions(self) -> ActionSpace:
+        """What a path may do with each layer."""
+        return ActionSpace.skip_or_run(self.num_layers)
 
     @property
     def kv_dim(self) -> int:

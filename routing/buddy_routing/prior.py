@@ -1,10 +1,10 @@
-"""Static importance of every middle layer, measured on a text: a baseline router, and the learned one's prior.
+"""Static importance of every free layer, measured on a text: a baseline router, and the learned one's prior.
 
 Indicators and the four normalisation steps follow arXiv 2606.09514, section 3.3. The paper's Eq. 2 z-scores the
 result once more by mean and standard deviation; we stop at the ranks, which need no further scale.
 """
 
-# B sequences, T tokens, L layers
+# B sequences, T tokens, C free layers
 
 import math
 from collections.abc import Callable
@@ -28,7 +28,7 @@ def bundled_text() -> str:
 
 
 def normalise(importance: Tensor, log_scale: bool) -> Tensor:
-    """[L - 2] raw importances, larger more important, to ranks in (0, 1): the paper's steps 2, 3 and 4.
+    """[C] raw importances, larger more important, to ranks in (0, 1): the paper's steps 2, 3 and 4.
 
     `log_scale` applies log(1 + x) first (for perplexity drops, not for cosine). Equal values keep the lower index
     first, so that the ranks repeat.
@@ -45,7 +45,7 @@ def normalise(importance: Tensor, log_scale: bool) -> Tensor:
 
 
 def measure_prior(model: RoutedDecoder, tokens: Tensor, indicator: Indicator, counted: Tensor | None = None) -> Tensor:
-    """The normalised prior [L - 2] of `model` on tokens [B, T].
+    """The normalised prior [C] of `model` on tokens [B, T].
 
     `counted` [B, T] bool marks the tokens whose successors the model was trained to predict; without it all are.
     "cosine" is ShortGPT's block influence, "ppl" Shortened Llama's perplexity drop, "taylor" its first-order estimate
@@ -65,7 +65,7 @@ def measure_prior(model: RoutedDecoder, tokens: Tensor, indicator: Indicator, co
 
 @torch.inference_mode()
 def cosine_importance(model: RoutedDecoder, tokens: Tensor, counted: Tensor | None = None) -> Tensor:
-    """1 - cos(input, output) of every middle layer, the mean over tokens (ShortGPT's block influence): [L - 2]."""
+    """1 - cos(input, output) of every free layer, the mean over tokens (ShortGPT's block influence): [C]."""
     positions = torch.arange(tokens.shape[1], device=tokens.device).repeat(tokens.shape[0])
     cos, sin = rotary_cos_sin(positions, model.inv_freq, model.attention_factor)
     h = model.embed_tokens(tokens)
@@ -75,16 +75,16 @@ def cosine_importance(model: RoutedDecoder, tokens: Tensor, counted: Tensor | No
         similarity = F.cosine_similarity(h.float(), ran.float(), dim=-1)  # [B, T]
         importance.append(1 - (similarity if counted is None else similarity[counted]).mean().item())
         h = ran
-    return torch.tensor(importance[1:-1])
+    return torch.tensor(importance)[model.spec.actions.free]
 
 
 @torch.inference_mode()
 def perplexity_drop(model: RoutedDecoder, tokens: Tensor, counted: Tensor | None = None) -> Tensor:
-    """max(0, perplexity without the layer - perplexity with all) of every middle layer: [L - 2]."""
+    """max(0, perplexity without the layer - perplexity with all) of every free layer: [C]."""
     num_layers = model.spec.num_layers
     full = _perplexity(model, tokens, counted, [True] * num_layers)
     drops = []
-    for removed in range(1, num_layers - 1):
+    for removed in model.spec.actions.free:
         without = _perplexity(model, tokens, counted, _without([True] * num_layers, removed))
         drops.append(max(0.0, without - full))
     return torch.tensor(drops)
@@ -92,20 +92,21 @@ def perplexity_drop(model: RoutedDecoder, tokens: Tensor, counted: Tensor | None
 
 @torch.inference_mode()
 def removal_order(model: RoutedDecoder, tokens: Tensor, counted: Tensor | None = None) -> Tensor:
-    """When greedy removal takes each middle layer, the one least missed first (SLEB, arXiv 2402.09025): [L - 2]."""
+    """When greedy removal takes each middle layer, the one least missed first (SLEB, arXiv 2402.09025): [C]."""
     layers_on = [True] * model.spec.num_layers
-    order = torch.zeros(len(layers_on) - 2)
-    for turn in range(len(order)):
-        left = [layer for layer in range(1, len(layers_on) - 1) if layers_on[layer]]
+    free = model.spec.actions.free
+    order = torch.zeros(len(free))
+    for turn in range(len(free)):
+        left = [layer for layer in free if layers_on[layer]]
         without = {layer: _perplexity(model, tokens, counted, _without(layers_on, layer)) for layer in left}
         removed = min(left, key=lambda layer: without[layer])
         layers_on[removed] = False
-        order[removed - 1] = turn
+        order[free.index(removed)] = turn
     return order
 
 
 def taylor_importance(model: RoutedDecoder, tokens: Tensor, counted: Tensor | None = None) -> Tensor:
-    """Sum of |gradient x weight| over every middle layer's matrices (Shortened Llama, arXiv 2402.02834): [L - 2]."""
+    """Sum of |gradient x weight| over every free layer's matrices (Shortened Llama, arXiv 2402.02834): [C]."""
     importance = torch.zeros(model.spec.num_layers)
     was_trained = [parameter.requires_grad for parameter in model.parameters()]
     matrices = [(index, p) for index, layer in enumerate(model.blocks) for p in layer.parameters() if p.ndim == 2]
@@ -120,7 +121,7 @@ def taylor_importance(model: RoutedDecoder, tokens: Tensor, counted: Tensor | No
             handle.remove()
         for parameter, trained in zip(model.parameters(), was_trained, strict=True):
             parameter.requires_grad_(trained)
-    return importance[1:-1]
+    return importance[model.spec.actions.free]
 
 
 def _adder(importance: Tensor, index: int) -> Callable[[Tensor], None]:

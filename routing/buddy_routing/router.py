@@ -1,6 +1,6 @@
 """Sources of paths: how much each layer matters now. The engine runs the best of them and does not ask why."""
 
-# S segments, K rankings, L layers, F width of one token's V
+# S segments, K rankings, C free layers, F width of one token's V
 
 from typing import Protocol
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from buddy_kernels import linear, silu
+from buddy_routing.action_space import ActionSpace
 
 NEVER = 2**31
 """As `reroute_every`: an answer keeps the path of its prompt's end."""
@@ -25,20 +26,20 @@ class Router(Protocol):
         ...
 
     def scores(self, features: Tensor) -> Tensor:
-        """features [S, 2F] fp32 -> scores [S, L - 2] fp32 of the layers between the first and the last."""
+        """features [S, 2F] fp32 -> scores [S, C] fp32 of the free layers."""
         ...
 
 
 class DecisionModule(nn.Module):
-    """Linear-SiLU-Linear from features to a score for every middle layer (arXiv 2606.09514, section 3)."""
+    """Linear-SiLU-Linear from features to a score for every free layer (arXiv 2606.09514, section 3)."""
 
     def __init__(self, num_features: int, num_layers: int, rank: int = 32) -> None:
         super().__init__()
         self.down = nn.Linear(num_features, rank)
-        self.up = nn.Linear(rank, num_layers - 2)
+        self.up = nn.Linear(rank, len(ActionSpace.skip_or_run(num_layers).free))
 
     def forward(self, features: Tensor) -> Tensor:
-        """[..., num_features] -> [..., L - 2]."""
+        """[..., num_features] -> [..., C]."""
         rows = features.reshape(-1, features.shape[-1])
         hidden = silu(linear(rows, self.down.weight, self.down.bias))
         return linear(hidden, self.up.weight, self.up.bias).view(*features.shape[:-1], -1)
@@ -59,19 +60,19 @@ class LearnedRouter(nn.Module):
     ) -> None:
         super().__init__()
         self.decision = decision
-        self.register_buffer("prior", prior.float())  # [L - 2]
+        self.register_buffer("prior", prior.float())  # [C]
         self.prior_weight = prior_weight
         self.router_id = router_id
         self.reroute_every = reroute_every
 
     def scores(self, features: Tensor) -> Tensor:
-        """[..., 2F] -> [..., L - 2]. A module that takes the pooled V alone gets the first half."""
+        """[..., 2F] -> [..., C]. A module that takes the pooled V alone gets the first half."""
         fused: Tensor = self.decision(features[..., : self.decision.down.in_features]) + self.prior_weight * self.prior
         return fused
 
 
 class StaticRouter:
-    """One ranking of the layers for every token, whatever the input: a prior of [L - 2] importances."""
+    """One ranking of the layers for every token, whatever the input: a prior of [C] importances."""
 
     reroute_every = 1
 
@@ -89,7 +90,7 @@ class PromptSetRouter:
     reroute_every = NEVER
 
     def __init__(self, rankings: Tensor, weight: Tensor, bias: Tensor, router_id: str) -> None:
-        self.rankings = rankings  # [K, L - 2]
+        self.rankings = rankings  # [K, C]
         self.weight = weight  # [K, 2F]
         self.bias = bias  # [K]
         self.router_id = router_id

@@ -9,15 +9,15 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from buddy_kernels import StepRows
+from buddy_kernels import SKIP, StepRows
 
 
 @dataclass(frozen=True)
 class SegmentBatch:
-    """StepRows as tensors. A segment is a prefill block, a part of one, or one decode token.
+    """StepRows as tensors. A segment is a route block, a part of one, or one decode token.
 
     Sequences are named by a small integer, their *lane*, under which the router keeps their running features.
-    Segments of one sequence stand in order of position. A segment that is the beginning of a prefill block looks ahead
+    Segments of one sequence stand in order of position. A segment that is the beginning of a route block looks ahead
     to the rest of it: rows `ahead_tokens` that nothing is computed of but features.
     """
 
@@ -26,8 +26,8 @@ class SegmentBatch:
     lengths: Tensor  # [S] int64, rows of each segment
     block_tables: Tensor  # [S, T] int64
     lanes: Sequence[int]  # [S]
-    budgets: Sequence[int]  # [S], layers to run, n(b)
-    choices: Sequence[int]  # [S], KEEP, CHOOSE or CONTINUE
+    max_costs: Sequence[int]  # [S], milli-layers that a token may cost
+    path_actions: Sequence[int]  # [S]
     wanted: Tensor  # [W] int64, rows whose next token is asked for
     ahead_tokens: Tensor  # [A] int64
     aheads: Tensor  # [S] int64, rows ahead of each segment
@@ -45,9 +45,9 @@ class SegmentBatch:
             lengths=tensor(rows.lengths),
             block_tables=torch.tensor([[*t, *[0] * (widest - len(t))] for t in rows.tables], device=device),
             lanes=rows.lanes,
-            budgets=rows.budgets,
-            choices=rows.choices,
-            wanted=tensor(rows.wanted),
+            max_costs=rows.max_costs,
+            path_actions=rows.path_actions,
+            wanted=tensor([wanted.row for wanted in rows.wanted]),
             ahead_tokens=tensor(rows.tokens[num_rows:]),
             aheads=tensor(rows.aheads),
             aligned=rows.aligned,
@@ -90,13 +90,13 @@ class LayerRows:
     block_tables: Tensor  # [R, T]
 
 
-def rows_by_layer(batch: SegmentBatch, masks: Tensor) -> list[LayerRows]:
-    """Turn masks [S, L] (small integers on the CPU, 0 skips) into each layer's row list.
+def rows_by_layer(batch: SegmentBatch, paths: Tensor) -> list[LayerRows]:
+    """Turn paths [S, L] int8 on the CPU into each layer's row list.
 
     Layers that the same segments run share one object: a batch has few distinct columns.
     """
     made: dict[tuple[int, ...], LayerRows] = {}
-    columns = [tuple(column) for column in masks.T.tolist()]
+    columns = [tuple(column) for column in paths.T.tolist()]
     for column in columns:
         if column not in made:
             made[column] = _layer_rows(batch, column)
@@ -104,8 +104,8 @@ def rows_by_layer(batch: SegmentBatch, masks: Tensor) -> list[LayerRows]:
 
 
 def _layer_rows(batch: SegmentBatch, column: tuple[int, ...]) -> LayerRows:
-    running = torch.tensor(column, device=batch.lengths.device) > 0  # [S]
+    running = torch.tensor(column, device=batch.lengths.device) != SKIP  # [S]
     lengths = batch.lengths[running]
     query_start = torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
-    rows = None if all(column) else running[batch.segment_of_row].nonzero().squeeze(1)
+    rows = None if SKIP not in column else running[batch.segment_of_row].nonzero().squeeze(1)
     return LayerRows(int(query_start[-1]), rows, query_start, batch.block_tables[running])

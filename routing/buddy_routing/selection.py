@@ -1,33 +1,41 @@
-"""From scores to masks: deterministic top-k, and its straight-through version for training."""
+"""From scores to paths: the best layers that a budget pays for, and their straight-through version for training."""
 
-# ... leading dims (segments, or sequences x tokens), L layers
+# ... leading dims (segments, or sequences x tokens), L layers, C of them free
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from buddy_routing.budget import ALWAYS_RUN
+from buddy_routing.action_space import RUN, SKIP, ActionSpace
 
 
-def select_layers(scores: Tensor, num_run: Tensor) -> Tensor:
-    """Masks [..., L] int8 that run the first, the last and the best-scored layers between, `num_run` in all.
+def select_path(scores: Tensor, max_cost: Tensor, space: ActionSpace) -> Tensor:
+    """Paths [..., L] int8 that run the forced layers and, by falling score, each free layer that can still be paid for.
 
-    scores: [..., L - 2]; num_run: [...] integers of 2 .. L. Ties go to the lower index.
+    scores: [..., C] of the free layers; max_cost: [...] milli-layers. Ties go to the lower index.
     """
-    order = torch.sort(scores, dim=-1, descending=True, stable=True).indices
-    rank = torch.empty_like(order).scatter_(
-        -1, order, torch.arange(scores.shape[-1], device=scores.device).expand_as(order)
+    paths = torch.full((*scores.shape[:-1], space.num_layers), RUN, dtype=torch.int8, device=scores.device)
+    free = torch.tensor(space.free, dtype=torch.int64, device=scores.device)
+    extra = torch.tensor(
+        [space.costs[layer][RUN] - space.costs[layer][SKIP] for layer in space.free], device=scores.device
     )
-    chosen = (rank < (num_run - ALWAYS_RUN)[..., None]).to(torch.int8)  # [..., L - 2]
-    return F.pad(chosen, (1, 1), value=1)
+    left = (max_cost - space.smallest_cost).expand(scores.shape[:-1])
+    chosen = torch.zeros_like(scores, dtype=torch.int8)
+    for index in torch.sort(scores, dim=-1, descending=True, stable=True).indices.unbind(-1):
+        runs = extra[index] <= left
+        chosen.scatter_(-1, index[..., None], runs[..., None].to(torch.int8))
+        left = left - extra[index] * runs
+    return paths.index_copy_(-1, free, chosen)
 
 
-def straight_through(scores: Tensor, masks: Tensor) -> Tensor:
-    """The masks [..., L] as floats, exact in value, whose gradient flows to the scores [..., L - 2].
+def straight_through(scores: Tensor, paths: Tensor, space: ActionSpace) -> Tensor:
+    """The shares of each layer's output that are added: floats [..., L], exact in value, whose gradient flows to the
+    scores [..., C].
 
     The paper passes the gradient through the softmax of the fused scores; times the number of layers chosen it is a
-    soft count of the same size as the mask.
+    soft count of the same size as the choice.
     """
-    hard = masks[..., 1:-1].float()
+    free = torch.tensor(space.free, dtype=torch.int64, device=scores.device)
+    hard = paths.index_select(-1, free).float()
     soft = scores.softmax(-1) * hard.sum(-1, keepdim=True)
-    return F.pad(hard + soft - soft.detach(), (1, 1), value=1.0)
+    shares = torch.ones(paths.shape, device=scores.device)
+    return shares.index_copy(-1, free, hard + soft - soft.detach())

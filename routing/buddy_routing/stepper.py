@@ -1,7 +1,7 @@
 """Runs a server's steps: decoder, cache and what routing remembers, in plain torch or as the CPU's one op."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -14,10 +14,13 @@ from buddy_kernels import (
     RoutedOutput,
     RoutedStep,
     RouterWeights,
+    SampledToken,
     StepRows,
+    Wanted,
     draw,
 )
 from buddy_kernels.routed_step import ChoosePaths
+from buddy_kernels.sampling import adjusted, with_logprobs
 from buddy_routing.decoder import DecoderLayer, Linear, RoutedDecoder
 from buddy_routing.kv_cache import KVCache
 from buddy_routing.planner import PathPlanner, Planner
@@ -36,7 +39,7 @@ class Stepper(Protocol):
 
     @property
     def multi_step(self) -> bool:
-        """Whether `most_steps` of StepRows may be more than one."""
+        """Whether one call may be several steps."""
         ...
 
     def step(self, rows: StepRows) -> RoutedOutput: ...
@@ -67,21 +70,23 @@ class TorchStepper:
         def choose(v: Tensor) -> Tensor:
             nonlocal router_s, sums
             started = time.perf_counter()
-            masks, sums = self.planner.choose(batch, v)
+            paths, sums = self.planner.choose(batch, v)
             router_s = time.perf_counter() - started
-            return masks
+            return paths
 
-        logits, masks = self.model(batch, self.cache, choose)
+        logits, paths = self.model(batch, self.cache, choose)
         logits = logits.float().cpu()
-        return RoutedOutput(logits, [next_tokens(logits, rows)], masks[None], sums, router_s)
+        tokens = [[next_token(*pair)] for pair in zip(logits, rows.wanted, strict=True)]
+        return RoutedOutput(tokens, paths[None], sums, logits, router_s)
 
 
-def next_tokens(logits: Tensor, rows: StepRows) -> list[int]:
-    """What StepRows says of the wanted rows' logits [W, V]."""
-    if not rows.samplings:
-        return logits.argmax(-1).tolist()
-    drawn = zip(logits, rows.samplings, rows.uniforms, strict=True)
-    return [draw(row, sampling, uniforms[0]) for row, sampling, uniforms in drawn]
+def next_token(logits: Tensor, wanted: Wanted) -> SampledToken:
+    """What is made of a wanted row's logits [V]."""
+    token = wanted.given
+    if token is None:
+        given = adjusted(logits, wanted.sampling, wanted.counts, wanted.allowed)
+        token = draw(given, wanted.sampling, wanted.uniforms[0] if wanted.uniforms else 0.0)
+    return SampledToken(token) if wanted.num_likeliest is None else with_logprobs(logits, token, wanted.num_likeliest)
 
 
 class NativeStepper:
@@ -105,13 +110,20 @@ class NativeStepper:
 
 def router_weights(planner: PathPlanner) -> RouterWeights | None:
     """What the op needs to choose paths itself; None for a router whose way it does not know and asks in Python."""
-    router, sums, last_masks = planner.router, planner.features.sums, planner.last_masks
-    match router:
-        case StaticRouter():
-            return RouterWeights(router.prior.float().contiguous(), sums, last_masks)
-        case LearnedRouter():
+    actions = planner.actions
+    choice = RouterWeights(
+        prior=torch.empty(0),
+        costs=torch.tensor(actions.costs, dtype=torch.int64),
+        forced=torch.tensor([layer in actions.forced for layer in range(actions.num_layers)]),
+        sums=planner.features.sums,
+        last_paths=planner.last_paths,
+    )
+    match planner.router:
+        case StaticRouter() as router:
+            return replace(choice, prior=router.prior.float().contiguous())
+        case LearnedRouter() as router:
             down, up = (Projection(layer.weight, layer.bias) for layer in (router.decision.down, router.decision.up))
-            return RouterWeights(router.prior_weight * router.prior, sums, last_masks, down, up)
+            return replace(choice, prior=router.prior_weight * router.prior, down=down, up=up)
         case _:
             return None
 

@@ -193,8 +193,8 @@ class Overloaded(ApiError):
     code = "overloaded"
     outcome = "overloaded"
 
-    def __init__(self, message: str, *, retry_after_s: int = 1):
-        super().__init__(message, headers={"retry-after": str(retry_after_s)})
+    def __init__(self, message: str, *, retry_after_s: float = 1.0):
+        super().__init__(message, headers={"retry-after": str(max(1, math.ceil(retry_after_s)))})
 
 
 class NotReady(Overloaded):

@@ -9,13 +9,12 @@ hold at any time:
 
 import time
 from collections.abc import Sequence
-from types import TracebackType
-from typing import Self
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from buddy_server.engine.messages import EngineClient, EngineInfo, StepStats
-from buddy_server.errors import ApiError, Outcome
+from buddy_routing.action_space import MILLI_LAYERS
+from buddy_server.engine.messages import Account, EngineClient, EngineInfo, StepStats
+from buddy_server.errors import Outcome
 from buddy_server.histogram import CountedHistogram
 from buddy_server.tenancy.depth import DepthDecision
 from buddy_server.tenancy.policy import Tenant
@@ -48,6 +47,7 @@ class Metrics:
 
     def __init__(self, info: EngineInfo, tenants: Sequence[Tenant]):
         self._num_layers = info.num_layers
+        self._full_cost = info.actions.full_cost
         self._labels = {
             tenant.name: (tenant.name if index < MAX_TENANT_LABELS else _OTHER, tenant.tier.name)
             for index, tenant in enumerate(tenants)
@@ -112,6 +112,12 @@ class Metrics:
         self._layers_skipped = Counter(
             "buddy_layers_skipped", "Layers not run, summed over tokens.", _TENANT, registry=self.registry
         )
+        self._layer_tokens = Counter(
+            "buddy_layer_tokens",
+            "What tenants are charged: tokens run for their requests, at the share of the layers that each ran.",
+            _TENANT,
+            registry=self.registry,
+        )
         self._layers_per_token = CountedHistogram(
             "buddy_layers_per_token",
             "Layers run by a generated token.",
@@ -170,8 +176,13 @@ class Metrics:
         self._preemptions.inc(stats.num_preemptions)
         for tenant, depth in stats.depth.items():
             labels = self._labels.get(tenant, (_OTHER, _OTHER))
-            self._layers_executed.labels(*labels).inc(depth.executed)
-            self._layers_skipped.labels(*labels).inc(depth.skipped)
+            self._layers_executed.labels(*labels).inc(depth.executed / MILLI_LAYERS)
+            self._layers_skipped.labels(*labels).inc(depth.skipped / MILLI_LAYERS)
+
+    def observe_account(self, account: Account) -> None:
+        """A request has been settled."""
+        labels = self._labels.get(account.tenant, (_OTHER, _OTHER))
+        self._layer_tokens.labels(*labels).inc(account.usage.cost / self._full_cost)
 
     def count_restart(self) -> None:
         """The engine's process is started again."""
@@ -191,11 +202,7 @@ class Metrics:
 
 
 class RequestMetrics:
-    """Measures one request; a context that makes sure the request is counted as ended exactly once.
-
-    Leaving the context unfinished counts an ApiError's own outcome, "error" for any other Exception, else
-    "cancelled".
-    """
+    """Measures one request, which is counted as ended exactly once (tenancy/request_life.py)."""
 
     def __init__(self, metrics: Metrics, labels: tuple[str, str]):
         self._metrics = metrics
@@ -209,33 +216,27 @@ class RequestMetrics:
         self._completion_tokens = metrics._completion_tokens.labels(*labels)
         self._layers_per_token = metrics._layers_per_token.labels(*labels)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if isinstance(error, ApiError):
-            self.finish(error.outcome)
-        else:
-            self.finish("error" if isinstance(error, Exception) else "cancelled")
-
     def admitted(self, num_prompt_tokens: int, depth: DepthDecision) -> None:
-        """The request goes to the engine at this depth."""
+        """The request goes to the engine; at this depth, unless that is left to the Budget Predictor."""
         self._num_prompt_tokens = num_prompt_tokens
-        self._metrics._budget_granted.labels(*self._labels).observe(depth.granted)
+        if depth.min_cost is None:
+            self.granted(depth.granted)
         if depth.clamped is not None:
             self._metrics._budget_clamped.labels(depth.clamped).inc()
 
-    def tokens(self, num_layers: Sequence[int], choice: int = 0) -> None:
-        """Tokens of `choice` that came together, with the number of layers that each of them ran; none is fine. They
+    def granted(self, budget: float) -> None:
+        """The depth of the request is settled."""
+        self._metrics._budget_granted.labels(*self._labels).observe(budget)
+
+    def tokens(self, costs: Sequence[int], choice: int = 0) -> None:
+        """Tokens of `choice` that came together, with the milli-layers that made each of them; none is fine. They
         share the time since the ones before them."""
-        if not num_layers:
+        if not costs:
             return
         now = time.perf_counter()
         if not self._last_token:
             self._metrics._prompt_tokens.labels(*self._labels).inc(self._num_prompt_tokens)
-        num_later = len(num_layers)
+        num_later = len(costs)
         if choice not in self._last_token:
             self._first_token.observe(now - self._started)
             self._last_token[choice] = now
@@ -243,9 +244,9 @@ class RequestMetrics:
         if num_later:
             self._inter_token.observe((now - self._last_token[choice]) / num_later, num_later)
         self._last_token[choice] = now
-        self._completion_tokens.inc(len(num_layers))
-        for number in set(num_layers):
-            self._layers_per_token.observe(number, num_layers.count(number))
+        self._completion_tokens.inc(len(costs))
+        for cost in set(costs):
+            self._layers_per_token.observe(cost / MILLI_LAYERS, costs.count(cost))
 
     def cached(self, num_prompt_tokens: int) -> None:
         """So many prompt tokens were found in the prefix cache."""

@@ -4,7 +4,7 @@ import gc
 import ipaddress
 import logging
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from fastapi import FastAPI
 
 from buddy_server.api.app import create_app
 from buddy_server.config import ServerConfig, load_config
-from buddy_server.engine.messages import OwnedEngine
+from buddy_server.engine.messages import Account, OwnedEngine
 from buddy_server.engine.process import EngineProcess
 from buddy_server.engine.settings import EnginePlan
 from buddy_server.engine.wire import Ready
@@ -32,6 +32,8 @@ GRACE_PERIOD_S = 10
 """How long requests may go on after SIGTERM."""
 LAST_WORDS_S = 3
 """How long their last events may then take to reach the clients."""
+KEEP_ALIVE_S = 75
+BACKLOG = 4096
 START_ERRORS = (ConfigError, EngineStartError, OSError)
 
 
@@ -91,7 +93,7 @@ def make_server(options: ServeOptions) -> Server:
         import_transformers_without_torch()
         ready = worker.wait_until_ready()
         metrics = Metrics(ready.info, config.tenants)
-        engine = EngineProcess(plan, worker, ready, metrics.observe_step, metrics.count_restart)
+        engine = EngineProcess(plan, worker, ready, metrics.observe_step, metrics.count_restart, settler(metrics))
         app = make_app(config, engine, ChatTokenizer.from_directory(Path(ready.directory)), metrics)
     except BaseException:
         worker.close()
@@ -102,9 +104,36 @@ def make_server(options: ServeOptions) -> Server:
         log_config=None,
         access_log=False,
         ws="none",
+        # Longer than clients and load balancers keep an idle connection: closing it is theirs, not ours at the moment
+        # that they send the next request on it.
+        timeout_keep_alive=KEEP_ALIVE_S,
+        # A burst of clients is answered, if with a 503; a full queue of the kernel's would reset them.
+        backlog=BACKLOG,
         timeout_graceful_shutdown=GRACE_PERIOD_S + LAST_WORDS_S,
     )
     return Server(settings, engine, listener, GRACE_PERIOD_S)
+
+
+def settler(metrics: Metrics) -> Callable[[Account], None]:
+    """Where the account of every request goes, whatever ended it."""
+
+    def settle(account: Account) -> None:
+        metrics.observe_account(account)
+        usage = account.usage
+        log.info(
+            "request settled",
+            extra={
+                "request_id": account.request_id,
+                "tenant": account.tenant,
+                "reason": account.reason,
+                "prompt_tokens": usage.prompt_tokens,
+                "cached_tokens": usage.cached_tokens,
+                "completion_tokens": usage.completion_tokens,
+                "milli_layers": usage.cost,
+            },
+        )
+
+    return settle
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -158,7 +187,7 @@ def _log_start(ready: Ready, config: ServerConfig, options: ServeOptions) -> Non
             "dtype": info.dtype,
             "kv_tokens": info.kv_capacity_tokens,
             "tenants": len(config.tenants),
-            "predictor": "yes" if ready.has_predictor else "none (auto is the tier's largest budget)",
+            "predictor": "yes" if info.has_predictor else "none (auto is the tier's largest budget)",
             "address": f"http://{options.host}:{options.port}",
         },
     )

@@ -55,7 +55,7 @@ def test_a_running_server_is_measured_without_an_engine_beside_it(
     assert closed["ttft_p50_ms"] > 10
     assert closed["e2e_p50_ms"] > 50
     assert {len(request.prompt_tokens) for request in engine.requests} == {9}
-    assert {request.num_run_layers for request in engine.requests} == {4}
+    assert {request.max_cost for request in engine.requests} == {4000}
     assert "| tiny/fake-8l |  | 2 |  | 0.5 |" in capsys.readouterr().out
 
 

@@ -50,8 +50,9 @@ def test_every_token_runs_exactly_the_layers_its_budget_buys(client: openai.Open
         assert path[0] == 0
         assert path[-1] == NUM_LAYERS - 1
     assert len({tuple(path) for path in buddy["paths"]}) == buddy["distinct_paths"]
-    num_tokens = answer.usage.prompt_tokens + answer.usage.completion_tokens
-    assert buddy["layer_tokens"] == pytest.approx(num_tokens * expected / NUM_LAYERS)
+    # The last token is generated and not run.
+    num_tokens = answer.usage.prompt_tokens + answer.usage.completion_tokens - 1
+    assert buddy["layer_tokens"] == pytest.approx(num_tokens * expected / NUM_LAYERS, abs=5e-4)
 
 
 @pytest.mark.parametrize(("extra", "requested"), [({}, None), ({"budget": "auto"}, "auto")])

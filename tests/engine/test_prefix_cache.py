@@ -11,10 +11,10 @@ import torch
 
 from buddy_routing.router import PromptSetRouter
 from buddy_routing.stepper import NativeStepper
+from buddy_server.engine.batch import BatchResult
 from buddy_server.engine.build import Routing, assemble, load_served_model
 from buddy_server.engine.engine import Engine
 from buddy_server.engine.messages import FinishEvent, GenerationRequest, TokenEvent
-from buddy_server.engine.runner import StepResult
 from buddy_server.engine.settings import EngineSettings
 from tiny_engine import (
     KV_DIM,
@@ -49,11 +49,11 @@ def plain(tiny: TinySite, requests: list[GenerationRequest], dtype: str, native:
 def check_same(answer: Answer, uncached: Answer, request: GenerationRequest) -> None:
     """The same tokens, layers and log probabilities; and what was found computed is not charged."""
     assert answer.tokens == uncached.tokens
-    end, n = answer.end, request.num_run_layers
-    assert end.prompt_layer_runs == (end.prompt_tokens - end.cached_tokens) * n
-    assert end.output_layer_runs == end.completion_tokens * n
-    expected = msgspec.structs.replace(uncached.end, prompt_layer_runs=end.prompt_layer_runs)
-    assert msgspec.structs.replace(end, cached_tokens=0) == expected
+    usage = answer.end.usage
+    assert usage.prompt_cost == (usage.prompt_tokens - usage.cached_tokens) * request.max_cost
+    assert usage.output_cost == (usage.completion_tokens - 1) * request.max_cost
+    uncharged = msgspec.structs.replace(usage, cached_tokens=0, prompt_cost=uncached.end.usage.prompt_cost)
+    assert msgspec.structs.replace(answer.end, usage=uncharged) == uncached.end
 
 
 @pytest.mark.parametrize(("dtype", "native"), KINDS)
@@ -70,7 +70,7 @@ def test_answer_is_the_same_to_the_bit_behind_every_number_of_cached_blocks(
             check_same(answer, uncached[request.request_id], request)
             if again:
                 full = (len(request.prompt_tokens) - 1) // ROUTE_BLOCK * ROUTE_BLOCK
-                assert answer.end.cached_tokens == full
+                assert answer.end.usage.cached_tokens == full
 
 
 def test_prompt_of_whole_blocks_computes_its_last_one(tiny: TinySite) -> None:
@@ -78,7 +78,10 @@ def test_prompt_of_whole_blocks_computes_its_last_one(tiny: TinySite) -> None:
     request = ask("r", 0, 3 * ROUTE_BLOCK)
     first, second = (run_engine(engine, [request]) for _ in range(2))
     assert second.answers["r"].tokens == first.answers["r"].tokens
-    assert (first.answers["r"].end.cached_tokens, second.answers["r"].end.cached_tokens) == (0, 2 * ROUTE_BLOCK)
+    assert (first.answers["r"].end.usage.cached_tokens, second.answers["r"].end.usage.cached_tokens) == (
+        0,
+        2 * ROUTE_BLOCK,
+    )
     assert sum(step.stats.num_rows for step in first.steps + second.steps) == 4 * ROUTE_BLOCK + 2 * 11
 
 
@@ -89,7 +92,7 @@ def test_static_prior_and_paths_kept_for_several_tokens_are_cached_too(tiny: Tin
         request = make_request(num_prompt=300, num_run=3, max_tokens=20)
         first, second = (run_engine(engine, [request]).answers["r"] for _ in range(2))
         assert second.tokens == first.tokens
-        assert second.end.cached_tokens == cached
+        assert second.end.usage.cached_tokens == cached
 
 
 @pytest.mark.parametrize("native", [False, True])
@@ -106,21 +109,21 @@ def test_router_that_the_native_step_asks_in_python_is_cached_too(tiny: TinySite
         run_engine(engine, [ask("before", 80, 1, 1, num_run=3)])
         answers.append(run_engine(engine, [ask("r", 80, 40, 2, num_run=3)]).answers["r"])
     assert len({tuple(answer.tokens) for answer in answers}) == 1
-    assert [answer.end.cached_tokens for answer in answers] == [0, 80]
+    assert [answer.end.usage.cached_tokens for answer in answers] == [0, 80]
 
 
 def test_other_tenants_and_other_depths_find_nothing(tiny: TinySite) -> None:
     engine = build_tiny_engine(tiny.model, tiny.router).engine
     request = ask("r", 80, 10, tenant="acme", num_run=4)
-    others = [replace(request, tenant="hobby"), replace(request, num_run_layers=3)]
-    num_cached = [run_engine(engine, [r]).answers["r"].end.cached_tokens for r in (request, *others, request)]
+    others = [replace(request, tenant="hobby"), replace(request, max_cost=3000)]
+    num_cached = [run_engine(engine, [r]).answers["r"].end.usage.cached_tokens for r in (request, *others, request)]
     assert num_cached == [0, 0, 0, 80]
 
 
 def test_engine_without_a_cache_finds_nothing(tiny: TinySite) -> None:
     engine = build_tiny_engine(tiny.model, tiny.router, prefix_cache=False).engine
     for _ in range(2):
-        assert run_engine(engine, [ask("r", 80, 10)]).answers["r"].end.cached_tokens == 0
+        assert run_engine(engine, [ask("r", 80, 10)]).answers["r"].end.usage.cached_tokens == 0
     assert engine.scheduler.pool.num_idle == 0
 
 
@@ -131,7 +134,7 @@ def test_route_block_of_no_whole_blocks_leaves_the_cache_off(tiny: TinySite) -> 
     )
     engine = assemble(served, routing, EngineSettings(kv_cache_gib=0.01, block_size=4)).engine
     for _ in range(2):
-        assert run_engine(engine, [ask("r", 80, 10)]).answers["r"].end.cached_tokens == 0
+        assert run_engine(engine, [ask("r", 80, 10)]).answers["r"].end.usage.cached_tokens == 0
 
 
 def test_blocks_are_evicted_from_the_end_of_the_longest_unused_prompt(tiny: TinySite) -> None:
@@ -143,7 +146,7 @@ def test_blocks_are_evicted_from_the_end_of_the_longest_unused_prompt(tiny: Tiny
     for request in (a, b, a, a):
         answer = run_engine(engine, [request]).answers[request.request_id]
         check_same(answer, uncached[request.request_id], request)
-        num_cached.append(answer.end.cached_tokens)
+        num_cached.append(answer.end.usage.cached_tokens)
     assert num_cached == [0, 0, 16, 32]
 
 
@@ -154,10 +157,10 @@ def test_prompts_that_come_together_share_what_the_first_has_computed(tiny: Tiny
     uncached = plain(tiny, requests, "float32", native=False)
     for request in requests:
         check_same(run.answers[request.request_id], uncached[request.request_id], request)
-    assert sum(answer.end.cached_tokens for answer in run.answers.values()) >= 3 * 48
+    assert sum(answer.end.usage.cached_tokens for answer in run.answers.values()) >= 3 * 48
     for step in run.steps:
         depth = step.stats.depth.values()
-        assert sum(d.executed + d.skipped for d in depth) == NUM_LAYERS * step.stats.num_rows
+        assert sum(d.executed + d.skipped for d in depth) == 1000 * NUM_LAYERS * step.stats.num_rows
 
 
 def test_cancelling_one_of_those_who_share_leaves_the_others_alone(tiny: TinySite) -> None:
@@ -186,8 +189,8 @@ def test_scored_prompts_are_computed_whole(tiny: TinySite) -> None:
     request = ask("r", 80, 10, prompt_logprobs=0)
     first, second = (run_engine(engine, [request]).answers["r"] for _ in range(2))
     assert first.prompts == second.prompts
-    assert (len(second.prompts[0].logprobs), second.end.cached_tokens) == (89, 0)
-    assert run_engine(engine, [ask("r", 80, 10)]).answers["r"].end.cached_tokens == 80
+    assert (len(second.prompts[0].logprobs), second.end.usage.cached_tokens) == (89, 0)
+    assert run_engine(engine, [ask("r", 80, 10)]).answers["r"].end.usage.cached_tokens == 80
 
 
 def test_what_a_failed_step_computed_is_not_kept(tiny: TinySite, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,7 +198,7 @@ def test_what_a_failed_step_computed_is_not_kept(tiny: TinySite, monkeypatch: py
     run = engine.runner.run
     num_steps = 0
 
-    def fails_at_the_second(*given: Any) -> StepResult:
+    def fails_at_the_second(*given: Any) -> BatchResult:
         nonlocal num_steps
         num_steps += 1
         result = run(*given)
@@ -213,7 +216,7 @@ def test_what_a_failed_step_computed_is_not_kept(tiny: TinySite, monkeypatch: py
     assert engine.scheduler.pool.usage_ratio == 0
     request = ask("r", 80, 10)
     answer = run_engine(engine, [request]).answers["r"]
-    assert answer.end.cached_tokens == 2 * ROUTE_BLOCK
+    assert answer.end.usage.cached_tokens == 2 * ROUTE_BLOCK
     check_same(answer, plain(tiny, [request], "float32", native=False)["r"], request)
 
 
@@ -234,7 +237,9 @@ class Crowd:
                 self.engine.add(request)
                 self.heard[request.request_id] = Answer()
             if self.rng.random() < 0.05:
-                self.engine.cancel(self.rng.choice(list(self.heard)))
+                for name, event in self.engine.cancel(self.rng.choice(list(self.heard))):
+                    assert isinstance(event, FinishEvent)
+                    self.heard[name].finish = event
             if self.engine.has_work:
                 self._step()
             self.engine.scheduler.check_idle()
@@ -272,9 +277,10 @@ def test_many_overlapping_requests_say_what_they_say_without_a_cache(tiny: TinyS
     crowd = Crowd(engine, rng, {})
     crowd.run(requests)
     assert engine.scheduler.pool.usage_ratio == 0
-    finished = [request for request in requests if crowd.heard[request.request_id].finish]
+    ended = {name: answer.end.reason for name, answer in crowd.heard.items()}
+    finished = [request for request in requests if ended[request.request_id] != "cancelled"]
     for request in finished:
         check_same(crowd.heard[request.request_id], uncached[request.request_id], request)
     assert len(finished) > 20
     assert crowd.num_preemptions > 0
-    assert sum(crowd.heard[request.request_id].end.cached_tokens for request in finished) > 200
+    assert sum(crowd.heard[request.request_id].end.usage.cached_tokens for request in finished) > 200

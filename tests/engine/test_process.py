@@ -10,6 +10,8 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import aclosing
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,16 @@ import pytest
 from buddy_routing.artifact import save_predictor
 from buddy_routing.predictor import BudgetPredictor
 from buddy_server.engine.build import build_engine
-from buddy_server.engine.messages import Event, FinishEvent, GenerationRequest, StepStats
-from buddy_server.engine.process import EngineProcess
+from buddy_server.engine.messages import (
+    Account,
+    DepthEvent,
+    Event,
+    FinishEvent,
+    GenerationRequest,
+    StepStats,
+    TokenEvent,
+)
+from buddy_server.engine.process import HEARTBEAT_TIMEOUT_S, EngineProcess
 from buddy_server.engine.settings import EnginePlan, EngineSettings
 from buddy_server.engine.worker_process import WorkerProcess
 from buddy_server.errors import EngineStartError
@@ -61,10 +71,20 @@ def restarts() -> list[float]:
 
 
 @pytest.fixture(scope="module")
-def engine(plan: EnginePlan, steps: list[StepStats], restarts: list[float]) -> Iterator[EngineProcess]:
+def accounts() -> list[Account]:
+    """Of all requests that have ended."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def engine(
+    plan: EnginePlan, steps: list[StepStats], restarts: list[float], accounts: list[Account]
+) -> Iterator[EngineProcess]:
     worker = WorkerProcess(plan)
     ready = worker.wait_until_ready()
-    engine = EngineProcess(plan, worker, ready, steps.append, lambda: restarts.append(time.monotonic()))
+    engine = EngineProcess(
+        plan, worker, ready, steps.append, lambda: restarts.append(time.monotonic()), accounts.append
+    )
     engine.start()
     yield engine
     engine.stop()
@@ -102,7 +122,7 @@ async def test_sixteen_streams_are_those_of_the_engine_in_this_process(
     num_tokens = sum(len(request.prompt_tokens) + 11 for request in requests)
     await until(lambda: sum(step.num_rows for step in steps) == num_tokens)
     assert sum(depth.executed + depth.skipped for step in steps for depth in step.depth.values()) == (
-        num_tokens * NUM_LAYERS
+        num_tokens * NUM_LAYERS * 1000
     )
 
 
@@ -115,19 +135,26 @@ async def test_closing_the_iterator_stops_the_work(engine: EngineProcess) -> Non
 
 
 async def test_depth_is_predicted_as_in_this_process(engine: EngineProcess, plan: EnginePlan) -> None:
-    here = build_engine(plan.model, plan.router, plan.settings, plan.device, plan.dtype).depth_predictor
+    here = build_engine(plan.model, plan.router, plan.settings, plan.device, plan.dtype).engine.depth_predictor
     assert here is not None
-    for prompt in ((1, 2, 3), tuple(range(1, 60))):
-        assert await engine.predict_depth(prompt, 3, 5) == here.choose(prompt, 3, 5)
+    requests = [replace(request, min_cost=3000, max_cost=5000) for request in sixteen()]
+    expected = here.costs([request.prompt_tokens for request in requests], [(3000, 5000)] * 16)
+    for answer, cost in zip(await asyncio.gather(*map(partial(ask, engine), requests)), expected, strict=True):
+        assert answer[0] == DepthEvent(cost)
+        assert {1000 * sum(event.path) for event in answer if isinstance(event, TokenEvent)} == {cost}
 
 
-async def test_prediction_that_fails_is_none(engine: EngineProcess) -> None:
-    assert await engine.predict_depth((10**6,), 3, 5) is None
+async def test_prompt_that_no_prediction_can_be_made_of_gets_all_it_may_have(plan: EnginePlan) -> None:
+    here = build_engine(plan.model, plan.router, plan.settings, plan.device, plan.dtype).engine.depth_predictor
+    assert here is not None
+    unknown = replace(make_request(), prompt_tokens=(10**6,), min_cost=3000, max_cost=5000)
+    assert here.settle([unknown]) == [replace(unknown, min_cost=None)]
 
 
 async def test_killed_process_ends_every_request_and_another_takes_its_place(
-    engine: EngineProcess, restarts: list[float]
+    engine: EngineProcess, restarts: list[float], accounts: list[Account]
 ) -> None:
+    accounts.clear()
     tasks = [asyncio.create_task(ask(engine, request)) for request in sixteen(max_tokens=120)]
     await until(lambda: engine.num_running == 16)
     pid = engine.pid
@@ -135,18 +162,39 @@ async def test_killed_process_ends_every_request_and_another_takes_its_place(
     os.kill(pid, signal.SIGKILL)
     async with asyncio.timeout(PROMPT_END_S):
         answers = await asyncio.gather(*tasks)
-    for *_, end in answers:
+    for *tokens, end in answers:
         assert isinstance(end, FinishEvent)
-        assert (end.reason, end.error) == ("error", "the engine's process ended")
+        assert (end.reason, end.error) == ("lost", "the engine's process ended")
+        assert end.usage.completion_tokens >= len(tokens)
+    assert sorted(account.request_id for account in accounts) == sorted(request.request_id for request in sixteen())
     assert not engine.is_ready
+    assert 1.0 <= engine.ready_in_s < TIMEOUT_S
     assert (engine.num_running, engine.num_waiting, engine.kv_usage_ratio) == (0, 0, 0.0)
     (refused,) = await ask(engine, make_request("between"))
     assert isinstance(refused, FinishEvent)
-    assert refused.reason == "cancelled"
-    assert await engine.predict_depth((1, 2), 3, 5) is None
+    assert refused.reason == "lost"
     await until(lambda: engine.is_ready)
     assert len(restarts) == 1
     assert engine.pid != pid
+    assert engine.ready_in_s == 0
+    assert len(await ask(engine, make_request("after"))) == 13
+
+
+async def test_stopped_process_is_noticed_and_replaced_like_one_that_died(
+    engine: EngineProcess, caplog: pytest.LogCaptureFixture
+) -> None:
+    await until(lambda: engine.is_ready)
+    tasks = [asyncio.create_task(ask(engine, request)) for request in sixteen(max_tokens=120)]
+    await until(lambda: engine.num_running == 16)
+    pid = engine.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    async with asyncio.timeout(HEARTBEAT_TIMEOUT_S + PROMPT_END_S):
+        answers = await asyncio.gather(*tasks)
+    assert {answer[-1].reason for answer in answers if isinstance(answer[-1], FinishEvent)} == {"lost"}
+    assert "engine process is silent" in caplog.messages
+    await until(lambda: engine.is_ready)
+    assert not is_running(pid)
     assert len(await ask(engine, make_request("after"))) == 13
 
 
@@ -159,9 +207,12 @@ async def test_stop_ends_every_request_and_the_process(plan: EnginePlan) -> None
     await asyncio.to_thread(engine.stop)
     engine.stop()
     assert not is_running(worker.pid)
-    for *_, end in [*await asyncio.gather(*tasks), await ask(engine, make_request("late"))]:
+    for *_, end in await asyncio.gather(*tasks):
         assert isinstance(end, FinishEvent)
         assert (end.reason, end.error) == ("cancelled", "the server is shutting down")
+    (late,) = await ask(engine, make_request("late"))
+    assert isinstance(late, FinishEvent)
+    assert (late.reason, late.error) == ("lost", "the server is shutting down")
 
 
 async def test_another_model_is_not_served_in_place_of_the_first(

@@ -6,15 +6,29 @@ import pytest
 import torch
 from torch import Tensor
 
+from buddy_kernels import GREEDY, draw
+from buddy_kernels.sampling import adjusted, with_logprobs
 from buddy_server.engine.messages import SamplingParams
-from buddy_server.engine.sampler import Sampler, top_logprobs
+from buddy_server.engine.runner import sampling_of
+from buddy_server.engine.sampler import Sampler
 
 NUM_DRAWS = 5_000
 LOGITS = torch.tensor([0.0, 2.0, 1.0, -1.0, 1.5, -3.0])
 
 
-def make_sampler(seed: int | None = 0, **params: Any) -> Sampler:
-    return Sampler(SamplingParams(max_tokens=NUM_DRAWS, seed=seed, **params))
+class Drawing(Sampler):
+    """One request's sampling as the reference of the step does it."""
+
+    def sample(self, logits: Tensor) -> int:
+        sampling = sampling_of(self.params)
+        uniform = next(iter(self.uniforms(1)), 0.0)
+        token = draw(adjusted(logits, sampling, self.counts, None), sampling, uniform)
+        self.accept(token)
+        return token
+
+
+def make_sampler(seed: int | None = 0, **params: Any) -> Drawing:
+    return Drawing(SamplingParams(max_tokens=NUM_DRAWS, seed=seed, **params))
 
 
 def frequencies(logits: Tensor = LOGITS, **params: Any) -> Tensor:
@@ -40,7 +54,7 @@ def kept(tokens: list[int], temperature: float = 1.0) -> Tensor:
 
 def test_temperature_0_takes_the_likeliest_and_the_lower_of_two() -> None:
     sampler = make_sampler(temperature=0)
-    assert not sampler.is_drawn_by_the_step
+    assert sampling_of(sampler.params) is GREEDY
     assert sampler.sample(LOGITS) == 1
     assert sampler.sample(torch.tensor([1.0, 3.0, 3.0])) == 1
 
@@ -86,7 +100,6 @@ def test_a_tie_at_the_cut_keeps_the_lower_index() -> None:
 @pytest.mark.parametrize("temperature", [1e-5, 1e-30, 5e-324])
 def test_temperature_near_0_is_greedy_rather_than_nan(temperature: float) -> None:
     sampler = make_sampler(temperature=temperature)
-    assert sampler.is_drawn_by_the_step
     assert {sampler.sample(LOGITS) for _ in range(50)} == {1}
 
 
@@ -102,7 +115,6 @@ def test_logit_of_minus_infinity_is_never_drawn() -> None:
 def test_penalties_follow_the_formula_of_openai() -> None:
     """mu[j] - c[j] * frequency - (c[j] > 0) * presence, c over the generated tokens."""
     sampler = make_sampler(temperature=0, presence_penalty=0.4, frequency_penalty=0.3)
-    assert not sampler.params.takes_logits_as_they_are
     logits = torch.tensor([2.0, 1.5, 0.0])
     expected, counts = [], torch.zeros(3)
     for _ in range(12):
@@ -168,13 +180,18 @@ def test_a_token_draws_one_number_whatever_the_parameters_leave() -> None:
     assert [first.sample(LOGITS) for _ in range(20)] == [second.sample(LOGITS) for _ in range(20)]
 
 
-def test_top_logprobs_are_the_models_own() -> None:
-    logprobs = LOGITS.log_softmax(-1)
-    chosen, likeliest = top_logprobs(LOGITS, 5, 3)
-    assert chosen == pytest.approx(float(logprobs[5]))
-    assert [token for token, _ in likeliest] == [1, 4, 2]
-    assert [value for _, value in likeliest] == pytest.approx(logprobs[[1, 4, 2]].tolist())
-    assert top_logprobs(LOGITS, 0, 0) == (pytest.approx(float(logprobs[0])), [])
+def test_log_probabilities_are_the_models_own() -> None:
+    logprobs = LOGITS.double().log_softmax(-1)
+    scored = with_logprobs(LOGITS, 5, 3)
+    assert scored.logprob == pytest.approx(float(logprobs[5]))
+    assert [token for token, _ in scored.likeliest] == [1, 4, 2]
+    assert [value for _, value in scored.likeliest] == pytest.approx(logprobs[[1, 4, 2]].tolist())
+    assert with_logprobs(LOGITS, 0, 0).likeliest == ()
+
+
+def test_only_allowed_tokens_are_drawn() -> None:
+    masked = adjusted(LOGITS, GREEDY, {}, bytes([0b101001]))
+    assert (masked > -torch.inf).tolist() == [True, False, False, True, False, True]
 
 
 def test_top_p_is_a_share_of_what_top_k_left() -> None:
@@ -183,7 +200,7 @@ def test_top_p_is_a_share_of_what_top_k_left() -> None:
 
     def drawn(top_p: float) -> set[int]:
         params = SamplingParams(max_tokens=1, top_k=2, top_p=top_p, seed=0)
-        sampler = Sampler(params)
+        sampler = Drawing(params)
         return {sampler.sample(logits) for _ in range(200)}
 
     assert drawn(0.5) == {0}

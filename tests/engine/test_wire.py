@@ -2,8 +2,10 @@
 
 import pytest
 
+from buddy_routing.action_space import ActionSpace
 from buddy_server.engine.messages import (
     DepthCount,
+    DepthEvent,
     EngineInfo,
     FinishEvent,
     GenerationRequest,
@@ -12,6 +14,7 @@ from buddy_server.engine.messages import (
     StepStats,
     TokenEvent,
     TokenLogprob,
+    Usage,
 )
 from buddy_server.engine.settings import EnginePlan, EngineSettings
 from buddy_server.engine.wire import (
@@ -20,8 +23,7 @@ from buddy_server.engine.wire import (
     Building,
     Cancel,
     Command,
-    PredictDepth,
-    PredictedDepth,
+    Heartbeat,
     Ready,
     Report,
     Stop,
@@ -39,24 +41,25 @@ SAMPLING = SamplingParams(
 )  # fmt: skip
 CAT = TokenLogprob(1, " cat", -0.5)
 NEVER = TokenLogprob(2, "\x00", float("-inf"))
+USAGE = Usage(4, 3, 1, 8000, 2**40)
 EVENTS = [
+    ("a", DepthEvent(3000)),
     ("a", PromptEvent((CAT, NEVER), ((NEVER,), ()))),
-    ("a", TokenEvent(1, " cat", (0, 3, 7), CAT, (CAT, NEVER))),
-    ("b", TokenEvent(2, "", (0, 7))),
-    ("b", FinishEvent("error", 4, 1, 8, 2, text="ö", error="why", cached_tokens=3)),
+    ("a", TokenEvent(1, " cat", bytes([1, 0, 1]), CAT, (CAT, NEVER))),
+    ("b", TokenEvent(2, "", b"")),
+    ("b", FinishEvent("error", USAGE, text="ö", error="why")),
 ]
-STATS = StepStats(3, 9, 2, 6, 1, 0.25, {"acme": DepthCount(3, 4)})
-INFO = EngineInfo("m", 8, 100, 256, 512, "learned", "cpu", "bfloat16")
+STATS = StepStats(3, 9, 2, 6, 1, 0.25, {"acme": DepthCount(3, 4, 1)})
+INFO = EngineInfo("m", ActionSpace.skip_or_run(8), 100, 256, 512, "learned", "cpu", "bfloat16", has_predictor=True)
 
 
 @pytest.mark.parametrize(
     "command",
     [
         Build(EnginePlan("model", None, EngineSettings(0.5, max_sequences=3), "cpu", "int8")),
-        Submit(GenerationRequest("a", "acme", (1, 2, 3), 4, SAMPLING, align_paths=True)),
-        Submit(GenerationRequest("a", "acme", (1,), 4, SamplingParams(1))),
+        Submit(GenerationRequest("a", "acme", (1, 2, 3), 4000, SAMPLING, align_paths=True, min_cost=2000)),
+        Submit(GenerationRequest("a", "acme", (1,), 4000, SamplingParams(1))),
         Cancel("a"),
-        PredictDepth(7, (1, 2), 2, 8),
         Stop(),
     ],
 )
@@ -68,12 +71,11 @@ def test_commands_arrive_as_they_were(command: Command) -> None:
     "event",
     [
         Building(),
-        Ready(INFO, "/models/m", True),
+        Ready(INFO, "/models/m"),
         BuildFailed("no such model 'ö'"),
-        Report(EVENTS, STATS, 2, 0.5),
-        Report([], None, 0, 0.0),
-        PredictedDepth(7, 5),
-        PredictedDepth(8, None),
+        Report(EVENTS, [("a", USAGE)], STATS, 2, 0.5),
+        Report([], [], None, 0, 0.0),
+        Heartbeat(),
     ],
 )
 def test_worker_events_arrive_as_they_were(event: WorkerEvent) -> None:

@@ -3,9 +3,11 @@
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from buddy_routing.action_space import MILLI_LAYERS, ActionSpace
 from buddy_server.engine.messages import (
+    DepthEvent,
     EngineInfo,
     Event,
     FinishEvent,
@@ -14,12 +16,13 @@ from buddy_server.engine.messages import (
     PromptEvent,
     TokenEvent,
     TokenLogprob,
+    Usage,
 )
 
 NUM_LAYERS = 8
 INFO = EngineInfo(
     model_id="tiny/fake-8l",
-    num_layers=NUM_LAYERS,
+    actions=ActionSpace.skip_or_run(NUM_LAYERS),
     vocab_size=1000,
     max_context=256,
     kv_capacity_tokens=200,
@@ -29,10 +32,13 @@ INFO = EngineInfo(
 )
 
 
-def path_of(token_index: int, num_run_layers: int) -> tuple[int, ...]:
+def path_of(token_index: int, max_cost: int) -> bytes:
     """Always the first and the last layer, the others in turn."""
-    middle = [1 + (token_index + step) % (NUM_LAYERS - 2) for step in range(num_run_layers - 2)]
-    return (0, *sorted(middle), NUM_LAYERS - 1)
+    middle = [1 + (token_index + step) % (NUM_LAYERS - 2) for step in range(max_cost // MILLI_LAYERS - 2)]
+    return bytes(layer in (0, NUM_LAYERS - 1, *middle) for layer in range(NUM_LAYERS))
+
+
+PREDICTING = replace(INFO, has_predictor=True)
 
 
 @dataclass
@@ -56,12 +62,13 @@ class FakeEngine:
     finished: list[str] = field(default_factory=list)
     stopped: bool = False
     predicted: int | None = None
+    """Layers that the Budget Predictor wants."""
     num_cached: tuple[int, ...] = (0,)
     """Of the prompts of requests in turn."""
 
-    async def predict_depth(self, prompt_tokens: tuple[int, ...], lowest: int, highest: int) -> int | None:
-        """As if the predictor wanted `predicted` layers; None is none."""
-        return None if self.predicted is None else min(max(self.predicted, lowest), highest)
+    @property
+    def ready_in_s(self) -> float:
+        return 0.0 if self.is_ready else 6.5
 
     def stop(self) -> None:
         """What runs then ends as cancelled."""
@@ -85,6 +92,10 @@ class FakeEngine:
         self.requests.append(request)
         ended = False
         try:
+            if request.min_cost is not None:
+                wanted = MILLI_LAYERS * (self.predicted or NUM_LAYERS)
+                request = replace(request, max_cost=min(max(wanted, request.min_cost), request.max_cost))
+                yield DepthEvent(request.max_cost)
             num_tokens = min(self.num_words, request.sampling.max_tokens)
             if request.sampling.prompt_logprobs is not None:
                 yield self._prompt(request)
@@ -94,22 +105,24 @@ class FakeEngine:
                     raise RuntimeError("secret inside of the engine")
                 if self.stopped:
                     ended = True
-                    yield FinishEvent("cancelled", 0, 0, 0, 0)
+                    yield FinishEvent("cancelled", Usage(0))
                     return
                 if index == self.fail_at:
                     ended = True
-                    yield FinishEvent(self.fail_with, 0, 0, 0, 0, error="secret inside of the engine")
+                    yield FinishEvent(self.fail_with, Usage(0), error="secret inside of the engine")
                     return
                 yield self._token(index, request)
             ended = True
             yield FinishEvent(
                 reason="length" if num_tokens == request.sampling.max_tokens else "stop",
-                prompt_tokens=len(request.prompt_tokens),
-                completion_tokens=num_tokens,
-                prompt_layer_runs=len(request.prompt_tokens) * request.num_run_layers,
-                output_layer_runs=num_tokens * request.num_run_layers,
+                usage=Usage(
+                    prompt_tokens=len(request.prompt_tokens),
+                    cached_tokens=cached_tokens,
+                    completion_tokens=num_tokens,
+                    prompt_cost=len(request.prompt_tokens) * request.max_cost,
+                    output_cost=(num_tokens - 1) * request.max_cost,
+                ),
                 text="!",
-                cached_tokens=cached_tokens,
             )
         finally:
             (self.finished if ended else self.cancelled).append(request.request_id)
@@ -126,7 +139,7 @@ class FakeEngine:
         return TokenEvent(
             token_id=index,
             text=text,
-            layers=path_of(index, request.num_run_layers),
+            path=path_of(index, request.max_cost),
             logprob=None if top is None else TokenLogprob(index, text, -0.5),
             top_logprobs=tuple(TokenLogprob(other, f"t{other}", float("-inf")) for other in range(top or 0)),
         )

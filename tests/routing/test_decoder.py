@@ -7,12 +7,13 @@ import torch
 from torch import Tensor
 
 from buddy_kernels import WeightKind
+from buddy_routing.action_space import MILLI_LAYERS
 from buddy_routing.checkpoint import load_model
 from buddy_routing.decoder import RoutedDecoder
 from buddy_routing.features import causal_features
 from buddy_routing.route_sources import conversation_starts
 from buddy_routing.router import DecisionModule, LearnedRouter, StaticRouter
-from buddy_routing.selection import select_layers, straight_through
+from buddy_routing.selection import select_path, straight_through
 from buddy_routing.train.routed_paths import routed_paths
 from sparse_decode import SparseDecode, grouped, segment_bounds
 from tiny_models import CONFIGS, SHAPE, save_random_model
@@ -84,7 +85,9 @@ def test_masked_dense_training_forward_equals_sparse_decode(
     begins = (torch.arange(num_tokens) == 0).expand_as(tokens)
     in_answer = (torch.arange(num_tokens) >= num_prompt).expand_as(tokens)
     rows, begins, in_answer = (x.reshape(1 if end_to_end else num_sequences, -1) for x in (tokens, begins, in_answer))
-    choose = routed_paths(router, begins, in_answer, torch.full(rows.shape, budget_layers), route_block)
+    choose = routed_paths(
+        router, model.spec.actions, begins, in_answer, torch.full(rows.shape, MILLI_LAYERS * budget_layers), route_block
+    )
     masks = torch.empty(0)
 
     def noted(v: Tensor) -> Tensor:
@@ -133,14 +136,14 @@ def test_gradients_reach_the_router_and_leave_the_forward_exact(tmp_path: Path) 
     model = load_tiny("llama", tmp_path).requires_grad_(True)
     router = learned_router(model).requires_grad_(True)
     tokens = torch.randint(0, SHAPE["vocab_size"], (2, 20))
-    num_run = torch.full((2, 20), 4)
+    max_cost, actions = torch.full((2, 20), 4 * MILLI_LAYERS), model.spec.actions
 
     def soft(v: Tensor) -> Tensor:
         scores = router.scores(causal_features(v))
-        return straight_through(scores, select_layers(scores, num_run))
+        return straight_through(scores, select_path(scores, max_cost, actions), actions)
 
     def hard(v: Tensor) -> Tensor:
-        return select_layers(router.scores(causal_features(v)), num_run)
+        return select_path(router.scores(causal_features(v)), max_cost, actions)
 
     hidden = model.dense(tokens, soft)
     assert torch.equal(hidden, model.dense(tokens, hard))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from buddy_kernels.routed_step import CHOOSE
+from buddy_kernels import PathAction
 from buddy_routing.features import RunningFeatures, causal_features, feature_dim
 from buddy_routing.segments import SegmentBatch
 
@@ -25,8 +25,8 @@ def batch_of(spans: list[tuple[int, int, int]]) -> SegmentBatch:
         lengths=torch.tensor([end - start for _, start, end in spans]),
         block_tables=nothing,
         lanes=tuple(lane for lane, _, _ in spans),
-        budgets=(2,) * len(spans),
-        choices=(CHOOSE,) * len(spans),
+        max_costs=(2000,) * len(spans),
+        path_actions=(PathAction.CHOOSE,) * len(spans),
         wanted=nothing,
         ahead_tokens=nothing,
         aheads=torch.zeros(len(spans), dtype=torch.int64),

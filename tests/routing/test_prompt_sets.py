@@ -7,7 +7,7 @@ import torch
 
 from buddy_routing.checkpoint import load_model
 from buddy_routing.router import NEVER
-from buddy_routing.selection import select_layers
+from buddy_routing.selection import select_path
 from buddy_routing.train.answer_loss import answer_loss, fixed_paths, prompt_features
 from buddy_routing.train.example import Example, packed_in_order
 from buddy_routing.train.prompt_sets import train_prompt_sets
@@ -26,10 +26,10 @@ def test_prompts_choose_among_rankings_that_the_server_can_run(tmp_path: Path) -
     batches = list(packed_in_order(examples, 2, 48))
     router = train_prompt_sets(model, batches, seed=0)
     features = torch.cat([prompt_features(model, batch) for batch in batches])
-    masks = select_layers(router.scores(features), torch.tensor(4))
-    assert masks.sum(1).tolist() == [4] * len(examples)
-    assert masks[:, [0, -1]].all()
-    assert len({tuple(mask) for mask in masks[:20].tolist()} | {tuple(mask) for mask in masks[20:].tolist()}) > 1
+    paths = select_path(router.scores(features), torch.tensor(4000), model.spec.actions)
+    assert paths.sum(1).tolist() == [4] * len(examples)
+    assert paths[:, [0, -1]].all()
+    assert len(set(map(tuple, paths.tolist()))) > 1
     assert router.reroute_every == NEVER
 
 

@@ -2,10 +2,12 @@
 
 import torch
 
+from buddy_routing.action_space import MILLI_LAYERS, ActionSpace
 from buddy_routing.router import DecisionModule, LearnedRouter
-from buddy_routing.train.routed_paths import budget_per_conversation, routed_paths
+from buddy_routing.train.routed_paths import cost_per_conversation, routed_paths
 
 NUM_LAYERS, KV_DIM, ROUTE_BLOCK = 8, 6, 4
+ACTIONS = ActionSpace.skip_or_run(NUM_LAYERS)
 
 
 def router() -> LearnedRouter:
@@ -25,16 +27,18 @@ def test_a_row_of_conversations_is_routed_as_each_alone() -> None:
         spans.append(slice(start, start + length))
         start += length
     num_run = torch.tensor([[3] * 11 + [5] * 7 + [7] * 12])
-    together = routed_paths(router(), begins, in_answer, num_run, ROUTE_BLOCK)(v)
+    together = routed_paths(router(), ACTIONS, begins, in_answer, MILLI_LAYERS * num_run, ROUTE_BLOCK)(v)
     assert together.sum(-1).round().tolist() == num_run.tolist()
     for span in spans:
-        alone = routed_paths(router(), begins[:, span], in_answer[:, span], num_run[:, span], ROUTE_BLOCK)(v[:, span])
+        alone = routed_paths(
+            router(), ACTIONS, begins[:, span], in_answer[:, span], MILLI_LAYERS * num_run[:, span], ROUTE_BLOCK
+        )(v[:, span])
         assert torch.equal(together[:, span].round(), alone.round())
 
 
 def test_a_conversation_has_one_budget_of_the_allowed_ones() -> None:
     begins = torch.rand(4, 50) < 0.2
-    budgets = budget_per_conversation(begins, 3, 5, seed=1)
+    budgets = cost_per_conversation(begins, ACTIONS, 0.4, 5, seed=1)
     assert set(budgets.flatten().tolist()) == {3, 4, 5}
     assert ((budgets[:, 1:] == budgets[:, :-1]) | begins[:, 1:]).all()
-    assert torch.equal(budgets, budget_per_conversation(begins, 3, 5, seed=1))
+    assert torch.equal(budgets, cost_per_conversation(begins, ACTIONS, 0.4, 5, seed=1))

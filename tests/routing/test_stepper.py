@@ -3,7 +3,8 @@
 import os
 import random
 from array import array
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -14,15 +15,26 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig
 
-from buddy_kernels import GREEDY, RoutedStep, RouterWeights, Sampling, StepRows, WeightKind, draw
-from buddy_kernels.routed_step import CHOOSE, CONTINUE
+from buddy_kernels import (
+    GREEDY,
+    PathAction,
+    RoutedOutput,
+    RoutedStep,
+    Sampling,
+    StepRows,
+    Wanted,
+    WeightKind,
+    draw,
+)
+from buddy_kernels.sampling import adjusted, with_logprobs
 from buddy_routing.checkpoint import load_model
 from buddy_routing.decoder import RoutedDecoder
 from buddy_routing.features import causal_features
 from buddy_routing.model_spec import ModelSpec
+from buddy_routing.planner import PathPlanner
 from buddy_routing.router import DecisionModule, LearnedRouter, PromptSetRouter, Router, StaticRouter
-from buddy_routing.selection import select_layers
-from buddy_routing.stepper import decoder_weights
+from buddy_routing.selection import select_path
+from buddy_routing.stepper import decoder_weights, router_weights
 from sparse_decode import SparseDecode, segment_bounds
 from tiny_models import CONFIGS, SHAPE, save_random_model
 from tolerances import TOLERANCE
@@ -198,9 +210,9 @@ def test_a_prefill_block_run_in_pieces_is_the_block_run_at_once(native: WeightKi
     expected_logits, expected_masks = whole.step([(0, 0, 32), (1, 0, 32)])
     masks = [
         pieces.step([(0, 0, 5), (1, 0, 32)], block_ends=[32, 32])[1][0],
-        pieces.step([(0, 5, 18)], choices=[CONTINUE])[1][0],
+        pieces.step([(0, 5, 18)], path_actions=[PathAction.CONTINUE])[1][0],
     ]
-    logits, last_masks = pieces.step([(0, 18, 32)], choices=[CONTINUE])
+    logits, last_masks = pieces.step([(0, 18, 32)], path_actions=[PathAction.CONTINUE])
     for mask in (*masks, last_masks[0]):
         assert torch.equal(mask, expected_masks[0])
     torch.testing.assert_close(logits[0], expected_logits[0], rtol=0, atol=0 if native else 1e-5)
@@ -218,30 +230,55 @@ def test_steps_in_a_row_are_the_steps_one_by_one(tmp_path: Path) -> None:
     in_a_row, one_by_one = (SparseDecode(model, router, tokens.clone(), (4, 3), "float32") for _ in range(2))
     for decode in (in_a_row, one_by_one):
         decode.step([(0, 0, 20), (1, 0, 9)])
-    output = in_a_row.run([(0, 20, 21), (1, 9, 10)], most_steps=6, most_s=60.0)
+    output = in_a_row.run([(0, 20, 21), (1, 9, 10)], wanted=[{"max_tokens": 6}] * 2, most_s=60.0)
     for step in range(6):
         spans = [(0, 20 + step, 21 + step), (1, 9 + step, 10 + step)]
         logits, masks = one_by_one.step(spans)
-        assert list(output.next_tokens[step]) == logits.argmax(-1).tolist()
-        assert torch.equal(output.masks[step], masks)
+        assert [row[step].token_id for row in output.tokens] == logits.argmax(-1).tolist()
+        assert torch.equal(output.paths[step], masks)
         one_by_one.tokens[[0, 1], [21 + step, 10 + step]] = logits.argmax(-1)
     assert torch.equal(output.logits, logits)
 
 
-@pytest.mark.parametrize(
-    ("most_s", "ends_with_said", "num_steps"), [(60.0, False, 8), (60.0, True, 1), (0.0, False, 1)]
-)
-def test_steps_in_a_row_stop_at_an_end_token_and_when_the_time_is_over(
-    most_s: float, ends_with_said: bool, num_steps: int, tmp_path: Path
-) -> None:
+def test_a_row_leaves_at_its_end_token_and_the_others_go_on_as_if_it_had_never_been(tmp_path: Path) -> None:
+    model = load_tiny("qwen3", tmp_path)
+    router, tokens = random_router(model), some_tokens(4, 40)
+    spans = [(sequence, 0, 1) for sequence in range(4)]
+
+    def run(sequences: Sequence[int], ends: Mapping[int, int], counts: Mapping[int, int]) -> RoutedOutput:
+        decode = SparseDecode(model, router, tokens, (4, 3, 4, 4), "float32")
+        wanted = [
+            {"max_tokens": counts.get(sequence, 8), "end_tokens": [ends[sequence]] if sequence in ends else []}
+            for sequence in sequences
+        ]
+        return decode.run([spans[sequence] for sequence in sequences], wanted=wanted, most_s=60.0)
+
+    alone = [[token.token_id for token in run([sequence], {}, {}).tokens[0]] for sequence in range(4)]
+    assert [len(answer) for answer in alone] == [8] * 4
+    ends, counts = {1: alone[1][2]}, {2: 5}
+    output = run(range(4), ends, counts)
+    lengths = [8, alone[1].index(ends[1]) + 1, 5, 8]
+    assert [[token.token_id for token in row] for row in output.tokens] == [
+        answer[:length] for answer, length in zip(alone, lengths, strict=True)
+    ]
+    assert (output.paths.sum(-1) > 0).sum(0).tolist() == lengths, "who has left runs no layer"
+    assert torch.equal(output.paths.sum(-1)[0], torch.tensor([4, 3, 4, 4]))
+
+
+def test_those_aligned_with_a_row_that_leaves_follow_the_next(tmp_path: Path) -> None:
     model = load_tiny("llama", tmp_path)
-    router, tokens = random_router(model), some_tokens(1, 32)
-    first = int(SparseDecode(model, router, tokens, [4], "float32").run([(0, 0, 1)]).next_tokens[0][0])
-    end_tokens = [first if ends_with_said else SHAPE["vocab_size"]]
-    output = SparseDecode(model, router, tokens, [4], "float32").run(
-        [(0, 0, 1)], most_steps=8, most_s=most_s, end_tokens=end_tokens
-    )
-    assert len(output.next_tokens) == len(output.masks) == num_steps
+    decode = SparseDecode(model, random_router(model), some_tokens(3, 40), (4, 4, 4), "float32")
+    wanted = [{"max_tokens": count} for count in (2, 5, 5)]
+    output = decode.run([(row, 0, 1) for row in range(3)], aligned=[0, 0, 0], wanted=wanted, most_s=60.0)
+    assert torch.equal(output.paths[:, 1], output.paths[:, 2])
+    assert torch.equal(output.paths[:2, 0], output.paths[:2, 1])
+    assert not output.paths[2:, 0].any()
+
+
+def test_steps_in_a_row_stop_when_the_time_is_over(tmp_path: Path) -> None:
+    model = load_tiny("llama", tmp_path)
+    decode = SparseDecode(model, random_router(model), some_tokens(1, 32), [4], "float32")
+    assert len(decode.run([(0, 0, 1)], wanted=[{"max_tokens": 8}], most_s=0.0).paths) == 1
 
 
 SAMPLINGS = (
@@ -267,11 +304,10 @@ def test_tokens_are_drawn_as_by_the_reference(is_flat: bool, tmp_path: Path) -> 
         uniforms = [2**-53, 1 - 2**-53, *(numbers.random() for _ in range(num_rows - 2))]
         output = decode.run(
             [(row, 0, 1) for row in range(num_rows)],
-            samplings=[sampling] * num_rows,
-            uniforms=[[uniform] for uniform in uniforms],
+            wanted=[{"sampling": sampling, "uniforms": [uniform]} for uniform in uniforms],
         )
         expected = [draw(row, sampling, uniform) for row, uniform in zip(output.logits, uniforms, strict=True)]
-        assert list(output.next_tokens[0]) == expected, sampling
+        assert [row[0].token_id for row in output.tokens] == expected, sampling
 
 
 @pytest.mark.parametrize("native", [None, "float32"])
@@ -280,29 +316,85 @@ def test_each_row_and_step_has_its_own_sampling_and_number(native: WeightKind | 
     decode = SparseDecode(model, random_router(model), some_tokens(3, 32), [4] * 3, native)
     samplings = [Sampling(1.0), GREEDY, Sampling(1.0, top_k=5)]
     numbers = random.Random(0)
-    uniforms = [[numbers.random() for _ in range(6)] for _ in samplings]
-    output = decode.run(
-        [(row, 0, 1) for row in range(3)], samplings=samplings, uniforms=uniforms, most_steps=6, most_s=60.0
-    )
     num_steps = 1 if native is None else 6
-    assert len(output.next_tokens) == num_steps
+    uniforms = [[numbers.random() for _ in range(num_steps)] for _ in samplings]
+    wanted = [
+        {"sampling": sampling, "uniforms": numbers, "max_tokens": num_steps}
+        for sampling, numbers in zip(samplings, uniforms, strict=True)
+    ]
+    output = decode.run([(row, 0, 1) for row in range(3)], wanted=wanted, most_s=60.0)
+    assert len(output.paths) == num_steps
     for row, sampling in enumerate(samplings):
         expected = draw(output.logits[row], sampling, uniforms[row][num_steps - 1])
-        assert output.next_tokens[-1][row] == expected
+        assert output.tokens[row][-1].token_id == expected
+
+
+ADJUSTED = (
+    {"sampling": Sampling(presence_penalty=1.5, frequency_penalty=0.5), "counts": {3: 2, 7: 1}},
+    {"sampling": Sampling(bias={5: 100.0})},
+    {"sampling": Sampling(1.0, bias={5: -100.0, 6: 3.0}), "uniforms": [0.7] * 6},
+    {"sampling": Sampling(0.8, frequency_penalty=-2.0, top_p=0.9), "uniforms": [0.2] * 6},
+    {"allowed": bytes([0, 0b1010, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1])},
+    {"num_likeliest": 5},
+    {"num_likeliest": 0, "given": 11},
+    {"sampling": Sampling(1.0), "uniforms": [0.5] * 6, "num_likeliest": SHAPE["vocab_size"]},
+)
+
+
+def test_penalties_bias_masks_and_log_probabilities_are_those_of_the_reference_in_every_step(tmp_path: Path) -> None:
+    model = load_tiny("qwen3", tmp_path)
+    router, tokens = random_router(model), some_tokens(len(ADJUSTED), 40)
+    num_run = [4] * len(ADJUSTED)
+    in_a_row = SparseDecode(model, router, tokens.clone(), num_run, "float32")
+    wanted = [{"max_tokens": 6, **fields} for fields in ADJUSTED]
+    output = in_a_row.run([(row, 0, 1) for row in range(len(ADJUSTED))], wanted=wanted, most_s=60.0)
+    one_by_one = SparseDecode(model, router, tokens.clone(), num_run, "float32")
+    counts = [Counter(fields.get("counts", {})) for fields in ADJUSTED]
+    for step in range(6):
+        logits, _ = one_by_one.step([(row, step, step + 1) for row in range(len(ADJUSTED))])
+        for row, fields in enumerate(ADJUSTED):
+            sampling, made = fields.get("sampling", GREEDY), output.tokens[row][step]
+            given = adjusted(logits[row], sampling, counts[row], fields.get("allowed"))
+            uniform = fields.get("uniforms", [0.0])[0]
+            assert made.token_id == fields.get("given", draw(given, sampling, uniform)), (row, step)
+            counts[row][made.token_id] += 1
+            one_by_one.tokens[row, step + 1] = made.token_id
+            asked = fields.get("num_likeliest")
+            if asked is None:
+                assert made.logprob is None
+                continue
+            expected = with_logprobs(logits[row], made.token_id, asked)
+            assert made.logprob == pytest.approx(expected.logprob, abs=1e-5)
+            assert [token for token, _ in made.likeliest] == [token for token, _ in expected.likeliest]
+            assert [x for _, x in made.likeliest] == pytest.approx([x for _, x in expected.likeliest], abs=1e-5)
+
+
+@pytest.mark.parametrize("native", [None, "float32"])
+def test_only_allowed_tokens_are_made_at_any_temperature(native: WeightKind | None, tmp_path: Path) -> None:
+    model = load_tiny("llama", tmp_path)
+    decode = SparseDecode(model, random_router(model), some_tokens(3, 2), [4] * 3, native)
+    allowed = bytes([0, 0, 0b100, 0, 0b1, 0, 0, 0, 0, 0, 0, 0, 0])
+    samplings = [GREEDY, Sampling(5.0), Sampling(5.0, top_k=50, top_p=0.99)]
+    for number in range(20):
+        wanted = [{"sampling": how, "uniforms": [number / 20], "allowed": allowed} for how in samplings]
+        output = decode.run([(row, 0, 1) for row in range(3)], wanted=wanted)
+        assert {row[0].token_id for row in output.tokens} <= {18, 32}
 
 
 def test_samplings_without_numbers_are_refused(tmp_path: Path) -> None:
     decode = SparseDecode(load_tiny("llama", tmp_path), ties(None), some_tokens(1, 32), [4], "float32")
-    with pytest.raises(ValueError, match="1 and uniforms 0, allowed is one for each of 1 wanted rows"):
-        decode.run([(0, 0, 1)], samplings=[Sampling(1.0)])
-    with pytest.raises(ValueError, match="one for each of 1 steps"):
-        decode.run([(0, 0, 1)], samplings=[Sampling(1.0)], uniforms=[[]])
+    with pytest.raises(ValueError, match="uniforms of row 0 are 0, allowed is one for each of 1 tokens"):
+        decode.run([(0, 0, 1)], wanted=[{"sampling": Sampling(1.0)}])
+    with pytest.raises(ValueError, match="allowed has 3 bytes, allowed are 97 bits or more"):
+        decode.run([(0, 0, 1)], wanted=[{"allowed": bytes(3)}])
+    with pytest.raises(ValueError, match="a wanted row allows no token"):
+        decode.run([(0, 0, 1)], wanted=[{"allowed": bytes(13)}])
 
 
 def test_rows_go_on_by_themselves_only_where_each_is_a_segment(tmp_path: Path) -> None:
     decode = SparseDecode(load_tiny("llama", tmp_path), ties(None), some_tokens(1, 32), [4], "float32")
     with pytest.raises(ValueError, match="each is a segment and wanted"):
-        decode.run([(0, 0, 2)], most_steps=2)
+        decode.run([(0, 0, 2)], wanted=[{"max_tokens": 2}])
 
 
 @pytest.mark.parametrize("native", [None, "float32"])
@@ -314,7 +406,7 @@ def test_aligned_segments_share_the_path_of_their_summed_scores(native: WeightKi
     with torch.inference_mode():
         scores = router.scores(causal_features(model.first_layer_v(tokens))[:, -1])
     _, masks = decode.step(spans, aligned=[0, 1, 0, 3])
-    expected = select_layers(torch.stack((scores[0] + scores[2], scores[1])), torch.tensor(4))
+    expected = select_path(torch.stack((scores[0] + scores[2], scores[1])), torch.tensor(4000), model.spec.actions)
     assert torch.equal(masks[[0, 2, 1]], expected[[0, 0, 1]])
     assert masks[3].sum() == 3
 
@@ -326,8 +418,9 @@ def test_aligned_segments_share_the_path_of_their_summed_scores(native: WeightKi
         ({"positions": [16]}, "a position is past its block table"),
         ({"tables": [[1]]}, "a block is not in the pool"),
         ({"lanes": [1]}, "a lane is unknown"),
-        ({"budgets": [1]}, "a budget is not 2 to all layers"),
-        ({"wanted": [1]}, "a wanted row is not in the step"),
+        ({"max_costs": [1999]}, "a segment may cost less than the layers that always run"),
+        ({"wanted": [Wanted(1)]}, "a wanted row is not in the step"),
+        ({"wanted": [Wanted(0, given=SHAPE["vocab_size"])]}, "a token of a wanted row is not in the vocabulary"),
         ({"lengths": [2]}, "a segment is empty or too long"),
         ({"aligned": [1]}, "a segment is aligned with one that is later"),
         ({"aheads": [1]}, "a segment looks too far ahead"),
@@ -339,10 +432,9 @@ def test_aligned_segments_share_the_path_of_their_summed_scores(native: WeightKi
 def test_rows_that_name_what_does_not_exist_are_refused(wrong: dict[str, Any], told: str, tmp_path: Path) -> None:
     model = load_tiny("llama", tmp_path)
     step = RoutedStep(decoder_weights(model), "float32", num_blocks=1, num_threads=1)
-    right = StepRows([0], [0], [1], [[0]], [0], [3], [CHOOSE], [0], [0], [0])
-    router = RouterWeights(
-        torch.zeros(NUM_LAYERS - 2), torch.zeros(1, model.spec.kv_dim).double(), torch.ones(1, NUM_LAYERS).char()
-    )
-    assert step(right, router).masks.sum() == 3
+    right = StepRows([0], [0], [1], [[0]], [0], [3000], [PathAction.CHOOSE], [Wanted(0)], [0], [0])
+    router = router_weights(PathPlanner(ties(None), model.spec, 1, torch.device("cpu")))
+    assert router is not None
+    assert step(right, router).paths.sum() == 3
     with pytest.raises(ValueError, match=told):
         step(replace(right, **wrong), router)

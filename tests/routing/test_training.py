@@ -206,9 +206,9 @@ def test_full_depth_with_a_distilled_router_is_the_base_model_bit_for_bit(
     for name, parameter in untouched.named_parameters():
         assert torch.equal(loaded.model.get_parameter(name), parameter), name
     tokens = torch.randint(0, loaded.model.spec.vocab_size, (2, 40))
-    choose = routed_paths(
-        router, torch.arange(40).expand(2, 40) == 0, torch.ones(2, 40) > 0, torch.full((2, 40), NUM_LAYERS), 8
-    )
+    actions = loaded.model.spec.actions
+    begins, in_answer = torch.arange(40).expand(2, 40) == 0, torch.ones(2, 40) > 0
+    choose = routed_paths(router, actions, begins, in_answer, torch.full((2, 40), actions.full_cost), 8)
     with torch.inference_mode():
         base = untouched.lm_head(untouched.dense(tokens))
         assert torch.equal(loaded.model.lm_head(loaded.model.dense(tokens, choose)), base)

@@ -2,14 +2,17 @@
 
 import pytest
 
+from buddy_routing.action_space import ActionSpace
 from buddy_server.config import ServerConfig
 from buddy_server.errors import ConfigError
 from buddy_server.tenancy.depth import check_tier, decide_depth, parse_budget
 from buddy_server.tenancy.policy import Tenant, Tier
-from fakes.engine import FakeEngine
+from fakes.engine import PREDICTING, FakeEngine
 from fakes.site import Serve, Site
 
 HALF = ServerConfig((Tenant("default", Tier("half", min_budget=0.4, max_budget=0.5, default_budget="auto")),))
+
+EIGHT, SIX = ActionSpace.skip_or_run(8), ActionSpace.skip_or_run(6)
 
 
 def test_half_the_budget_runs_half_the_layers_of_every_token(site: Site) -> None:
@@ -20,10 +23,10 @@ def test_half_the_budget_runs_half_the_layers_of_every_token(site: Site) -> None
         "decided_by": "request",
         "layers": 8,
         "layers_per_token": 4.0,
-        "layer_tokens": (4 + 6) * 4 / 8,
+        "layer_tokens": (4 + 6 - 1) * 4 / 8,  # the last token is generated, not run
         "distinct_paths": 6,
     }
-    assert site.engine.requests[0].num_run_layers == 4
+    assert site.engine.requests[0].max_cost == 4000
 
 
 def test_trace_gives_the_layers_of_every_token(site: Site) -> None:
@@ -89,30 +92,33 @@ def test_request_asks_and_tier_clamps(
 @pytest.mark.parametrize(("wanted", "num_run"), [(7, 4), (4, 4), (2, 3)])
 @pytest.mark.parametrize("asked", ["auto", None])
 def test_open_budget_is_the_predictors_within_the_tier(serve: Serve, asked: object, wanted: int, num_run: int) -> None:
-    site = serve(FakeEngine(predicted=wanted), HALF)
+    site = serve(FakeEngine(PREDICTING, predicted=wanted), HALF)
     buddy = site.chat(budget=asked).json()["buddy"]
     assert (buddy["budget_granted"], buddy["decided_by"]) == (num_run / 8, "predictor")
-    assert site.engine.requests[0].num_run_layers == num_run
+    assert buddy["layers_per_token"] == num_run
+    request = site.engine.requests[0]
+    assert (request.min_cost, request.max_cost) == (3000, 4000)
+    assert (site.sample("buddy_budget_granted_count"), site.sample("buddy_budget_granted_sum")) == (1, num_run / 8)
 
 
 def test_predictor_is_not_asked_when_the_request_says_its_budget(serve: Serve) -> None:
-    site = serve(FakeEngine(predicted=3))
+    site = serve(FakeEngine(PREDICTING, predicted=3))
     assert site.chat(budget=0.75).json()["buddy"]["decided_by"] == "request"
-    assert site.engine.requests[0].num_run_layers == 6
+    assert site.engine.requests[0].max_cost == 6000
 
 
 def test_default_budget_of_the_tier_counts_when_none_is_asked() -> None:
-    decision = decide_depth(None, Tier("t", default_budget=0.75), 8)
-    assert (decision.granted, decision.num_run_layers, decision.decided_by) == (0.75, 6, "tenant")
+    decision = decide_depth(None, Tier("t", default_budget=0.75), EIGHT, has_predictor=True)
+    assert (decision.granted, decision.max_cost, decision.min_cost, decision.decided_by) == (0.75, 6000, None, "tenant")
 
 
 def test_smallest_budget_is_granted_as_asked() -> None:
-    decision = decide_depth(parse_budget(2 / 6, 6), Tier("t"), 6)
-    assert (decision.granted, decision.num_run_layers, decision.clamped) == (2 / 6, 2, None)
+    decision = decide_depth(parse_budget(2 / 6, SIX), Tier("t"), SIX, has_predictor=True)
+    assert (decision.granted, decision.max_cost, decision.clamped) == (2 / 6, 2000, None)
 
 
 def test_tier_that_cannot_pay_for_the_first_and_last_layer_is_refused_at_start(serve: Serve) -> None:
     with pytest.raises(ConfigError, match=r"tiers\.t\.max_budget: 0\.2 is too small.*0\.25"):
-        check_tier(Tier("t", max_budget=0.2, default_budget="auto"), 8)
+        check_tier(Tier("t", max_budget=0.2, default_budget="auto"), EIGHT)
     with pytest.raises(ConfigError):
         serve(FakeEngine(), ServerConfig((Tenant("default", Tier("t", default_budget=0.1)),)))

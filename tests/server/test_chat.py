@@ -1,14 +1,15 @@
 """Chat completions that are not streamed, as the official client sees them."""
 
 import asyncio
-from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
 import pytest
 from openai.types.chat import ChatCompletion
 
-from fakes.engine import INFO, FakeEngine
+from buddy_server.config import ServerConfig
+from fakes.engine import INFO, PREDICTING, FakeEngine
 from fakes.site import Serve, Site
 
 TEXT = "Hello there, wörld 🐦!"
@@ -66,7 +67,7 @@ def test_several_choices_come_in_order_and_with_seeds_of_their_own(site: Site) -
     assert {choice["message"]["content"] for choice in body["choices"]} == {TEXT}
     usage = body["usage"]
     assert (usage["prompt_tokens"], usage["completion_tokens"], usage["total_tokens"]) == (4, 18, 22)
-    assert body["buddy"]["layer_tokens"] == 3 * (4 + 6)
+    assert body["buddy"]["layer_tokens"] == 3 * (4 + 6 - 1)
     seeds = {request.sampling.seed for request in site.engine.requests}
     assert seeds == {2**63 - 2, 2**63 - 1, 2**63}
     assert len({request.request_id for request in site.engine.requests}) == 3
@@ -213,19 +214,29 @@ def test_without_a_limit_the_output_may_fill_what_remains(site: Site) -> None:
 
 
 @pytest.mark.parametrize(
-    ("engine", "code"),
+    ("engine", "n", "code", "retry_after"),
     [
-        (lambda: FakeEngine(num_waiting=256), "overloaded"),
-        (lambda: FakeEngine(is_ready=False), "not_ready"),
-        (lambda: FakeEngine(fail_at=2, fail_with="cancelled"), "not_ready"),
+        ({}, 5, "overloaded", "1"),
+        ({"is_ready": False}, 1, "not_ready", "7"),
+        ({"fail_at": 2, "fail_with": "cancelled"}, 1, "not_ready", "1"),
+        ({"fail_at": 2, "fail_with": "lost"}, 1, "not_ready", "1"),
     ],
 )
 def test_engine_that_cannot_take_more_gives_503_with_retry_after(
-    serve: Serve, engine: Callable[[], FakeEngine], code: str
+    serve: Serve, engine: dict[str, Any], n: int, code: str, retry_after: str
 ) -> None:
-    response = serve(engine()).chat()
+    response = serve(FakeEngine(**engine), ServerConfig(max_waiting=4)).chat(n=n)
     assert (response.status_code, response.json()["error"]["code"]) == (503, code)
-    assert response.headers["retry-after"] == "1"
+    assert response.headers["retry-after"] == retry_after
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_of_a_burst_as_many_are_taken_as_may_wait_and_room_comes_back(serve: Serve, stream: bool) -> None:
+    site = serve(FakeEngine(PREDICTING, predicted=4, delay_s=0.05), ServerConfig(max_waiting=7))
+    with ThreadPoolExecutor(20) as pool:
+        answers = list(pool.map(lambda _: site.chat(budget="auto", stream=stream), range(20)))
+    assert sorted(answer.status_code for answer in answers) == [200] * 7 + [503] * 13
+    assert site.chat(n=7).status_code == 200
 
 
 @pytest.mark.parametrize("engine", [{"fail_at": 2}, {"raise_at": 0}, {"raise_at": 3}])

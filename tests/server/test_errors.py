@@ -62,11 +62,11 @@ def test_body_over_the_limit_gets_413(serve: Serve, announced: bool) -> None:
 def test_unforeseen_exception_gets_500_without_a_trace(serve: Serve) -> None:
     class BrokenEngine(FakeEngine):
         @property
-        def num_waiting(self) -> int:
+        def num_running(self) -> int:
             raise ZeroDivisionError("secret inside of the engine")
 
-        @num_waiting.setter
-        def num_waiting(self, value: int) -> None:
+        @num_running.setter
+        def num_running(self, value: int) -> None:
             pass
 
     response = serve(BrokenEngine()).chat()

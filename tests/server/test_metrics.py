@@ -5,13 +5,21 @@ import time
 import pytest
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 
-from buddy_server.engine.messages import DepthCount, StepStats
+from buddy_server.config import ServerConfig
+from buddy_server.engine.messages import Account, DepthCount, StepStats, Usage
 from buddy_server.errors import InvalidBudget
 from buddy_server.histogram import CountedHistogram
 from buddy_server.metrics import Metrics
+from buddy_server.tenancy.capacity import Capacity
 from buddy_server.tenancy.policy import Tenant, Tier
+from buddy_server.tenancy.request_life import RequestLife
 from fakes.engine import INFO, FakeEngine
 from fakes.site import Serve, Site
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
 
 
 def step(**depth: DepthCount) -> StepStats:
@@ -39,13 +47,13 @@ def test_completion_tokens_are_first_tokens_and_gaps(serve: Serve) -> None:
     assert completion == site.sample("buddy_layers_per_token_count")
 
 
-def test_every_request_is_counted_once_with_its_outcome(site: Site) -> None:
+def test_every_request_is_counted_once_with_its_outcome(serve: Serve) -> None:
+    site = serve(config=ServerConfig(max_waiting=2))
     site.chat()
     site.chat(stream=True)
     site.chat(budget=7)
-    site.engine.num_waiting = 300
-    site.chat()
-    site.engine.num_waiting, site.engine.fail_at = 0, 1
+    assert site.chat(n=3).status_code == 503
+    site.engine.fail_at = 1
     site.chat()
     outcomes = {"finished": 2, "refused": 1, "overloaded": 1, "error": 1, "cancelled": 0}
     for outcome, count in outcomes.items():
@@ -68,7 +76,7 @@ def sample(metrics: Metrics, name: str, **labels: str) -> float | None:
 def test_step_counts_layers_by_configured_tenant() -> None:
     metrics = Metrics(INFO, [Tenant("acme", Tier("pro"))])
     for _ in range(2):
-        metrics.observe_step(step(acme=DepthCount(30, 10), stranger=DepthCount(4, 28)))
+        metrics.observe_step(step(acme=DepthCount(30000, 10000), stranger=DepthCount(4000, 28000)))
     assert sample(metrics, "buddy_layers_executed_total", tenant="acme", tier="pro") == 60
     assert sample(metrics, "buddy_layers_skipped_total", tenant="acme", tier="pro") == 20
     assert sample(metrics, "buddy_layers_skipped_total", tenant="other", tier="other") == 56
@@ -96,25 +104,34 @@ def test_tenants_after_the_first_200_share_a_label() -> None:
     assert sample(metrics, "buddy_requests_total", tenant="other", tier="pro", outcome="finished") == 2
 
 
-def test_context_that_is_left_by_an_error_takes_its_outcome() -> None:
+@pytest.mark.anyio
+async def test_life_that_is_left_by_an_error_takes_its_outcome() -> None:
     tenant = Tenant("acme", Tier("pro"))
-    metrics = Metrics(INFO, [tenant])
-    with pytest.raises(InvalidBudget), metrics.request(tenant):
-        raise InvalidBudget("no")
-    with pytest.raises(ZeroDivisionError), metrics.request(tenant):
-        raise ZeroDivisionError
-    with metrics.request(tenant):
+    metrics, capacity = Metrics(INFO, [tenant]), Capacity(FakeEngine(), 10)
+    with pytest.raises(InvalidBudget):
+        async with RequestLife(capacity, metrics.request(tenant)):
+            raise InvalidBudget("no")
+    with pytest.raises(ZeroDivisionError):
+        async with RequestLife(capacity, metrics.request(tenant)):
+            raise ZeroDivisionError
+    async with RequestLife(capacity, metrics.request(tenant)):
         pass
-    with metrics.request(tenant) as measured:
-        measured.finish("finished")
-        measured.finish("error")
+    async with RequestLife(capacity, metrics.request(tenant)) as life:
+        life.metrics.finish("finished")
+        life.metrics.finish("error")
     for outcome in ("refused", "error", "cancelled", "finished"):
         assert sample(metrics, "buddy_requests_total", tenant="acme", tier="pro", outcome=outcome) == 1
 
 
+def test_accounts_are_counted_in_layer_tokens() -> None:
+    metrics = Metrics(INFO, [Tenant("acme", Tier("pro"))])
+    metrics.observe_account(Account("r", "acme", "cancelled", Usage(9, 0, 2, 36000, 4000)))
+    assert sample(metrics, "buddy_layer_tokens_total", tenant="acme", tier="pro") == 5.0
+
+
 def test_layer_buckets_are_eighths_of_the_model() -> None:
     metrics = Metrics(INFO, [Tenant("acme", Tier("pro"))])
-    metrics.request(Tenant("acme", Tier("pro"))).tokens([4])
+    metrics.request(Tenant("acme", Tier("pro"))).tokens([4000])
     assert sample(metrics, "buddy_layers_per_token_bucket", tenant="acme", tier="pro", le="3.0") == 0
     assert sample(metrics, "buddy_layers_per_token_bucket", tenant="acme", tier="pro", le="4.0") == 1
 
@@ -140,10 +157,10 @@ def test_tokens_that_come_together_share_the_time_since_those_before() -> None:
     measured = metrics.request(Tenant("acme", Tier("pro")))
     measured.tokens([])
     assert sample(metrics, "buddy_completion_tokens_total", tenant="acme", tier="pro") == 0
-    measured.tokens([4, 4, 3])
+    measured.tokens([4000, 4000, 3000])
     started = time.perf_counter()
     time.sleep(0.02)
-    measured.tokens([4, 4])
+    measured.tokens([4000, 4000])
     passed = time.perf_counter() - started
     labels = {"tenant": "acme", "tier": "pro"}
     assert sample(metrics, "buddy_time_to_first_token_seconds_count", **labels) == 1

@@ -38,43 +38,54 @@ struct Model {
 };
 
 // How paths are chosen. `choose` null: by scores = prior + up(silu(down(features))), without `down` by the prior alone.
+// A score is of a free layer: of those that are not forced, in order.
 struct Router {
     const float *down, *down_bias, *up, *up_bias, *prior;
     int64_t num_features, rank, num_lanes;
-    double* sums;        // [lanes, F] running sums of V
-    int8_t* last_masks;  // [lanes, L]
+    const int64_t* costs;    // [L, 2] milli-layers of skipping and of running each layer
+    const uint8_t* forced;   // [L]: whether a layer runs in every path
+    double* sums;            // [lanes, F] running sums of V
+    int8_t* last_paths;      // [lanes, L]
 };
 
-// What chooses a segment's path. CONTINUE: it goes on with a prefill block whose path and features are settled.
-enum Choice : uint8_t { KEEP = 0, CHOOSE = 1, CONTINUE = 2 };
+// step.py has what these mean.
+enum Action : int8_t { SKIP = 0, RUN = 1 };
+enum PathAction : uint8_t { KEEP = 0, CHOOSE = 1, CONTINUE = 2 };
 
-// How a token is drawn, as in sampling.py: temperature 0 takes the likeliest, top_k 0 keeps all.
-struct Sampling {
-    double temperature, top_k, top_p, min_p;
+struct Wanted {
+    int64_t row, given, num_likeliest, max_tokens;  // given: -1 draws; num_likeliest: -1 asks for no log probabilities
+    int64_t num_counts, num_bias, num_end_tokens;
+    double temperature, top_k, top_p, min_p, presence_penalty, frequency_penalty;
+    const double* uniforms;        // [max_tokens]; null: 0
+    const int64_t *counted, *counts;  // [num_counts]: tokens of the answer so far, and how often each
+    const int64_t* bias_tokens;    // [num_bias]
+    const double* bias;
+    const int64_t* end_tokens;
+    const uint8_t* allowed;        // a bit for each token; null: all
 };
 
-// With `most_steps` over 1 every row is a segment and wanted, and goes on by its next token: until one of those is an end
-// token, or `most_s` seconds are over.
+// One call: a step, or several where every row is a segment and wanted.
 struct Step {
-    int64_t num_rows, num_ahead, num_segments, num_wanted, most_steps, num_end_tokens;
-    const int64_t* tokens;  // [N], then [A]: the rest of prefill blocks of which the step runs the beginning
+    int64_t num_rows, num_ahead, num_segments, num_wanted, most_steps, most_likeliest;
+    const int64_t* tokens;  // [N], then [A]: the rest of route blocks of which the step runs the beginning
     const int64_t *positions, *lengths, *aheads;
     const int64_t *tables, *table_starts;  // block tables end to end, and where in them each segment's starts [S + 1]
-    const int64_t *lanes, *budgets, *wanted;
-    const int64_t* aligned;  // [S]: the earlier segment, of the same budget, whose path each shares; its own index: none
-    const int64_t* end_tokens;
-    const uint8_t* choices;
-    const Sampling* samplings;  // [wanted]; null: all take the likeliest
-    const double* uniforms;     // [wanted, most_steps]
-    int8_t* masks;         // [steps, S, L], written
-    float* logits;         // [wanted, V], written: of the last step
-    int64_t* next_tokens;  // [steps, wanted], written
-    double* sums;          // [S, F], written unless `choose`: the running sums of V after each segment
-    float* first_v;        // [N + A, F], written for `choose`
-    void (*choose)();      // writes the masks; null: the router does
+    const int64_t *lanes, *max_costs;
+    const int64_t* aligned;  // [S]: the earlier segment, of the same cost, whose path each shares; its own index: none
+    const uint8_t* path_actions;
+    const Wanted* wanted;
+    int8_t* paths;                // [steps, S, L], written where a segment takes part
+    float* logits;                // [wanted, V], written: of the last step, of the rows that took part
+    int64_t* next_tokens;         // [steps, wanted], written where a row takes part
+    double* logprobs;             // [steps, wanted], the same where asked for
+    int64_t* likeliest;           // [steps, wanted, most_likeliest]
+    double* likeliest_logprobs;   // [steps, wanted, most_likeliest]
+    double* sums;                 // [S, F], written unless `choose`: the running sums of V after each segment
+    float* first_v;               // [N + A, F], written for `choose`
+    void (*choose)();             // writes the paths; null: the router does
     double most_s;
-    double router_s;       // added to
-    int64_t num_steps;     // written
+    double router_s;              // added to
+    int64_t num_steps;            // written
 };
 
 }  // extern "C"

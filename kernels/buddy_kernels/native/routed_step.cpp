@@ -19,6 +19,7 @@
 #include <cstdint>
 #include <cstring>
 #include <exception>
+#include <iterator>
 #include <numeric>
 #include <thread>
 #include <utility>
@@ -27,7 +28,10 @@
 #include "attention.h"
 #include "barrier.h"
 #include "interface.h"
+#include "layout.h"
+#include "multi_step.h"
 #include "product.h"
+#include "router.h"
 #include "sampling.h"
 #include "vector.h"
 
@@ -37,16 +41,11 @@ constexpr int BETWEEN_STEPS = 10000;  // spins, 0.15 ms on a 2.3 GHz Xeon: what 
 constexpr int64_t TOGETHER = 8;       // queries that read the keys together
 constexpr int64_t ALONE = 4;          // up to so many rows every thread prepares its own inputs rather than wait
 
-struct Segment {
-    int64_t start, length, ahead_start, ahead_length;
-    const int64_t* table;
-};
-
 class Decoder {
   public:
     explicit Decoder(const Model& model)
         : m(model), layers(model.layers, model.layers + model.num_layers), barrier(m.num_threads), gate(m.num_threads),
-          workers(m.num_threads) {
+          workers(m.num_threads), chooser(m.num_layers, m.num_kv_heads * m.head_dim) {
         kv_dim = m.num_kv_heads * m.head_dim;
         width = padded(m.dim);
         q_width = padded(m.num_heads * m.head_dim);
@@ -69,25 +68,23 @@ class Decoder {
     const char* run(Step& given, const Router& given_router) {
         if (const char* mistake = check(given, given_router)) return mistake;
         const auto started = std::chrono::steady_clock::now();
-        Step now = given;
         router = &given_router;
-        for (;;) {
-            prepare(now);
-            step = &now;
-            gate.wait();
-            run_thread(now, *router, 0);
-            gate.wait();
-            ++given.num_steps;
-            const std::chrono::duration<double> passed = std::chrono::steady_clock::now() - started;
-            if (given.num_steps == given.most_steps || passed.count() >= given.most_s || ends(now)) break;
-            newest.assign(now.next_tokens, now.next_tokens + now.num_rows);
-            next_positions.assign(now.positions, now.positions + now.num_rows);
-            for (int64_t& position : next_positions) ++position;
-            now.tokens = newest.data(), now.positions = next_positions.data();
-            now.masks += now.num_segments * m.num_layers, now.next_tokens += now.num_wanted, ++now.uniforms;
+        MultiStep steps(given, m.num_layers, kv_dim);
+        counts.assign(given.num_wanted, {});
+        for (int64_t i = 0; i < given.num_wanted; ++i) {
+            const Wanted& wanted = given.wanted[i];
+            if (wanted.presence_penalty == 0 && wanted.frequency_penalty == 0) continue;
+            for (int64_t j = 0; j < wanted.num_counts; ++j) counts[i].push_back({wanted.counted[j], wanted.counts[j]});
         }
-        given.router_s = now.router_s;
-        return nullptr;
+        for (;;) {
+            prepare(steps.now);
+            step = &steps;
+            gate.wait();
+            run_thread(steps, *router, 0);
+            gate.wait();
+            const std::chrono::duration<double> passed = std::chrono::steady_clock::now() - started;
+            if (!steps.go_on() || passed.count() >= given.most_s) return nullptr;
+        }
     }
 
     // The caller and the other threads, each to a processor of its own. Whatever else wakes up would otherwise have them
@@ -112,7 +109,7 @@ class Decoder {
     struct alignas(64) Worker {
         Inputs inputs;
         std::vector<float> normed, q, scores;
-        Drawer drawer;
+        Sampler sampler;
     };
 
     // One of the other threads: step after step, until there is none.
@@ -131,38 +128,50 @@ class Decoder {
         };
         if (outside(s.tokens, s.num_rows + s.num_ahead, 0, m.vocab)) return "a token is not in the vocabulary";
         if (outside(s.tables, s.table_starts[s.num_segments], 0, m.num_blocks)) return "a block is not in the pool";
-        if (outside(s.wanted, s.num_wanted, 0, s.num_rows)) return "a wanted row is not in the step";
-        if (outside(s.budgets, s.num_segments, 2, m.num_layers + 1)) return "a budget is not 2 to all layers";
-        if (!s.choose && outside(s.lanes, s.num_segments, 0, r.num_lanes)) return "a lane is unknown";
+                if (!s.choose && outside(s.lanes, s.num_segments, 0, r.num_lanes)) return "a lane is unknown";
+        if (!s.choose && outside(s.max_costs, s.num_segments, chooser.smallest_cost(r), INT64_MAX))
+            return "a segment may cost less than the layers that always run";
         if (outside(s.lengths, s.num_segments, 1, s.num_rows + 1)) return "a segment is empty or too long";
         if (outside(s.aheads, s.num_segments, 0, s.num_ahead + 1)) return "a segment looks too far ahead";
+        for (int64_t i = 0; i < s.num_wanted; ++i)
+            if (const char* mistake = check(s.wanted[i], s.num_rows)) return mistake;
+        if (s.most_steps > 1) {
+            bool alone = !s.choose && s.num_wanted == s.num_rows && s.num_segments == s.num_rows && !s.num_ahead;
+            for (int64_t i = 0; i < s.num_wanted && alone; ++i) alone = s.wanted[i].row == i && s.path_actions[i] != CONTINUE;
+            if (!alone) return "rows go on by themselves where each is a segment and wanted, and no callable chooses";
+        }
         int64_t row = 0;
         for (int64_t i = 0; i < s.num_segments; row += s.lengths[i++]) {
             const int64_t leader = s.aligned[i];
-            if (leader < 0 || leader > i || s.aligned[leader] != leader || s.budgets[leader] != s.budgets[i])
-                return "a segment is aligned with one that is later, aligned itself, or of another budget";
-            if (leader != i && (s.choices[i] != CHOOSE || s.choices[leader] != CHOOSE))
+            if (leader < 0 || leader > i || s.aligned[leader] != leader || s.max_costs[leader] != s.max_costs[i])
+                return "a segment is aligned with one that is later, aligned itself, or of another cost";
+            if (leader != i && (s.path_actions[i] != CHOOSE || s.path_actions[leader] != CHOOSE))
                 return "a segment that chooses no path is aligned";
             if (row + s.lengths[i] > s.num_rows) break;
             const int64_t end = (s.table_starts[i + 1] - s.table_starts[i]) * LANES;
-            if (outside(s.positions + row, s.lengths[i], 0, end - s.most_steps + 1)) return "a position is past its block table";
+            const int64_t more = s.most_steps > 1 ? s.wanted[i].max_tokens - 1 : 0;
+            if (outside(s.positions + row, s.lengths[i], 0, end - more)) return "a position is past its block table";
         }
         if (std::accumulate(s.lengths, s.lengths + s.num_segments, int64_t{0}) != s.num_rows)
             return "the segments are not all of the rows";
         if (std::accumulate(s.aheads, s.aheads + s.num_segments, int64_t{0}) != s.num_ahead)
             return "the segments do not look ahead at all of the tokens";
-        if (s.most_steps > 1) {
-            bool alone = !s.choose && s.num_wanted == s.num_rows && s.num_segments == s.num_rows && !s.num_ahead;
-            for (int64_t i = 0; i < s.num_wanted && alone; ++i) alone = s.wanted[i] == i && s.choices[i] != CONTINUE;
-            if (!alone) return "rows go on by themselves where each is a segment and wanted, and no callable chooses";
-        }
         return nullptr;
     }
 
-    static bool ends(const Step& s) {
-        return std::any_of(s.next_tokens, s.next_tokens + s.num_wanted, [&](int64_t token) {
-            return std::find(s.end_tokens, s.end_tokens + s.num_end_tokens, token) != s.end_tokens + s.num_end_tokens;
-        });
+    const char* check(const Wanted& w, int64_t num_rows) const {
+        const auto unknown = [&](const int64_t* tokens, int64_t count) {
+            return std::any_of(tokens, tokens + count, [&](int64_t token) { return token < 0 || token >= m.vocab; });
+        };
+        if (w.row < 0 || w.row >= num_rows) return "a wanted row is not in the step";
+        if (w.given < -1 || w.given >= m.vocab || unknown(w.counted, w.num_counts) || unknown(w.bias_tokens, w.num_bias))
+            return "a token of a wanted row is not in the vocabulary";
+        if (w.num_likeliest > m.vocab) return "more of the likeliest tokens are asked for than there are";
+        for (int64_t i = 0; w.allowed; ++i) {
+            if (i == m.vocab) return "a wanted row allows no token";
+            if (w.allowed[i / 8] >> (i % 8) & 1) break;
+        }
+        return nullptr;
     }
 
     void prepare(const Step& s) {
@@ -234,7 +243,8 @@ class Decoder {
         multiply(w, first * together, last * together, x, all_rows.data(), count, result);
     }
 
-    void run_thread(Step& s, const Router& router, int thread) {
+    void run_thread(MultiStep& steps, const Router& router, int thread) {
+        Step& s = steps.now;
         embed(s, thread);
         barrier.wait();
         for (int64_t index = 0; index < m.num_layers; ++index) {
@@ -284,13 +294,25 @@ class Decoder {
         );
         barrier.wait();
         const auto [first, last] = share(s.num_wanted, thread);
-        for (int64_t i = first; i < last; ++i) s.next_tokens[i] = next_token(s, i, thread);
+        for (int64_t i = first; i < last; ++i) take_token(steps, i, workers[thread].sampler);
     }
 
-    int64_t next_token(const Step& s, int64_t index, int thread) {
-        const float* const row = s.logits + index * m.vocab;
-        if (!s.samplings) return index_of_largest(row, m.vocab);
-        return workers[thread].drawer.draw(row, m.vocab, s.samplings[index], s.uniforms[index * s.most_steps]);
+    // The next token of the wanted row `index`, and its log probability.
+    void take_token(MultiStep& steps, int64_t index, Sampler& sampler) {
+        const Wanted& wanted = steps.now.wanted[index];
+        const float* const row = steps.now.logits + index * m.vocab;
+        Counts& counted = counts[steps.place(index)];
+        const double uniform = wanted.uniforms ? *wanted.uniforms : 0.;
+        const int64_t token = wanted.given >= 0 ? wanted.given : sampler.draw(row, m.vocab, wanted, counted, uniform);
+        if (wanted.presence_penalty != 0 || wanted.frequency_penalty != 0) {
+            const auto known = std::find_if(counted.begin(), counted.end(), [&](const auto& c) { return c.first == token; });
+            if (known == counted.end()) counted.push_back({token, 1});
+            else ++known->second;
+        }
+        const MultiStep::Output out = steps.output(index);
+        *out.token = token;
+        if (wanted.num_likeliest >= 0)
+            *out.logprob = sampler.score(row, m.vocab, token, wanted.num_likeliest, out.likeliest, out.likeliest_logprobs);
     }
 
     void embed(const Step& s, int thread) {
@@ -314,7 +336,10 @@ class Decoder {
                 sin[row * half + i] = static_cast<float>(std::sin(angle) * m.attention_factor);
             }
         }
-        if (thread == 0) wanted.assign(s.wanted, s.wanted + s.num_wanted);
+        if (thread == 0) {
+            wanted.clear();
+            for (int64_t i = 0; i < s.num_wanted; ++i) wanted.push_back(static_cast<int32_t>(s.wanted[i].row));
+        }
     }
 
     template <class Element>
@@ -412,9 +437,7 @@ class Decoder {
                 for (int64_t i = 0; i < kv_dim; ++i) s.first_v[row * kv_dim + i] = state(row, i);
             s.choose();
         } else {
-            scores.assign(s.num_segments * (m.num_layers - 2), 0.f);
-            for (int64_t i = 0; i < s.num_segments; ++i) score(s, router, i);
-            for (int64_t i = 0; i < s.num_segments; ++i) select(s, router, i);
+            chooser.choose(s, router, segments, [this](int64_t row, int64_t i) { return state(row, i); });
         }
         running.resize(m.num_layers);
         place_of_row.resize(m.num_layers);
@@ -422,7 +445,7 @@ class Decoder {
             running[layer].clear();
             place_of_row[layer].assign(s.num_rows, -1);
             for (int64_t i = 0; i < s.num_segments; ++i) {
-                if (s.masks[i * m.num_layers + layer] <= 0) continue;
+                if (s.paths[i * m.num_layers + layer] == SKIP) continue;
                 for (int64_t row = segments[i].start; row < segments[i].start + segments[i].length; ++row) {
                     place_of_row[layer][row] = static_cast<int32_t>(running[layer].size());
                     running[layer].push_back(static_cast<int32_t>(row));
@@ -438,83 +461,20 @@ class Decoder {
         return m.cache_kind == BF16 ? round_to_bf16(x) : x;
     }
 
-    // Counts a segment's features and adds its scores to those of the segment it is aligned with, mostly itself.
-    void score(const Step& s, const Router& router, int64_t segment) {
-        const auto [start, length, ahead_start, ahead_length, table] = segments[segment];
-        const int64_t middle = m.num_layers - 2;
-        const int64_t last = ahead_length ? ahead_start + ahead_length - 1 : start + length - 1;
-        const int64_t num_tokens = s.positions[start + length - 1] + 1 + ahead_length;
-        double* const sums = router.sums + s.lanes[segment] * kv_dim;
-        if (s.choices[segment] != CONTINUE) {
-            for (int64_t i = 0; i < kv_dim; ++i) {
-                for (int64_t row = start; row < start + length; ++row) sums[i] += state(row, i);
-                for (int64_t row = ahead_start; row < ahead_start + ahead_length; ++row) sums[i] += state(row, i);
-            }
-        }
-        std::copy_n(sums, kv_dim, s.sums + segment * kv_dim);
-        if (s.choices[segment] != CHOOSE) return;
-        float* const into = &scores[s.aligned[segment] * middle];
-        for (int64_t layer = 0; layer < middle; ++layer) into[layer] += router.prior[layer];
-        if (!router.down) return;
-        features.resize(2 * kv_dim);
-        for (int64_t i = 0; i < kv_dim; ++i) {
-            features[i] = static_cast<float>(sums[i] / static_cast<double>(num_tokens));
-            features[kv_dim + i] = state(last, i);
-        }
-        hidden_units.resize(router.rank);
-        for (int64_t unit = 0; unit < router.rank; ++unit) {
-            float x = router.down_bias[unit];
-            const float* const weights = router.down + unit * router.num_features;
-            Vec parts = Vec{};
-            int64_t i = 0;
-            for (; i + LANES <= router.num_features; i += LANES) parts += load(weights + i) * load(&features[i]);
-            for (; i < router.num_features; ++i) x += weights[i] * features[i];
-            x += sum(parts);
-            hidden_units[unit] = x / (1.f + std::exp(-x));
-        }
-        for (int64_t layer = 0; layer < middle; ++layer) {
-            float x = router.up_bias[layer];
-            for (int64_t unit = 0; unit < router.rank; ++unit) x += router.up[layer * router.rank + unit] * hidden_units[unit];
-            into[layer] += x;
-        }
-    }
-
-    void select(Step& s, const Router& router, int64_t segment) {
-        const int64_t middle = m.num_layers - 2;
-        int8_t* const mask = s.masks + segment * m.num_layers;
-        int8_t* const last_mask = router.last_masks + s.lanes[segment] * m.num_layers;
-        if (s.choices[segment] != CHOOSE) {
-            std::copy_n(last_mask, m.num_layers, mask);
-            return;
-        }
-        if (s.aligned[segment] != segment) {
-            std::copy_n(s.masks + s.aligned[segment] * m.num_layers, m.num_layers, mask);
-        } else {
-            const float* const scored = &scores[segment * middle];
-            std::fill_n(mask, m.num_layers, int8_t{0});
-            mask[0] = mask[m.num_layers - 1] = 1;
-            for (int64_t left = s.budgets[segment] - 2; left > 0; --left) {
-                int64_t best = -1;  // of equals the lower index
-                for (int64_t layer = 0; layer < middle; ++layer)
-                    if (!mask[layer + 1] && (best < 0 || scored[layer] > scored[best])) best = layer;
-                mask[best + 1] = 1;
-            }
-        }
-        std::copy_n(mask, m.num_layers, last_mask);
-    }
-
     const Model m;
     const std::vector<Layer> layers;
     Barrier barrier, gate;  // within a step, and around it
     std::vector<Worker> workers;
+    PathChooser chooser;
+    std::vector<Counts> counts;  // [wanted]: of rows with penalties
     std::vector<std::thread> threads;
-    Step* step = nullptr;
+    MultiStep* step = nullptr;
     const Router* router = nullptr;
     int64_t kv_dim, width, q_width, kv_width, mlp_width, v_width, rows_together, scores_width = 0;
     bool one_row_each = false;
     Inputs shared;
-    std::vector<float> hidden, q, kv, attended, gated, cos, sin, features, hidden_units, scores;
-    std::vector<int64_t> segment_of_row, newest, next_positions;
+    std::vector<float> hidden, q, kv, attended, gated, cos, sin;
+    std::vector<int64_t> segment_of_row;
     std::vector<int32_t> all_rows, wanted;
     std::vector<Segment> segments;
     std::vector<std::vector<int32_t>> running, place_of_row;  // by layer: rows that run it, and each row's place there
@@ -531,6 +491,12 @@ void* buddy_decoder(const buddy::Model* model) {
     } catch (const std::exception&) {
         return nullptr;
     }
+}
+
+// Sizes and offsets of the structs of interface.h, `count` numbers.
+const int64_t* buddy_layout(int64_t* count) {
+    *count = std::size(buddy::LAYOUT);
+    return buddy::LAYOUT;
 }
 
 void buddy_pin(void* decoder) { static_cast<buddy::Decoder*>(decoder)->pin(); }

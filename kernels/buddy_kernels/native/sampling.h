@@ -1,10 +1,11 @@
-// From logits to a token: sampling.py, with weights in fp32 and their sums in fp64.
+// From logits to a token, as in sampling.py: with weights in fp32 and their sums in fp64.
 #pragma once
 
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <numeric>
+#include <utility>
 #include <vector>
 
 #include "interface.h"
@@ -12,10 +13,14 @@
 
 namespace buddy {
 
-class Drawer {
+// How often an answer has each of its tokens.
+using Counts = std::vector<std::pair<int64_t, int64_t>>;
+
+class Sampler {
   public:
     // One of the tokens 0 .. vocab - 1. `uniform` is from [0, 1).
-    int64_t draw(const float* logits, int64_t vocab, const Sampling& how, double uniform) {
+    int64_t draw(const float* logits, int64_t vocab, const Wanted& how, const Counts& counts, double uniform) {
+        if (how.num_bias || how.allowed || !counts.empty()) logits = adjust(logits, vocab, how, counts);
         const int64_t likeliest = index_of_largest(logits, vocab);
         if (how.temperature == 0) return likeliest;
         weigh(logits, vocab, logits[likeliest], how.temperature);
@@ -23,7 +28,35 @@ class Drawer {
         return draw_of_all(uniform, likeliest);
     }
 
+    // The log probability of `token`, and the likeliest tokens with theirs, best first, of equals the lower first.
+    double score(const float* logits, int64_t vocab, int64_t token, int64_t num_likeliest, int64_t* likeliest, double* logprobs) {
+        const double most = logits[index_of_largest(logits, vocab)];
+        double total = 0;
+        for (int64_t i = 0; i < vocab; ++i) total += std::exp(logits[i] - most);
+        const double log_total = most + std::log(total);
+        best.clear();
+        const auto room = static_cast<size_t>(num_likeliest);
+        for (int64_t i = 0; i < vocab && room; ++i) {
+            if (best.size() == room && !(logits[i] > logits[best.back()])) continue;
+            if (best.size() == room) best.pop_back();
+            const auto behind = [&](int64_t value, int64_t other) { return logits[value] > logits[other]; };
+            best.insert(std::upper_bound(best.begin(), best.end(), i, behind), i);
+        }
+        for (size_t i = 0; i < best.size(); ++i) likeliest[i] = best[i], logprobs[i] = logits[best[i]] - log_total;
+        return logits[token] - log_total;
+    }
+
   private:
+    const float* adjust(const float* logits, int64_t vocab, const Wanted& how, const Counts& counts) {
+        adjusted.assign(logits, logits + vocab);
+        for (const auto& [token, count] : counts)
+            adjusted[token] -= static_cast<float>(how.presence_penalty + how.frequency_penalty * static_cast<double>(count));
+        for (int64_t i = 0; i < how.num_bias; ++i) adjusted[how.bias_tokens[i]] += static_cast<float>(how.bias[i]);
+        for (int64_t i = 0; i < vocab && how.allowed; ++i)
+            if (!(how.allowed[i / 8] >> (i % 8) & 1)) adjusted[i] = -INFINITY;
+        return adjusted.data();
+    }
+
     // Probabilities but for a factor; the likeliest has 1. Padded with zeros.
     void weigh(const float* logits, int64_t vocab, float most, double temperature) {
         weights.resize(padded(vocab, LANES));
@@ -61,7 +94,7 @@ class Drawer {
     }
 
     // From those that top_k, min_p and top_p keep, the likeliest first.
-    int64_t draw_of_kept(const Sampling& how, double uniform, int64_t likeliest) {
+    int64_t draw_of_kept(const Wanted& how, double uniform, int64_t likeliest) {
         tokens.clear();
         double total = 0;
         for (size_t i = 0; i < weights.size(); ++i)
@@ -98,9 +131,10 @@ class Drawer {
         std::sort(tokens.begin(), tokens.end(), before);
     }
 
-    std::vector<float> weights;
+    std::vector<float> weights, adjusted;
     std::vector<double> sums;
     std::vector<int32_t> tokens;
+    std::vector<int64_t> best;
 };
 
 }  // namespace buddy

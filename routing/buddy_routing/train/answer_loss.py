@@ -56,8 +56,8 @@ def prompt_features(model: RoutedDecoder, batch: ExampleBatch) -> Tensor:
     return features[batch.counted & ~batch.in_answer]
 
 
-def fixed_paths(batch: ExampleBatch, masks: Tensor) -> PathChooser:
-    """One path an example, for prompt and answer: masks [E, L] of 0 and 1."""
+def fixed_paths(batch: ExampleBatch, paths: Tensor) -> PathChooser:
+    """One path an example, for prompt and answer: paths [E, L]."""
     # Padding belongs to no example; what it runs does not matter.
-    of_token = torch.cat((masks, masks[:1]))[example_of_token(batch)].float()
+    of_token = torch.cat((paths, paths[:1]))[example_of_token(batch)].float()
     return lambda _: of_token

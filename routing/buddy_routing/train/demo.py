@@ -125,7 +125,7 @@ def router_from_prior(model: RoutedDecoder, data: PackedTokens, seed: int, devic
     with torch.no_grad():
         # Whether a token's successor counts is what its own place in a document does not say.
         decision.up.bias.copy_(measure_prior(model, tokens, "ppl", counted.roll(-1, 1)))
-    return LearnedRouter(decision, torch.zeros(model.spec.num_layers - 2), 0.0, "training")
+    return LearnedRouter(decision, torch.zeros(len(model.spec.actions.free)), 0.0, "training")
 
 
 def export_base(plan: DemoPlan, model: RoutedDecoder) -> Path:

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from buddy_routing.action_space import MILLI_LAYERS
 from buddy_routing.decoder import RoutedDecoder
 from buddy_routing.router import LearnedRouter
 from buddy_routing.train.answer_loss import answer_loss, prompt_features
@@ -83,6 +84,7 @@ def _log_likelihood(
     model: RoutedDecoder, router: LearnedRouter, route_block: int, batch: ExampleBatch, depth: int
 ) -> Tensor:
     """[E]: of every answer at `depth` layers."""
-    layers = torch.full_like(batch.tokens, depth)
-    loss = answer_loss(model, batch, routed_paths(router, batch.begins, batch.in_answer, layers, route_block))
+    max_cost = torch.full_like(batch.tokens, MILLI_LAYERS * depth)
+    choose = routed_paths(router, model.spec.actions, batch.begins, batch.in_answer, max_cost, route_block)
+    loss = answer_loss(model, batch, choose)
     return -loss.nats * loss.num_tokens

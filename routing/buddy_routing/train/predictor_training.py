@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from buddy_routing.budget import num_run_layers, smallest_budget
+from buddy_routing.action_space import MILLI_LAYERS
 from buddy_routing.decoder import RoutedDecoder
 from buddy_routing.predictor import BudgetPredictor
 from buddy_routing.router import LearnedRouter
@@ -45,7 +45,8 @@ def train_predictor(
     """Resumes from `checkpoint` when it exists. The same seed gives the same predictor; `data_name` tells examples from
     others. Raises OtherTrainingError for a checkpoint of another router, other data or other rewards."""
     num_layers = model.spec.num_layers
-    lowest = num_run_layers(max(plan.lowest_budget, smallest_budget(num_layers)), num_layers)
+    actions = model.spec.actions
+    lowest = actions.max_cost(max(plan.lowest_budget, actions.smallest_budget)) // MILLI_LAYERS
     predictor = BudgetPredictor(2 * model.spec.kv_dim, num_layers, plan.rank, lowest)
     levels = tuple(level for level in predictor.levels.tolist() if level >= lowest)
     # Not named by what the policy's own training adds, so that it can be tried again without measuring again.
@@ -86,8 +87,8 @@ def fit_policy(predictor: BudgetPredictor, rewards: DepthRewards, plan: Predicto
 
 
 def _reward_table(predictor: BudgetPredictor, rewards: DepthRewards, cost_weight: float) -> Tensor:
-    """[E, L - 2]: of every action; 0 for those that are never taken."""
-    table = rewards.log_likelihood.new_zeros(len(rewards.features), predictor.num_layers - 2)
+    """[E, C]: of every choice; 0 for those that are never taken."""
+    table = rewards.log_likelihood.new_zeros(len(rewards.features), len(predictor.levels))
     levels = torch.tensor(rewards.levels, device=table.device)
     columns = levels - int(predictor.levels[0])
     table[:, columns] = rewards.log_likelihood - cost_weight * levels / predictor.num_layers

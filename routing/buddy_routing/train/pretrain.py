@@ -16,11 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from buddy_routing.budget import num_run_layers, smallest_budget
 from buddy_routing.decoder import RoutedDecoder
 from buddy_routing.router import LearnedRouter
 from buddy_routing.train.corpus import PackedTokens
-from buddy_routing.train.routed_paths import budget_per_conversation, routed_paths
+from buddy_routing.train.routed_paths import cost_per_conversation, routed_paths
 from buddy_routing.train.training_state import load_training_state, save_training_state
 
 CHECKPOINT_EVERY = 50
@@ -120,9 +119,9 @@ def run_batch(
     num_layers = model.spec.num_layers
     if router is None or rng.random() >= plan.routed_share:
         return model.dense(tokens, layers_on=random_depth(num_layers, plan.depth_drop, rng))
-    lowest = num_run_layers(max(plan.lowest_budget, smallest_budget(num_layers)), num_layers)
-    num_run = budget_per_conversation(begins, lowest, num_layers - 1, rng.getrandbits(63))
-    return model.dense(tokens, routed_paths(router, begins, counted, num_run, plan.route_block))
+    actions = model.spec.actions
+    max_cost = cost_per_conversation(begins, actions, plan.lowest_budget, num_layers - 1, rng.getrandbits(63))
+    return model.dense(tokens, routed_paths(router, actions, begins, counted, max_cost, plan.route_block))
 
 
 def training_precision(device: torch.device) -> torch.autocast:

@@ -12,11 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from buddy_routing.budget import num_run_layers
 from buddy_routing.decoder import RoutedDecoder
 from buddy_routing.prior import measure_prior
 from buddy_routing.router import PromptSetRouter
-from buddy_routing.selection import select_layers
+from buddy_routing.selection import select_path
 from buddy_routing.train.answer_loss import answer_loss, example_of_token, fixed_paths, prompt_features
 from buddy_routing.train.example import ExampleBatch
 
@@ -86,9 +85,9 @@ def _losses(model: RoutedDecoder, batches: Sequence[ExampleBatch], rankings: Ten
             num_examples = len(prompt_features(model, batch))
             of_budgets = []
             for budget in BUDGETS:
-                num_run = torch.tensor([num_run_layers(budget, model.spec.num_layers)])
-                masks = select_layers(ranking[None], num_run).expand(num_examples, -1)
-                of_budgets.append(answer_loss(model, batch, fixed_paths(batch, masks)).nats)
+                max_cost = torch.tensor([model.spec.actions.max_cost(budget)])
+                paths = select_path(ranking[None], max_cost, model.spec.actions).expand(num_examples, -1)
+                of_budgets.append(answer_loss(model, batch, fixed_paths(batch, paths)).nats)
             nats.append(torch.stack(of_budgets).mean(0))
         columns.append(torch.cat(nats))
     return torch.stack(columns, 1)

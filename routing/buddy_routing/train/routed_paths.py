@@ -1,21 +1,27 @@
 """The paths a router chooses over whole rows of tokens, as the server would, with gradients to its scores."""
 
-# B rows of tokens, T tokens, L layers
+# B rows of tokens, T tokens, C free layers
 
 import torch
 from torch import Tensor
 
+from buddy_routing.action_space import MILLI_LAYERS, ActionSpace
 from buddy_routing.decoder import PathChooser
 from buddy_routing.features import causal_features
 from buddy_routing.route_sources import conversation_starts, route_sources
 from buddy_routing.router import LearnedRouter
-from buddy_routing.selection import select_layers, straight_through
+from buddy_routing.selection import select_path, straight_through
 
 
 def routed_paths(
-    router: LearnedRouter, begins: Tensor, in_answer: Tensor, num_run: Tensor, route_block: int
+    router: LearnedRouter,
+    actions: ActionSpace,
+    begins: Tensor,
+    in_answer: Tensor,
+    max_cost: Tensor,
+    route_block: int,
 ) -> PathChooser:
-    """For RoutedDecoder.dense: `begins`, `in_answer` (bool) and `num_run` (layers to run) are [B, T].
+    """For RoutedDecoder.dense: `begins`, `in_answer` (bool) and `max_cost` (milli-layers of a token) are [B, T].
 
     The features are taken as given: the gradient reaches the router's weights and the layers that run.
     """
@@ -25,16 +31,21 @@ def routed_paths(
     def choose(v: Tensor) -> Tensor:
         # The server scores in fp32; training's mixed precision would make ties of its own.
         with torch.autocast(v.device.type, enabled=False):
-            scores = router.scores(causal_features(v.detach(), starts))  # [B, T, L - 2]
+            scores = router.scores(causal_features(v.detach(), starts))  # [B, T, C]
         scores = scores.gather(1, sources[..., None].expand(-1, -1, scores.shape[-1]))
-        return straight_through(scores, select_layers(scores, num_run))
+        return straight_through(scores, select_path(scores, max_cost, actions), actions)
 
     return choose
 
 
-def budget_per_conversation(begins: Tensor, lowest: int, highest: int, seed: int) -> Tensor:
-    """[B, T] int64: layers to run, uniform from `lowest` to `highest`, the same for a conversation's tokens."""
+def cost_per_conversation(
+    begins: Tensor, actions: ActionSpace, lowest_budget: float, most_layers: int, seed: int
+) -> Tensor:
+    """[B, T] int64: milli-layers of a token, the same for a conversation's tokens: whole layers, uniform from what
+    `lowest_budget` pays for to `most_layers`."""
     conversation = begins.cumsum(1)  # [B, T]
     generator = torch.Generator().manual_seed(seed)
     shape = (len(begins), int(conversation.max()) + 1)
-    return torch.randint(lowest, highest + 1, shape, generator=generator).to(begins.device).gather(1, conversation)
+    lowest = actions.max_cost(max(lowest_budget, actions.smallest_budget)) // MILLI_LAYERS
+    layers = torch.randint(lowest, most_layers + 1, shape, generator=generator)
+    return MILLI_LAYERS * layers.to(begins.device).gather(1, conversation)

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from buddy_routing.adapter import add_adapter
-from buddy_routing.budget import num_run_layers, smallest_budget
 from buddy_routing.checkpoint import LoadedModel
 from buddy_routing.decoder import RoutedDecoder
 from buddy_routing.features import causal_features, feature_dim
@@ -29,7 +28,7 @@ from buddy_routing.route_sources import conversation_starts
 from buddy_routing.router import DecisionModule, LearnedRouter
 from buddy_routing.router_config import FeatureKind, RouterConfig
 from buddy_routing.train.example import Example, ExampleBatch, packed_batches
-from buddy_routing.train.routed_paths import budget_per_conversation, routed_paths
+from buddy_routing.train.routed_paths import cost_per_conversation, routed_paths
 from buddy_routing.train.router_plan import RouterPlan
 from buddy_routing.train.training_state import load_training_state, run_name, save_training_state
 
@@ -51,15 +50,15 @@ class RouterLoss(nn.Module):
         self._model = (model,)
         self._plan = plan
 
-    def forward(self, batch: ExampleBatch, num_run: Tensor) -> Tensor:
-        """Mean loss over the answers' tokens; `num_run` [B, T] is layers to run."""
+    def forward(self, batch: ExampleBatch, max_cost: Tensor) -> Tensor:
+        """Mean loss over the answers' tokens; `max_cost` [B, T] is the milli-layers of a token."""
         (model,) = self._model
         starts = conversation_starts(batch.begins)
         # Without answers an example is one block as long as itself: a path for all, from its last token.
         block, in_answer = self._plan.route_block, batch.in_answer
         if self._plan.masks == "example":
             block, in_answer = batch.tokens.shape[1], torch.zeros_like(batch.in_answer)
-        choose = routed_paths(self.router, batch.begins, in_answer, num_run, block)
+        choose = routed_paths(self.router, model.spec.actions, batch.begins, in_answer, max_cost, block)
         student = model.lm_head(model.dense(batch.tokens, choose, starts=starts)[batch.counted]).float()
         if self._plan.objective == "cross_entropy":
             return F.cross_entropy(student, batch.tokens[batch.in_answer])
@@ -111,7 +110,6 @@ def train_router(
         disable=not accelerator.is_main_process,
     )
     num_layers = loaded.model.spec.num_layers
-    lowest = num_run_layers(max(plan.lowest_budget, smallest_budget(num_layers)), num_layers)
     # A frozen model has nothing to learn at full depth.
     highest = num_layers if plan.lora_rank else num_layers - 1
     mean_loss: float | None = None
@@ -121,8 +119,8 @@ def train_router(
         for group in optimizer.param_groups:
             group["lr"] = plan.learning_rate * (1 - (step - 1) / num_steps)
         seed = random.Random(f"{plan.seed}:{step}:{accelerator.process_index}").getrandbits(63)
-        num_run = budget_per_conversation(batch.begins, lowest, highest, seed)
-        loss = loss_of(batch, num_run)
+        max_cost = cost_per_conversation(batch.begins, loaded.model.spec.actions, plan.lowest_budget, highest, seed)
+        loss = loss_of(batch, max_cost)
         accelerator.backward(loss)
         prepared.step()
         prepared.zero_grad(set_to_none=True)

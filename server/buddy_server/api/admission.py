@@ -6,27 +6,25 @@ from dataclasses import dataclass
 
 from fastapi import Request
 
+from buddy_routing.action_space import ActionSpace
 from buddy_server.api.prompts import Body, check_named_tokens, context_limit, prompt_tokens, source
 from buddy_server.api.schemas import ChatRequest, CompletionRequest
 from buddy_server.api.services import Services
-from buddy_server.engine.messages import EngineClient, EngineInfo, GenerationRequest, SamplingParams
+from buddy_server.engine.messages import EngineInfo, GenerationRequest, SamplingParams
 from buddy_server.errors import (
     ContextLengthExceeded,
     InvalidRequest,
     ModelNotFound,
-    NotReady,
-    Overloaded,
     shown,
 )
 from buddy_server.tenancy.depth import (
     DepthDecision,
     decide_depth,
-    lowest_depth,
     parse_budget,
     parse_budget_header,
-    predicted_depth,
 )
-from buddy_server.tenancy.policy import Auto, Tenant, Tier
+from buddy_server.tenancy.policy import Auto, Tenant
+from buddy_server.tenancy.request_life import RequestLife
 
 BUDGET_HEADER = "x-buddy-budget"
 
@@ -44,7 +42,7 @@ class Admitted:
     request_id: str
     body: Body
     depth: DepthDecision
-    num_layers: int
+    actions: ActionSpace
     choices: tuple[GenerationRequest, ...]
 
     @property
@@ -53,64 +51,42 @@ class Admitted:
         return [choice.prompt_tokens for choice in self.choices[:: self.body.n or 1]]
 
 
-async def admit(services: Services, tenant: Tenant, request: Request, body: Body) -> Admitted:
-    """Decide everything about `body` that the engine is not to ask about.
+async def admit(services: Services, life: RequestLife, tenant: Tenant, request: Request, body: Body) -> Admitted:
+    """Decide everything about `body` that the engine is not to ask about, and reserve for it in `life`.
 
     Raises ModelNotFound, InvalidBudget, NotReady, Overloaded, ContextLengthExceeded or InvalidRequest.
     """
     info = services.engine.info
     if body.model != info.model_id:
         raise ModelNotFound(body.model, info.model_id)
-    asked = _asked_budget(body, request.headers.get(BUDGET_HEADER), info.num_layers)
-    depth = decide_depth(asked, tenant.tier, info.num_layers)
+    asked = _asked_budget(body, request.headers.get(BUDGET_HEADER), info.actions)
+    depth = decide_depth(asked, tenant.tier, info.actions, info.has_predictor)
     check_named_tokens(body, info.vocab_size)
     prompts = await prompt_tokens(services.tokenizer, body, info)
-    n = body.n or 1
-    # After the wait, so that those who waited too are counted.
-    _check_capacity(services.engine, n * len(prompts), services.config.max_waiting)
     limits = [_max_tokens(len(prompt), body, info) for prompt in prompts]
-    depth = await _settled(depth, tenant.tier, services.engine, prompts)
+    n = body.n or 1
+    life.admit(n * len(prompts), sum(map(len, prompts)), depth)
     completion_id = f"{'chatcmpl' if isinstance(body, ChatRequest) else 'cmpl'}-{uuid.uuid4().hex}"
     choices = tuple(
         GenerationRequest(
             request_id=f"{completion_id}-{prompt_index * n + index}",
             tenant=tenant.name,
             prompt_tokens=prompt,
-            num_run_layers=depth.num_run_layers,
+            max_cost=depth.max_cost,
+            min_cost=depth.min_cost,
             sampling=_sampling(body, limits[prompt_index], index),
             align_paths=tenant.tier.align_paths,
         )
         for prompt_index, prompt in enumerate(prompts)
         for index in range(n)
     )
-    return Admitted(completion_id, int(time.time()), request.state.request_id, body, depth, info.num_layers, choices)
+    return Admitted(completion_id, int(time.time()), request.state.request_id, body, depth, info.actions, choices)
 
 
-async def _settled(
-    depth: DepthDecision, tier: Tier, engine: EngineClient, prompts: list[tuple[int, ...]]
-) -> DepthDecision:
-    """The decision, with the predictor's depth where the request and the tenant leave it open: the largest of those
-    for its prompts."""
-    if not depth.is_open:
-        return depth
-    num_layers = engine.info.num_layers
-    lowest = lowest_depth(tier, num_layers)
-    predicted = [await engine.predict_depth(prompt, lowest, depth.num_run_layers) for prompt in prompts]
-    chosen = [num_run for num_run in predicted if num_run is not None]
-    return predicted_depth(depth, max(chosen), num_layers) if chosen else depth
-
-
-def _asked_budget(body: Body, header: str | None, num_layers: int) -> float | Auto | None:
+def _asked_budget(body: Body, header: str | None, actions: ActionSpace) -> float | Auto | None:
     if body.budget is not None:
-        return parse_budget(body.budget, num_layers)
-    return None if header is None else parse_budget_header(header, num_layers)
-
-
-def _check_capacity(engine: EngineClient, num_choices: int, max_waiting: int) -> None:
-    if not engine.is_ready:
-        raise NotReady("The engine cannot take work yet.")
-    if engine.num_waiting + num_choices > max_waiting:
-        raise Overloaded(f"{engine.num_waiting} requests are waiting already; try again in a moment.")
+        return parse_budget(body.budget, actions)
+    return None if header is None else parse_budget_header(header, actions)
 
 
 def _max_tokens(num_prompt_tokens: int, body: Body, info: EngineInfo) -> int:

@@ -12,6 +12,7 @@ from buddy_server.api.services import Services
 from buddy_server.config import ServerConfig
 from buddy_server.engine.messages import EngineClient
 from buddy_server.metrics import Metrics
+from buddy_server.tenancy.capacity import Capacity
 from buddy_server.tenancy.depth import check_tier
 from buddy_server.tenancy.tenants import TenantDirectory
 from buddy_server.tokenizer import ChatTokenizer
@@ -24,8 +25,9 @@ def create_app(config: ServerConfig, engine: EngineClient, tokenizer: ChatTokeni
     Raises ConfigError when a tier's budgets cannot be honoured by the engine's model.
     """
     for tenant in config.tenants:
-        check_tier(tenant.tier, engine.info.num_layers)
-    services = Services(config, engine, tokenizer, metrics, TenantDirectory(config.tenants))
+        check_tier(tenant.tier, engine.info.actions)
+    capacity = Capacity(engine, config.max_waiting)
+    services = Services(config, engine, tokenizer, metrics, TenantDirectory(config.tenants), capacity)
     # No pages of documentation and no redirects: this server answers in JSON alone.
     app = FastAPI(
         title="Buddy Serve", version=server_version(), openapi_url=None, docs_url=None, redoc_url=None,

@@ -8,7 +8,7 @@ from typing import Any
 from buddy_server.api.generation import Generation
 from buddy_server.api.responses import LOWEST_LOGPROB
 from buddy_server.api.schemas import CompletionRequest
-from buddy_server.engine.messages import Event, FinishEvent, PromptEvent, TokenEvent, TokenLogprob
+from buddy_server.engine.messages import AnswerEvent, FinishEvent, PromptEvent, TokenEvent, TokenLogprob
 from buddy_server.tokenizer import ChatTokenizer
 
 
@@ -54,7 +54,7 @@ class CompletionChoices:
         self._tokenizer = tokenizer
         self._lengths = [0] * len(self._prompts)
 
-    def piece(self, index: int, events: list[Event]) -> dict[str, Any]:
+    def piece(self, index: int, events: list[AnswerEvent]) -> dict[str, Any]:
         """The choice `index` as far as `events`, which came together, tell of it."""
         logprobs, last = _Logprobs(), events[-1]
         text = "".join([self._text(index, event, logprobs) for event in events])
@@ -65,7 +65,7 @@ class CompletionChoices:
             "finish_reason": last.reason if isinstance(last, FinishEvent) else None,
         }
 
-    def _text(self, index: int, event: Event, logprobs: _Logprobs) -> str:
+    def _text(self, index: int, event: AnswerEvent, logprobs: _Logprobs) -> str:
         """What `event` adds to the choice; its log probabilities go to `logprobs`."""
         text = ""
         if isinstance(event, PromptEvent) or self._echoes_now(index):
@@ -81,7 +81,7 @@ class CompletionChoices:
         """Whether the prompt is to be echoed now, nobody having asked for its log probabilities."""
         return bool(self._body.echo) and self._body.logprobs is None and self._lengths[index] == 0
 
-    def _echo(self, index: int, event: Event, logprobs: _Logprobs) -> str:
+    def _echo(self, index: int, event: AnswerEvent, logprobs: _Logprobs) -> str:
         prompt = self._prompts[index]
         if isinstance(event, PromptEvent):
             offset = 0
@@ -125,7 +125,7 @@ class CompletionChunkWriter:
         self._generation = generation
         self._choices = CompletionChoices(generation, tokenizer)
 
-    def chunks(self, index: int, events: list[Event]) -> Iterator[dict[str, Any]]:
+    def chunks(self, index: int, events: list[AnswerEvent]) -> Iterator[dict[str, Any]]:
         """One for `events` that came together; none for tokens without text and log probabilities."""
         piece = self._choices.piece(index, events)
         if piece["text"] or piece["logprobs"] or piece["finish_reason"]:

@@ -1,7 +1,7 @@
 """What both kinds of completion do with a request, streamed or not."""
 
 from collections.abc import Callable, Coroutine
-from contextlib import ExitStack
+from contextlib import AsyncExitStack
 from typing import Any
 
 from fastapi import Request
@@ -26,13 +26,11 @@ async def complete(
     """The response to `request`: `collect` makes its body, `write` the chunks of its stream."""
     # Before the body is read: who has no key gets neither memory nor work out of us.
     tenant = services.authenticate(request)
-    with ExitStack() as stack:
-        measured = stack.enter_context(services.metrics.request(tenant))
-        admitted = await admit(services, tenant, request, await read_body(request, schema))
-        measured.admitted(sum(map(len, admitted.prompts)), admitted.depth)
-        generation = Generation(services.engine, admitted, measured)
+    async with AsyncExitStack() as stack:
+        life = await stack.enter_async_context(services.begin(tenant))
+        admitted = await admit(services, life, tenant, request, await read_body(request, schema))
+        generation = Generation(services.engine, admitted, life.metrics)
         if admitted.body.stream:
-            # The response outlives this function and closes `measured` itself.
-            stack.pop_all()
-            return CompletionStream(generation, write(generation), measured, services.config.ping_interval_s)
+            # The response outlives this function and leaves `life` itself.
+            return CompletionStream(generation, write(generation), stack.pop_all(), services.config.ping_interval_s)
         return JSONResponse(await unless_disconnected(request, collect(generation)))

@@ -5,11 +5,13 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
+from buddy_routing.action_space import MILLI_LAYERS
 from buddy_server.api.admission import Admitted
 from buddy_server.api.merge import merge
-from buddy_server.engine.messages import EngineClient, Event, FinishEvent, TokenEvent
+from buddy_server.engine.messages import AnswerEvent, DepthEvent, EngineClient, Event, FinishEvent, TokenEvent
 from buddy_server.errors import InternalError, NotReady
 from buddy_server.metrics import RequestMetrics
+from buddy_server.tenancy.depth import predicted_depth
 
 _log = logging.getLogger(__name__)
 
@@ -17,14 +19,16 @@ _log = logging.getLogger(__name__)
 class Generation:
     """Runs the choices of `admitted`, measures them, and adds up what they used. Iterate `events` once."""
 
-    def __init__(self, engine: EngineClient, admitted: Admitted, measured: RequestMetrics):
+    def __init__(self, engine: EngineClient, admitted: Admitted, metrics: RequestMetrics):
         self.admitted = admitted
+        self.metrics = metrics
         self._engine = engine
-        self._measured = measured
-        self._paths: list[list[tuple[int, ...]]] = [[] for _ in admitted.choices]
+        self._depth = admitted.depth
+        self._predicted: list[int] = []
+        self._paths: list[list[bytes]] = [[] for _ in admitted.choices]
         self._finishes: dict[int, FinishEvent] = {}
 
-    async def events(self) -> AsyncGenerator[tuple[int, list[Event]], None]:
+    async def events(self) -> AsyncGenerator[tuple[int, list[AnswerEvent]], None]:
         """The events of all choices with the choice's index, those that come at the same time as one list. Closing it
         cancels what still runs.
 
@@ -33,11 +37,11 @@ class Generation:
         streams = [self._engine.submit(choice) for choice in self.admitted.choices]
         async with aclosing(merge(streams)) as merged:
             async for index, events in merged:
-                self._take(index, events)
-                yield index, events
+                if answer := self._take(index, events):
+                    yield index, answer
         assert self.is_complete, "the engine ended a request without a FinishEvent"
-        self._measured.cached(self._num_cached)
-        self._measured.finish("finished")
+        self.metrics.cached(self._num_cached)
+        self.metrics.finish("finished")
 
     @property
     def is_complete(self) -> bool:
@@ -45,21 +49,18 @@ class Generation:
         return len(self._finishes) == len(self.admitted.choices)
 
     @property
-    def _answered(self) -> list[FinishEvent]:
-        """Nothing where only the prompt was scored: the token that the engine makes all the same is not charged."""
-        return [] if self.admitted.body.scores_only else list(self._finishes.values())
-
-    @property
     def _num_cached(self) -> int:
         """Prompt tokens that no choice had to compute."""
-        cached = [self._finishes[index].cached_tokens for index in range(len(self.admitted.choices))]
+        cached = [self._finishes[index].usage.cached_tokens for index in range(len(self.admitted.choices))]
         n = self.admitted.body.n or 1
         return sum(min(cached[first : first + n]) for first in range(0, len(cached), n))
 
     def usage(self) -> dict[str, Any]:
-        """OpenAI's usage: every prompt counts once, the completions of all choices add up."""
+        """OpenAI's usage: every prompt counts once, the completions of all choices add up. Where only the prompt was
+        scored, the token that the engine makes all the same does not count."""
         num_prompt = sum(map(len, self.admitted.prompts))
-        num_completion = sum(finish.completion_tokens for finish in self._answered)
+        answered = [] if self.admitted.body.scores_only else self._finishes.values()
+        num_completion = sum(finish.usage.completion_tokens for finish in answered)
         return {
             "prompt_tokens": num_prompt,
             "completion_tokens": num_completion,
@@ -70,36 +71,48 @@ class Generation:
     def buddy(self) -> dict[str, Any]:
         """The `buddy` object of the response, over all choices.
 
-        `layer_tokens` counts the prompt tokens that each choice computed, so nothing for cached ones. With trace,
-        `paths` has the layer indices of every token; with several choices it is a list of such lists, one for each
-        choice.
+        `layer_tokens` is what the request is charged: every token that was computed for it, at the layers it ran, so
+        nothing for cached ones, nor for the last token of an answer. With trace, `paths` has the layer indices that
+        made each token; with several choices it is a list of such lists, one for each choice.
         """
-        depth = self.admitted.depth
-        num_layers = self.admitted.num_layers
+        actions = self.admitted.actions
         paths = [path for choice in self._paths for path in choice]
-        runs = sum(finish.prompt_layer_runs for finish in self._finishes.values())
-        runs += sum(finish.output_layer_runs for finish in self._answered)
+        cost = sum(finish.usage.cost for finish in self._finishes.values())
+        layers = sum(actions.path_costs[path] for path in paths) / MILLI_LAYERS
         buddy: dict[str, Any] = {
-            "budget_requested": depth.requested,
-            "budget_granted": depth.granted,
-            "decided_by": depth.decided_by,
-            "layers": num_layers,
-            "layers_per_token": sum(map(len, paths)) / len(paths) if paths else 0.0,
-            "layer_tokens": runs / num_layers,
+            "budget_requested": self._depth.requested,
+            "budget_granted": self._depth.granted,
+            "decided_by": self._depth.decided_by,
+            "layers": actions.num_layers,
+            "layers_per_token": layers / len(paths) if paths else 0.0,
+            "layer_tokens": round(cost / actions.full_cost, 3),
             "distinct_paths": len(set(paths)),
         }
         if self.admitted.body.wants_trace:
-            buddy["paths"] = self._paths[0] if len(self._paths) == 1 else self._paths
+            traces = [[actions.layers_run(path) for path in choice] for choice in self._paths]
+            buddy["paths"] = traces[0] if len(traces) == 1 else traces
         return buddy
 
-    def _take(self, index: int, events: list[Event]) -> None:
-        paths = [event.layers for event in events if isinstance(event, TokenEvent)]
+    def _take(self, index: int, events: list[Event]) -> list[AnswerEvent]:
+        """Note what events tell; those that are part of the answer."""
+        if isinstance(first := events[0], DepthEvent):
+            self._settle_depth(first.max_cost)
+        answer = [event for event in events if not isinstance(event, DepthEvent)]
+        paths = [event.path for event in answer if isinstance(event, TokenEvent)]
         self._paths[index] += paths
-        self._measured.tokens([len(path) for path in paths], index)
-        last = events[-1]
-        if isinstance(last, FinishEvent):
+        costs = self.admitted.actions.path_costs
+        self.metrics.tokens([costs[path] for path in paths], index)
+        if answer and isinstance(last := answer[-1], FinishEvent):
             self._check(last)
             self._finishes[index] = last
+        return answer
+
+    def _settle_depth(self, max_cost: int) -> None:
+        """One choice's depth was predicted. Of several prompts the deepest counts as the request's."""
+        self._predicted.append(max_cost)
+        self._depth = predicted_depth(self.admitted.depth, max(self._predicted), self.admitted.actions)
+        if len(self._predicted) == len(self.admitted.choices):
+            self.metrics.granted(self._depth.granted)
 
     def _check(self, finish: FinishEvent) -> None:
         if finish.reason == "error":
@@ -113,5 +126,8 @@ class Generation:
                 },
             )
             raise InternalError
-        if finish.reason == "cancelled":
-            raise NotReady("The engine stopped before it finished this request.")
+        if finish.reason in ("cancelled", "lost"):
+            raise NotReady(
+                "The engine stopped before it finished this request.",
+                retry_after_s=self._engine.ready_in_s,
+            )

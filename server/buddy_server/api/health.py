@@ -20,7 +20,7 @@ def health_router(services: Services) -> APIRouter:
     @router.get("/ready")
     async def ready() -> dict[str, str]:
         if not engine.is_ready:
-            raise NotReady("The engine cannot take work yet.")
+            raise NotReady("The engine cannot take work yet.", retry_after_s=engine.ready_in_s)
         return {"status": "ready"}
 
     @router.get("/version")

@@ -5,7 +5,7 @@ from contextlib import aclosing
 from typing import Any
 
 from buddy_server.api.generation import Generation
-from buddy_server.engine.messages import Event, FinishEvent, PromptEvent, TokenEvent, TokenLogprob
+from buddy_server.engine.messages import AnswerEvent, FinishEvent, PromptEvent, TokenEvent, TokenLogprob
 
 LOWEST_LOGPROB = -9999.0
 """What OpenAI sends for "never"; JSON has no infinity."""
@@ -36,7 +36,7 @@ class _Choice:
         self._logprobs: list[dict[str, Any]] = []
         self._finish_reason: str | None = None
 
-    def add(self, events: list[Event]) -> None:
+    def add(self, events: list[AnswerEvent]) -> None:
         self._texts.append(_text(events))
         self._logprobs += _logprob_entries(events)
         self._finish_reason = _finish_reason(events)
@@ -58,7 +58,7 @@ class ChunkWriter:
         self._body = generation.admitted.body
         self._opened: set[int] = set()
 
-    def chunks(self, index: int, events: list[Event]) -> Iterator[dict[str, Any]]:
+    def chunks(self, index: int, events: list[AnswerEvent]) -> Iterator[dict[str, Any]]:
         """The chunks for `events` of choice `index`, which came together; none for tokens without text and logprobs."""
         if index not in self._opened:
             self._opened.add(index)
@@ -101,7 +101,7 @@ class ChunkWriter:
         return envelope
 
 
-def _text(events: list[Event]) -> str:
+def _text(events: list[AnswerEvent]) -> str:
     texts = []
     for event in events:
         assert not isinstance(event, PromptEvent), "a chat asks for no log probabilities of its prompt"
@@ -109,12 +109,12 @@ def _text(events: list[Event]) -> str:
     return "".join(texts)
 
 
-def _finish_reason(events: list[Event]) -> str | None:
+def _finish_reason(events: list[AnswerEvent]) -> str | None:
     last = events[-1]
     return last.reason if isinstance(last, FinishEvent) else None
 
 
-def _logprob_entries(events: list[Event]) -> list[dict[str, Any]]:
+def _logprob_entries(events: list[AnswerEvent]) -> list[dict[str, Any]]:
     """One a token, or none at all: an engine gives log probabilities only when asked for."""
     return [
         _logprob(event.logprob) | {"top_logprobs": [_logprob(other) for other in event.top_logprobs]}

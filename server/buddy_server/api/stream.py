@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import AsyncGenerator, Iterable
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing
 from typing import Any, Protocol
 
 import msgspec
@@ -12,15 +12,14 @@ from starlette.types import Receive, Scope, Send
 
 from buddy_server.api.errors_handler import error_body
 from buddy_server.api.generation import Generation
-from buddy_server.engine.messages import Event
+from buddy_server.engine.messages import AnswerEvent
 from buddy_server.errors import ApiError, InternalError
-from buddy_server.metrics import RequestMetrics
 
 
 class ChunkWriter(Protocol):
     """Turns the events of a generation into the chunks of its stream."""
 
-    def chunks(self, index: int, events: list[Event]) -> Iterable[dict[str, Any]]:
+    def chunks(self, index: int, events: list[AnswerEvent]) -> Iterable[dict[str, Any]]:
         """The chunks for `events` of choice `index`, which came together; perhaps none."""
         ...
 
@@ -35,25 +34,25 @@ _log = logging.getLogger(__name__)
 class CompletionStream(EventSourceResponse):
     """The streamed response. A client that leaves cancels the generation.
 
-    It takes over `measured`, entered already, and closes it when the stream ends, even before its first byte.
+    It takes over `life`, the context of the request, and leaves it when the stream ends, even before its first byte.
     """
 
-    def __init__(self, generation: Generation, writer: ChunkWriter, measured: RequestMetrics, ping_interval_s: float):
+    def __init__(self, generation: Generation, writer: ChunkWriter, life: AsyncExitStack, ping_interval_s: float):
         super().__init__(
-            _lines(generation, writer, measured),
+            _lines(generation, writer),
             ping=ping_interval_s,
             sep="\n",
             # By default every stream is cut at SIGTERM. How long a shutdown may take is the server's to say.
             shutdown_grace_period=math.inf,
         )
-        self._measured = measured
+        self._life = life
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with self._measured:
+        async with self._life:
             await super().__call__(scope, receive, send)
 
 
-async def _lines(generation: Generation, writer: ChunkWriter, measured: RequestMetrics) -> AsyncGenerator[bytes, None]:
+async def _lines(generation: Generation, writer: ChunkWriter) -> AsyncGenerator[bytes, None]:
     try:
         async with aclosing(generation.events()) as events:
             async for index, together in events:
@@ -63,11 +62,11 @@ async def _lines(generation: Generation, writer: ChunkWriter, measured: RequestM
         usage = _data(writer.usage_chunk()) if generation.admitted.body.wants_usage_chunk else b""
         yield usage + b"data: [DONE]\n\n"
     except ApiError as error:
-        measured.finish(error.outcome)
+        generation.metrics.finish(error.outcome)
         yield _data(error_body(error))
     except Exception:
         _log.exception("stream failed", extra={"request_id": generation.admitted.request_id})
-        measured.finish("error")
+        generation.metrics.finish("error")
         yield _data(error_body(InternalError()))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from buddy_routing.budget import num_run_layers
+from buddy_routing.action_space import MILLI_LAYERS, SKIP
 from buddy_routing.model_spec import ModelSpec
 from buddy_routing.router import DecisionModule, LearnedRouter
 from buddy_server.bench.contender import Timing, Tokens
@@ -46,7 +46,7 @@ class OurEngine:
         `max_step_tokens`, or more where so many sequences need it."""
         served = load_served_model(str(directory), router, "cpu", dtype_name)
         spec = served.loaded.model.spec
-        routing = make_routing(router, served) if router else Routing(random_router(spec.kv_dim, spec.num_layers))
+        routing = make_routing(router, served) if router else Routing(random_router(spec))
         step_tokens = max(max_step_tokens, max_sequences + routing.route_block)
         # Every round asks the same again, and is to compute it again.
         settings = EngineSettings(max_sequences=max_sequences, max_step_tokens=step_tokens, prefix_cache=False)
@@ -58,20 +58,21 @@ class OurEngine:
     def answer(self, prompts: list[Tokens], new_tokens: int) -> Timing:
         engine = self.built.engine
         sampling = SamplingParams(max_tokens=new_tokens, temperature=0.0)
-        num_run = [num_run_layers(budget, self.spec.num_layers) for budget in self.budgets]
+        actions = self.spec.actions
+        costs = [actions.max_cost(budget) for budget in self.budgets]
         started = time.perf_counter()
         for index, prompt in enumerate(prompts):
-            layers = num_run[index % len(num_run)]
-            engine.add(GenerationRequest(str(index), "bench", prompt, layers, sampling, self.align_paths))
+            max_cost = costs[index % len(costs)]
+            engine.add(GenerationRequest(str(index), "bench", prompt, max_cost, sampling, self.align_paths))
         first_tokens: dict[str, int] = {}
-        paths: list[list[tuple[int, ...]]] = [[] for _ in prompts]
+        paths: list[list[bytes]] = [[] for _ in prompts]
         num_decoded = num_ended = 0
         prefilled = 0.0
         while engine.has_work:
             for request_id, event in engine.step().events:
                 if isinstance(event, TokenEvent):
-                    assert len(event.layers) == num_run[int(request_id) % len(num_run)]
-                    paths[int(request_id)].append(event.layers)
+                    assert actions.path_costs[event.path] == costs[int(request_id) % len(costs)]
+                    paths[int(request_id)].append(event.path)
                     num_decoded += bool(prefilled)
                     first_tokens.setdefault(request_id, event.token_id)
                 num_ended += isinstance(event, FinishEvent)
@@ -85,9 +86,9 @@ class OurEngine:
         rows = Counter(count for step in steps for count in self._layer_rows(step))
         return Timing(prefilled - started, ended - prefilled, num_decoded, firsts, rows)
 
-    def _layer_rows(self, paths: Sequence[tuple[int, ...]]) -> list[int]:
+    def _layer_rows(self, paths: Sequence[bytes]) -> list[int]:
         """[L]: how many of a step's paths run each layer."""
-        return [sum(layer in path for path in paths) for layer in range(self.spec.num_layers)]
+        return [sum(action != SKIP for action in of_layer) for of_layer in zip(*paths, strict=True)]
 
     def predicted_s(self, layer_rows: Mapping[int, int], batch: int, step_s: Mapping[int, float]) -> float:
         """What decoding should take where layers are run by so many rows, going by `step_s`: seconds of a step at full
@@ -111,7 +112,7 @@ class OurEngine:
             return None
         kv, layer, head = self._num_weights
         num_layers = self.spec.num_layers
-        run = num_run_layers(self.budgets[0], num_layers)
+        run = self.spec.actions.max_cost(self.budgets[0]) // MILLI_LAYERS
         return (num_layers * layer + head) / (run * layer + (num_layers - run) * kv + head)
 
     @property
@@ -136,11 +137,11 @@ class OurEngine:
         return kv, kv + q_and_o + 3 * spec.intermediate_size * spec.hidden_size, spec.vocab_size * spec.hidden_size
 
 
-def random_router(kv_dim: int, num_layers: int) -> LearnedRouter:
+def random_router(spec: ModelSpec) -> LearnedRouter:
     torch.manual_seed(0)
-    decision = DecisionModule(2 * kv_dim, num_layers)
+    decision = DecisionModule(2 * spec.kv_dim, spec.num_layers)
     with torch.no_grad():
         # Features of random weights are small: without this the first layers would win by their biases alone.
         decision.down.weight.mul_(30)
         decision.up.bias.zero_()
-    return LearnedRouter(decision, torch.zeros(num_layers - 2), 0.0, "random")
+    return LearnedRouter(decision, torch.zeros(len(spec.actions.free)), 0.0, "random")

@@ -31,7 +31,7 @@ def served_shape(shape: str, work: Path) -> ServedCheckpoint:
     save_random_model(shape, directory)
     loaded = load_model(directory, torch.bfloat16, torch.device("cpu"))
     spec = loaded.model.spec
-    router = random_router(spec.kv_dim, spec.num_layers)
+    router = random_router(spec)
     rank = router.decision.down.out_features
     save_router(artifact, router, RouterConfig(loaded.fingerprint, spec.num_layers, spec.kv_dim, rank, "none", 0.0))
     return ServedCheckpoint(directory, str(artifact))

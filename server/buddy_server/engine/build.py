@@ -86,7 +86,6 @@ class BuiltEngine:
     engine: Engine
     info: EngineInfo
     directory: Path
-    depth_predictor: DepthPredictor | None
 
 
 def build_engine(
@@ -152,6 +151,7 @@ def assemble(served: ServedModel, routing: Routing, settings: EngineSettings) ->
     stepper = make_stepper(served, planner, num_blocks, settings)
     scheduler = Scheduler(
         BlockPool(num_blocks, settings.block_size),
+        model.spec.actions,
         settings.max_sequences,
         settings.max_step_tokens,
         routing.route_block,
@@ -160,18 +160,19 @@ def assemble(served: ServedModel, routing: Routing, settings: EngineSettings) ->
     )
     info = EngineInfo(
         model_id=served.model_id,
-        num_layers=model.spec.num_layers,
+        actions=model.spec.actions,
         vocab_size=model.spec.vocab_size,
         max_context=model.spec.max_context,
         kv_capacity_tokens=num_blocks * settings.block_size,
         router_id=routing.router.router_id,
         device=str(served.device),
         dtype=served.dtype_name,
+        has_predictor=routing.predictor is not None,
     )
     directory = served.loaded.directory
-    engine = Engine(scheduler, ModelRunner(stepper), served.tokenizer, end_token_ids(directory))
     depth_predictor = DepthPredictor(model, routing.predictor, settings.cost_weight) if routing.predictor else None
-    return BuiltEngine(engine, info, directory, depth_predictor)
+    engine = Engine(scheduler, ModelRunner(stepper), served.tokenizer, end_token_ids(directory), depth_predictor)
+    return BuiltEngine(engine, info, directory)
 
 
 def make_prefix_keys(routing: Routing, settings: EngineSettings) -> PrefixKeys | None:
@@ -225,6 +226,8 @@ def pin_threads(engine: Engine) -> None:
     stepper = engine.runner.stepper
     if isinstance(stepper, NativeStepper):
         stepper.routed_step.pin_threads()
+        # torch's own threads would all be where this one is; what is left to torch is small.
+        torch.set_num_threads(1)
 
 
 def native_step(model: RoutedDecoder, dtype_name: str, num_blocks: int, settings: EngineSettings) -> RoutedStep:

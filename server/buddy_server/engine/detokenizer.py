@@ -27,6 +27,10 @@ class Detokenizer:
         released, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
         return released
 
+    def name(self, token_id: int) -> str:
+        """The text of a token by itself, special ones included."""
+        return str(self._tokenizer.decode([token_id], skip_special_tokens=False))
+
     def flush(self) -> str:
         """What was held back, when the request ends without the stop string."""
         released, self._held = self._held, ""

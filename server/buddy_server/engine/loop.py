@@ -1,12 +1,13 @@
-"""The engine's loop: takes commands, steps, reports. The same on a thread (service.py) and in a process (worker.py)."""
+"""The engine's loop: takes commands, steps, reports. The same in a process (worker.py) and on a thread, in tests."""
 
 import logging
 import queue
+import time
 from collections.abc import Callable
 
 from buddy_server.engine.engine import Engine
-from buddy_server.engine.listeners import SHUTTING_DOWN, unaccounted
-from buddy_server.engine.messages import Event, FinishEvent, FinishReason, GenerationRequest, StepStats
+from buddy_server.engine.messages import Event, FinishEvent, FinishReason, GenerationRequest, StepStats, Usage
+from buddy_server.engine.open_requests import SHUTTING_DOWN, unused
 from buddy_server.engine.wire import Cancel, LoopCommand, Report, Stop, Submit
 
 log = logging.getLogger(__name__)
@@ -16,11 +17,15 @@ STEP_FAILED = "the engine failed while generating"
 
 class EngineLoop:
     """Commands come through `inbox`, from any thread. `deliver` is called on the loop's thread, after every step and
-    whenever requests end without one. Every request that was put before `closed` ends once."""
+    whenever requests end without one. Every request that was put before `closed` ends once, whatever ends it.
+
+    `step_started_s` is when the step at hand began, by the monotonic clock; None between steps.
+    """
 
     def __init__(self, engine: Engine, deliver: Callable[[Report], None]) -> None:
         self.inbox: queue.SimpleQueue[LoopCommand] = queue.SimpleQueue()
         self.closed = False
+        self.step_started_s: float | None = None
         self._engine = engine
         self._deliver = deliver
         self._open: dict[str, GenerationRequest] = {}
@@ -43,46 +48,63 @@ class EngineLoop:
             self._end_all("cancelled", SHUTTING_DOWN)
 
     def _step(self) -> None:
+        self.step_started_s = time.monotonic()
         try:
             output = self._engine.step()
-            self._report(output.events, output.stats)
+            self._report(output.events, output.usages, output.stats)
         except Exception:
             # A bug must not hang anyone: everybody in flight gets an answer, the next request a fresh start.
             log.exception("engine step failed")
             self._end_all("error", STEP_FAILED)
+        finally:
+            self.step_started_s = None
 
     def _handle_commands(self) -> bool:
         """Act on what has arrived, waiting for something when there is nothing to do; False to stop."""
         wait = not self._engine.has_work
+        submitted: list[GenerationRequest] = []
         while wait or not self.inbox.empty():
             command = self.inbox.get()
             wait = False
             match command:
                 case Submit():
-                    self._add(command.request)
+                    submitted.append(command.request)
                 case Cancel():
-                    self._open.pop(command.request_id, None)
-                    self._engine.cancel(command.request_id)
+                    self._add(submitted)
+                    submitted = []
+                    self._report(self._engine.cancel(command.request_id))
                 case Stop():
+                    self._add(submitted)
                     return False
+        self._add(submitted)
         return True
 
-    def _add(self, request: GenerationRequest) -> None:
-        self._open[request.request_id] = request
+    def _add(self, requests: list[GenerationRequest]) -> None:
+        """Those that came together, together: the Budget Predictor looks at them at once."""
+        self._open.update((request.request_id, request) for request in requests)
         try:
-            self._engine.add(request)
+            events = self._engine.add(*requests)
         except Exception:
-            log.exception("engine refused a request", extra={"request_id": request.request_id})
-            self._report([(request.request_id, unaccounted(request, "error", STEP_FAILED))])
+            log.exception("engine refused requests", extra={"requests": [request.request_id for request in requests]})
+            events = [(request.request_id, unused(request, "error", STEP_FAILED)) for request in requests]
+            for request in requests:
+                self._engine.cancel(request.request_id)
+        if events:
+            self._report(events)
 
     def _end_all(self, reason: FinishReason, message: str) -> None:
         self._report(self._engine.end_all(reason, message))
         # The engine knows nothing, or nothing more, of those whose last event was lost in a step that failed.
-        self._report([(name, unaccounted(request, reason, message)) for name, request in self._open.items()])
+        self._report([(name, unused(request, reason, message)) for name, request in self._open.items()])
 
-    def _report(self, events: list[tuple[str, Event]], stats: StepStats | None = None) -> None:
+    def _report(
+        self,
+        events: list[tuple[str, Event]],
+        usages: list[tuple[str, Usage]] | None = None,
+        stats: StepStats | None = None,
+    ) -> None:
         scheduler = self._engine.scheduler
-        self._deliver(Report(events, stats, len(scheduler.running), scheduler.pool.usage_ratio))
+        self._deliver(Report(events, usages or [], stats, len(scheduler.running), scheduler.pool.usage_ratio))
         for request_id, event in events:
             if isinstance(event, FinishEvent):
                 self._open.pop(request_id, None)

@@ -10,7 +10,10 @@ from typing import Literal, Protocol
 
 from msgspec import Struct
 
-FinishReason = Literal["stop", "length", "error", "cancelled"]
+from buddy_routing.action_space import ActionSpace
+
+FinishReason = Literal["stop", "length", "error", "cancelled", "lost"]
+"""How a request ends: by the model, at its limit, by a failure, by its client or a shutdown, with its engine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,29 +40,58 @@ class SamplingParams:
     top_logprobs: int | None = None
     prompt_logprobs: int | None = None
 
-    @property
-    def takes_logits_as_they_are(self) -> bool:
-        """Whether nothing is added to them that depends on the request."""
-        return not (self.presence_penalty or self.frequency_penalty or self.logit_bias)
-
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """One admitted request. Its depth was decided at admission: `num_run_layers` layers for every token. With
-    `align_paths` its tokens may share their paths with the tenant's others of the same depth."""
+    """One admitted request. Every token costs at most `max_cost` milli-layers; with a `min_cost` the Budget Predictor
+    chooses between the two. With `align_paths` its tokens may share their paths with the tenant's others of the same
+    cost."""
 
     request_id: str
     tenant: str
     prompt_tokens: tuple[int, ...]
-    num_run_layers: int
+    max_cost: int
     sampling: SamplingParams
     align_paths: bool = False
+    min_cost: int | None = None
+
+
+class Usage(Struct, frozen=True, array_like=True):
+    """What a request has used so far. Costs are the milli-layers that its tokens ran, each token once however often it
+    was computed; the first `cached_tokens` of the prompt were found computed and ran none. The last token of an answer
+    is generated and never run."""
+
+    prompt_tokens: int
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    prompt_cost: int = 0
+    output_cost: int = 0
+
+    @property
+    def cost(self) -> int:
+        return self.prompt_cost + self.output_cost
+
+
+class Account(Struct, frozen=True, array_like=True):
+    """What one request used, whatever ended it. There is exactly one for every request."""
+
+    request_id: str
+    tenant: str
+    reason: FinishReason
+    usage: Usage
 
 
 class TokenLogprob(Struct, frozen=True, array_like=True):
     token_id: int
     token: str
     logprob: float
+
+
+class DepthEvent(Struct, frozen=True, array_like=True, tag=True):
+    """What the Budget Predictor chose: milli-layers that a token may cost. Comes first, and only when the request left
+    it open."""
+
+    max_cost: int
 
 
 class PromptEvent(Struct, frozen=True, array_like=True, tag=True):
@@ -72,40 +104,35 @@ class PromptEvent(Struct, frozen=True, array_like=True, tag=True):
 
 class TokenEvent(Struct, frozen=True, array_like=True, tag=True):
     """Exactly one generated token. `text` may be empty: the end token, half a character, or text held back
-    because it could become a stop string. `layers` are the indices of the layers this token ran."""
+    because it could become a stop string. `path` [L] are the actions that made it."""
 
     token_id: int
     text: str
-    layers: tuple[int, ...]
+    path: bytes
     logprob: TokenLogprob | None = None
     top_logprobs: tuple[TokenLogprob, ...] = ()
 
 
 class FinishEvent(Struct, frozen=True, array_like=True, tag=True):
-    """The last event of every request, exactly once. `text` is what was held back and is now released.
-
-    `prompt_layer_runs` and `output_layer_runs` count layers executed, summed over tokens. The first `cached_tokens` of
-    the prompt were found computed and ran none.
-    """
+    """The last event of every request, exactly once. `text` is what was held back and is now released."""
 
     reason: FinishReason
-    prompt_tokens: int
-    completion_tokens: int
-    prompt_layer_runs: int
-    output_layer_runs: int
+    usage: Usage
     text: str = ""
     error: str | None = None
-    cached_tokens: int = 0
 
 
-Event = PromptEvent | TokenEvent | FinishEvent
+AnswerEvent = PromptEvent | TokenEvent | FinishEvent
+Event = DepthEvent | AnswerEvent
 
 
 class DepthCount(Struct, frozen=True, array_like=True):
-    """Layers executed and skipped by one tenant's tokens in one step; their sum is L x tokens routed."""
+    """Milli-layers of one tenant's tokens in one call to the model. Executed and skipped add up to the cost of whole
+    tokens; of what was executed, `uncharged` was run again after a preemption, or for tokens behind the end."""
 
     executed: int = 0
     skipped: int = 0
+    uncharged: int = 0
 
 
 class StepStats(Struct, frozen=True, array_like=True):
@@ -126,13 +153,18 @@ class EngineInfo:
     """What the HTTP layer may know about the engine: `kv_capacity_tokens` bounds any single request."""
 
     model_id: str
-    num_layers: int
+    actions: ActionSpace
     vocab_size: int
     max_context: int
     kv_capacity_tokens: int
     router_id: str
     device: str
     dtype: str
+    has_predictor: bool = False
+
+    @property
+    def num_layers(self) -> int:
+        return self.actions.num_layers
 
 
 class EngineClient(Protocol):
@@ -145,6 +177,11 @@ class EngineClient(Protocol):
     def is_ready(self) -> bool: ...
 
     @property
+    def ready_in_s(self) -> float:
+        """Seconds until it can probably take work."""
+        ...
+
+    @property
     def num_waiting(self) -> int: ...
 
     @property
@@ -153,14 +190,9 @@ class EngineClient(Protocol):
     @property
     def kv_usage_ratio(self) -> float: ...
 
-    async def predict_depth(self, prompt_tokens: tuple[int, ...], lowest: int, highest: int) -> int | None:
-        """Layers for a prompt whose request leaves them open, within the bounds; None without a Budget Predictor, and
-        when the engine stops or fails before it has answered."""
-        ...
-
     def submit(self, request: GenerationRequest) -> AsyncGenerator[list[Event], None]:
-        """Start a request and yield its events, those that come at the same time as one list; a FinishEvent by "error"
-        or "cancelled" comes alone. Closing the iterator at any point cancels the request."""
+        """Start a request and yield its events, those that come at the same time as one list; a FinishEvent that is
+        neither by "stop" nor by "length" comes alone. Closing the iterator at any point cancels the request."""
         ...
 
 

@@ -1,9 +1,8 @@
 """How much prefill fits beside answers without anyone who reads them noticing. Knows no torch."""
 
 import math
-from collections.abc import Sequence as Seq
 
-from buddy_server.engine.sequence import Work
+from buddy_server.engine.batch import Batch, BatchResult
 
 BURST_S = 0.015
 """How long answers may go on by themselves, their tokens reaching the clients together: shorter than a frame on a
@@ -24,14 +23,14 @@ class Pace:
         self._decode_s: float | None = None
         self._row_s: float | None = None
 
-    def observe(self, works: Seq[Work], num_steps: int, seconds: float) -> None:
-        """A call to the runner took `seconds` for so many steps of `works`."""
-        num_prefill = sum(work.length for work in works if not work.is_decode)
+    def observe(self, batch: Batch, result: BatchResult) -> None:
+        """What a call to the model took."""
+        num_prefill = sum(work.length for work in batch.works if not work.is_decode)
         if num_prefill == 0:
-            self._decode_s = _mixed(self._decode_s, seconds / num_steps)
+            self._decode_s = _mixed(self._decode_s, result.seconds / result.num_steps)
             return
-        decode_s = self._decode_s or 0.0 if num_prefill < sum(work.length for work in works) else 0.0
-        self._row_s = _mixed(self._row_s, max(0.0, seconds - decode_s) / num_prefill)
+        decode_s = self._decode_s or 0.0 if num_prefill < batch.num_tokens else 0.0
+        self._row_s = _mixed(self._row_s, max(0.0, result.seconds - decode_s) / num_prefill)
 
     def burst_steps(self, most: int) -> int:
         """Steps of answers that a burst may come to, at most `most`: it ends by the clock, and this is a guess."""

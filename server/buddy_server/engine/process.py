@@ -1,18 +1,15 @@
 """The engine in a process of its own, which is started again when it dies."""
 
-import asyncio
-import contextlib
-import itertools
 import logging
 import math
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable
 
-from buddy_server.engine.listeners import SHUTTING_DOWN, Listeners
-from buddy_server.engine.messages import EngineInfo, Event, GenerationRequest, StepStats
+from buddy_server.engine.messages import Account, EngineInfo, Event, GenerationRequest, StepStats
+from buddy_server.engine.open_requests import SHUTTING_DOWN, OpenRequests
 from buddy_server.engine.settings import EnginePlan
-from buddy_server.engine.wire import Cancel, PredictDepth, PredictedDepth, Ready, Report, Stop, Submit, WorkerEvent
+from buddy_server.engine.wire import Cancel, Ready, Report, Stop, Submit
 from buddy_server.engine.worker_process import WorkerProcess
 from buddy_server.errors import EngineStartError
 
@@ -24,12 +21,15 @@ STOP_TIMEOUT_S = 2.0
 STABLE_S = 60.0
 """A child that lived as long is replaced at once, another after a pause, which doubles from time to time."""
 LONGEST_PAUSE_S = 30.0
+HEARTBEAT_TIMEOUT_S = 5.0
+"""A child that is silent for as long has stopped, or hangs: it is ended like one that died."""
 
 
 class EngineProcess:
     """An OwnedEngine (messages.py). It takes over `worker`, of which `ready` came, and closes it.
 
-    `on_step` is called after every step and `on_restart` for every new process, on a thread of its own.
+    On a thread of its own `on_step` is called after every step, `on_restart` for every new process, and `settle` once
+    for every request, with its Account.
     """
 
     def __init__(
@@ -39,17 +39,18 @@ class EngineProcess:
         ready: Ready,
         on_step: Callable[[StepStats], None] = lambda _: None,
         on_restart: Callable[[], None] = lambda: None,
+        settle: Callable[[Account], None] = lambda _: None,
     ) -> None:
         self._plan = plan
         self._ready = ready
         self._on_step = on_step
         self._on_restart = on_restart
-        self._listeners = Listeners(self._send)
-        self._questions: dict[int, asyncio.Future[int | None]] = {}
-        self._question_ids = itertools.count()
+        self._requests = OpenRequests(self._send, settle)
         self._num_running = 0
         self._kv_usage_ratio = 0.0
         self._pause_s = 0.0
+        self._load_s = worker.load_s
+        self._lost_s = 0.0
         self._stopping = threading.Event()
         self._lock = threading.Lock()
         # Under the lock: to send to it, or to say that nobody is there.
@@ -65,6 +66,13 @@ class EngineProcess:
         return self._worker is not None and self._thread.is_alive()
 
     @property
+    def ready_in_s(self) -> float:
+        """By the pause before the next child and what the last one took to load."""
+        if self.is_ready:
+            return 0.0
+        return max(1.0, self._pause_s + self._load_s - (time.monotonic() - self._lost_s))
+
+    @property
     def pid(self) -> int | None:
         """Of the child; None while there is none."""
         worker = self._worker
@@ -73,7 +81,7 @@ class EngineProcess:
     @property
     def num_waiting(self) -> int:
         """Counted here, so that those on their way to the child are among them."""
-        return max(0, len(self._listeners) - self._num_running)
+        return max(0, len(self._requests) - self._num_running)
 
     @property
     def num_running(self) -> int:
@@ -93,22 +101,9 @@ class EngineProcess:
 
     def submit(self, request: GenerationRequest) -> AsyncGenerator[list[Event], None]:
         """As EngineClient has it: events until the FinishEvent."""
-        return self._listeners.events(request)
+        return self._requests.events(request)
 
-    async def predict_depth(self, prompt_tokens: tuple[int, ...], lowest: int, highest: int) -> int | None:
-        """Layers for a prompt, as EngineClient has it."""
-        if not self._ready.has_predictor:
-            return None
-        question_id = next(self._question_ids)
-        answer = self._questions[question_id] = asyncio.get_running_loop().create_future()
-        try:
-            if not self._send(PredictDepth(question_id, prompt_tokens, lowest, highest)):
-                return None
-            return await answer
-        finally:
-            del self._questions[question_id]
-
-    def _send(self, command: Submit | Cancel | PredictDepth | Stop) -> bool:
+    def _send(self, command: Submit | Cancel | Stop) -> bool:
         """Whether there is a child to answer."""
         with self._lock:
             if self._worker is not None:
@@ -126,38 +121,40 @@ class EngineProcess:
             worker = self._replacement()
 
     def _relay(self, worker: WorkerProcess) -> None:
-        """Until the child has ended, or has been told to and took too long over it."""
-        deadline_s = math.inf
+        """Until the child has ended, is silent for too long, or has been told to end and took too long over it."""
+        deadline_s, heard_s = math.inf, time.monotonic()
         for event in worker.events():
-            self._take(event)
+            now_s = time.monotonic()
+            if event is not None:
+                heard_s = now_s
+            if isinstance(event, Report):
+                self._take(event)
             if deadline_s == math.inf and self._stopping.is_set():
                 self._send(Stop())
-                deadline_s = time.monotonic() + STOP_TIMEOUT_S
-            if time.monotonic() > deadline_s:
+                deadline_s = now_s + STOP_TIMEOUT_S
+            if now_s > deadline_s:
+                return
+            if now_s - heard_s > HEARTBEAT_TIMEOUT_S:
+                log.error("engine process is silent", extra={"pid": worker.pid, "seconds": HEARTBEAT_TIMEOUT_S})
                 return
 
-    def _take(self, event: WorkerEvent | None) -> None:
-        match event:
-            case Report():
-                self._num_running, self._kv_usage_ratio = event.num_running, event.kv_usage_ratio
-                self._listeners.deliver(event.events)
-                if event.stats is not None:
-                    self._on_step(event.stats)
-            case PredictedDepth():
-                self._answer(event.question_id, event.num_run_layers)
+    def _take(self, report: Report) -> None:
+        self._num_running, self._kv_usage_ratio = report.num_running, report.kv_usage_ratio
+        self._requests.deliver(report)
+        if report.stats is not None:
+            self._on_step(report.stats)
 
     def _lose(self, worker: WorkerProcess) -> None:
         """The child has ended, or is ended here: so does every request that it had."""
         with self._lock:
             self._worker = None
+        self._lost_s = time.monotonic()
         self._num_running, self._kv_usage_ratio = 0, 0.0
         if self._stopping.is_set():
-            self._listeners.end_all("cancelled", SHUTTING_DOWN)
+            self._requests.end_all("cancelled", SHUTTING_DOWN)
         else:
-            log.error("engine process ended", extra={"status": worker.returncode, "requests": len(self._listeners)})
-            self._listeners.end_all("error", DIED)
-        for question_id in list(self._questions):
-            self._answer(question_id, None)
+            log.error("engine process ended", extra={"status": worker.returncode, "requests": len(self._requests)})
+            self._requests.end_all("lost", DIED)
         worker.close()
         if time.monotonic() - worker.started_s > STABLE_S:
             self._pause_s = 0.0
@@ -175,6 +172,7 @@ class EngineProcess:
                     expected = isinstance(error, (EngineStartError, OSError))
                     log.error("engine does not start again", extra={"reason": error}, exc_info=not expected)
                 continue
+            self._load_s = worker.load_s
             with self._lock:
                 self._worker = worker
             log.info("engine ready again", extra={"pid": worker.pid})
@@ -188,15 +186,3 @@ class EngineProcess:
             # The tokenizer and what clients were told belong to the model of before.
             raise EngineStartError("the model or its router has changed; start the server again to serve it")
         return worker
-
-    def _answer(self, question_id: int, num_run_layers: int | None) -> None:
-        answer = self._questions.get(question_id)
-        if answer is not None:
-            # An event loop that is closed has nobody left to ask.
-            with contextlib.suppress(RuntimeError):
-                answer.get_loop().call_soon_threadsafe(_settle, answer, num_run_layers)
-
-
-def _settle(answer: "asyncio.Future[int | None]", num_run_layers: int | None) -> None:
-    if not answer.done():
-        answer.set_result(num_run_layers)

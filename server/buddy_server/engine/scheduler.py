@@ -1,36 +1,54 @@
-"""Decides what each step computes: continuous batching, chunked prefill, preemption. Knows no torch."""
+"""Decides what each step computes and books what it has made: continuous batching, chunked prefill, preemption.
+
+Knows no torch.
+"""
 
 from array import array
-from collections import deque
+from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import dataclass
 
+from buddy_routing.action_space import ActionSpace
+from buddy_server.engine.batch import Batch, BatchResult, Work, WorkResult
 from buddy_server.engine.block_pool import BlockPool
-from buddy_server.engine.messages import GenerationRequest
-from buddy_server.engine.pace import Pace
+from buddy_server.engine.messages import DepthCount, Event, StepStats, Usage
+from buddy_server.engine.pace import BURST_S, Pace
 from buddy_server.engine.prefix_keys import PrefixKeys
-from buddy_server.engine.sequence import Sequence, Work
+from buddy_server.engine.sequence import Sequence
+from buddy_server.engine.waiting_queue import FirstComeFirstServed, WaitingQueue
 
 MOST_STEPS = 64
 """Steps that may be asked for at once: as many as the smallest models take in a burst (pace.py)."""
 
 
-class Scheduler:
-    """Decode and prefill share one token budget a step; who came first is served first. Beside answers, prefill gets as
-    much as leaves these their pace.
+@dataclass(frozen=True, slots=True)
+class StepOutput:
+    """Events by request id, in order; what the requests of the step that go on have used by now; the step's figures."""
 
-    `route_block` is the unit of prefill: a block runs one path, at once or in pieces, so chunking changes no result.
-    With `prefix_keys` full prefill blocks stay in the pool as long as there is room, and prompts that begin with them
-    take them from there. `multi_step`: one call of the runner can be several steps.
+    events: list[tuple[str, Event]]
+    usages: list[tuple[str, Usage]]
+    stats: StepStats
+
+
+class Scheduler:
+    """Decode and prefill share one token budget a step. Beside decodes, prefill gets as many tokens as leave these
+    their pace (pace.py). The `waiting` queue says who comes next.
+
+    `route_block` is the unit of routing in a prompt: such a block runs one path, at once or in pieces, so chunking
+    changes no result. With `prefix_keys` full route blocks stay in the pool as long as there is room, and prompts that
+    begin with them take them from there. `multi_step`: one call of the runner can be several steps.
     """
 
     def __init__(
         self,
         pool: BlockPool,
+        actions: ActionSpace,
         max_sequences: int,
         max_step_tokens: int,
         route_block: int,
         prefix_keys: PrefixKeys | None = None,
         multi_step: bool = True,
+        waiting: WaitingQueue | None = None,
     ) -> None:
         if max_step_tokens < max_sequences + route_block:
             raise ValueError(
@@ -42,12 +60,13 @@ class Scheduler:
                 f"route_block {route_block} cannot be cached: allowed are multiples of block_size {pool.block_size}"
             )
         self.pool = pool
-        self.waiting: deque[Sequence] = deque()
+        self.waiting: WaitingQueue = FirstComeFirstServed() if waiting is None else waiting
         self.running: list[Sequence] = []
         self.pace = Pace()
+        self.route_block = route_block
+        self._actions = actions
         self._num_preemptions = 0
         self._max_step_tokens = max_step_tokens
-        self._route_block = route_block
         self._prefix_keys = prefix_keys
         self._multi_step = multi_step
         self._free_lanes = list(reversed(range(max_sequences)))
@@ -56,27 +75,26 @@ class Scheduler:
     def has_work(self) -> bool:
         return bool(self.waiting or self.running)
 
-    def add(self, request: GenerationRequest) -> Sequence:
-        """Queue a request. It must fit the cache on its own, which admission has seen to: then it can always finish,
+    def add(self, sequence: Sequence) -> None:
+        """Queue a sequence. It must fit the cache on its own, which admission has seen to: then it can always finish,
         for blocks that nobody holds can be had, whatever they contain."""
-        num_tokens = len(request.prompt_tokens) + request.sampling.max_tokens
+        num_tokens = sequence.num_prompt + sequence.request.sampling.max_tokens
         assert self.pool.blocks_for(num_tokens) <= self.pool.num_blocks, f"{num_tokens} tokens can never fit"
-        keys = self._prefix_keys.of(request) if self._prefix_keys else ()
-        sequence = Sequence(request, list(request.prompt_tokens), keys)
-        self.waiting.append(sequence)
-        return sequence
+        if self._prefix_keys:
+            sequence.prefix_keys = self._prefix_keys.of(sequence.request, sequence.max_cost(0))
+        self.waiting.push(sequence)
 
-    def schedule(self) -> list[Work]:
-        """The segments of the next step: decode first, then prefill, both in order of arrival."""
-        works: list[Work] = []
-        num_tokens = 0
-        for sequence in [s for s in self.running if s.is_decoding]:
+    def schedule(self) -> Batch:
+        """The next step's segments: decodes first, then prefill, both in order of arrival. Where only decodes are left,
+        and no prompt can join them, the batch may take several steps."""
+        works = [
+            self._work(sequence, sequence.num_computed, 1)
+            for sequence in [s for s in self.running if s.is_decoding]
             # One preempted for the sake of an earlier one has lost its lane.
-            if sequence.lane >= 0 and self._make_room(sequence, len(sequence.tokens)):
-                works.append(Work(sequence, sequence.num_computed, 1))
-                num_tokens += 1
-        most = self._max_step_tokens - num_tokens
-        num_left = self.pace.prefill_rows(most, self._go_on(works)) if works else most
+            if sequence.lane >= 0 and self._make_room(sequence, len(sequence.tokens))
+        ]
+        most = self._max_step_tokens - len(works)
+        num_left = self.pace.prefill_rows(most, self._multi_step) if works else most
         in_pieces = num_left < most
         for sequence in self._prefilling():
             chunk = list(self._chunk(sequence, num_left, in_pieces))
@@ -84,50 +102,98 @@ class Scheduler:
                 break
             works += chunk
             num_left -= sum(work.length for work in chunk)
-        return works
+        if self._multi_step and all(work.is_decode for work in works):
+            return Batch(works, self._reserve_steps(works), BURST_S)
+        return Batch(works)
 
-    def reserve_steps(self, works: list[Work]) -> int:
-        """How many steps in a row the works may take by themselves, with blocks for all of them: as many as a burst may
-        come to, as all have to come, and as there are blocks that nobody runs in."""
-        if not self._go_on(works):
-            return 1
-        to_come = [work.sequence.request.sampling.max_tokens - work.sequence.num_output for work in works]
-        steps = min([self.pace.burst_steps(MOST_STEPS), *to_come])
-        while self._num_missing(works, steps) > self.pool.num_free:
+    def commit(self, batch: Batch, result: BatchResult) -> StepOutput:
+        """Book what a batch has made: tokens and their cost, blocks for the prefix cache, requests that ended."""
+        self.pace.observe(batch, result)
+        sequences = dict.fromkeys(work.sequence for work in batch.works)
+        depth: defaultdict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
+        events: list[tuple[str, Event]] = []
+        for work, made in zip(batch.works, result.works, strict=True):
+            request = work.sequence.request
+            events += [(request.request_id, event) for event in self._book(work, made, depth[request.tenant])]
+        for sequence in sequences:
+            if sequence.has_ended:
+                self.finish(sequence)
+            elif batch.most_steps > 1:
+                # Blocks that were reserved for steps which did not come about.
+                self.pool.trim(sequence.block_table, len(sequence.tokens))
+        for tenant, (executed, _, _) in depth.items():
+            self.waiting.charge(tenant, executed)
+        stats = StepStats(
+            num_steps=result.num_steps,
+            num_rows=sum(len(made.paths) * work.length for work, made in zip(batch.works, result.works, strict=True)),
+            num_sequences=len(sequences),
+            num_layers_read=result.num_layers_read,
+            num_preemptions=self._take_preemptions(),
+            router_s=result.router_s,
+            depth={tenant: DepthCount(*counts) for tenant, counts in depth.items()},
+        )
+        usages = [(s.request.request_id, s.usage) for s in sequences if not s.has_ended]
+        return StepOutput(events, usages, stats)
+
+    def finish(self, sequence: Sequence) -> None:
+        """Take everything back from a sequence, wherever it stands."""
+        if sequence in self.running:
+            self._leave(sequence)
+        else:
+            self.waiting.remove(sequence)
+
+    def check_idle(self) -> None:
+        """The integrity check between steps: nothing but running sequences holds blocks, cached prefixes apart."""
+        self.pool.check([sequence.block_table for sequence in self.running])
+
+    def _work(self, sequence: Sequence, start: int, length: int, ahead: int = 0, continues: bool = False) -> Work:
+        return Work(sequence, start, length, sequence.max_cost(start), ahead, continues)
+
+    def _reserve_steps(self, works: list[Work]) -> int:
+        """How many steps in a row the decodes may take, with blocks for all of them: limited by burst length, tokens
+        remaining and free blocks."""
+        remaining = [work.sequence.request.sampling.max_tokens - work.sequence.num_output for work in works]
+        steps = min(self.pace.burst_steps(MOST_STEPS), max(remaining, default=1))
+        while self._num_missing(works, remaining, steps) > self.pool.num_free:
             steps //= 2
-        for work in works:
-            self.pool.grow(work.sequence.block_table, len(work.sequence.tokens) + steps - 1)
+        for work, left in zip(works, remaining, strict=True):
+            self.pool.grow(work.sequence.block_table, len(work.sequence.tokens) + min(steps, left) - 1)
         return steps
 
-    def _go_on(self, works: list[Work]) -> bool:
-        """Whether all are answers whose logits nobody but the step has a use for."""
-        samplings = [work.sequence.request.sampling for work in works]
-        return (
-            self._multi_step
-            and all(work.is_decode for work in works)
-            and all(one.takes_logits_as_they_are and one.top_logprobs is None for one in samplings)
-        )
-
-    def _num_missing(self, works: list[Work], steps: int) -> int:
+    def _num_missing(self, works: list[Work], remaining: list[int], steps: int) -> int:
         """Blocks that so many steps need beyond those there are; none for one step."""
-        ends = [(work.sequence.block_table, len(work.sequence.tokens) + steps - 1) for work in works]
-        return sum(max(0, self.pool.blocks_for(end) - len(table)) for table, end in ends)
+        missing = 0
+        for work, left in zip(works, remaining, strict=True):
+            num_tokens = len(work.sequence.tokens) + min(steps, left) - 1
+            missing += max(0, self.pool.blocks_for(num_tokens) - len(work.sequence.block_table))
+        return missing
 
-    def give_back(self, works: list[Work]) -> None:
-        """Blocks that were reserved for steps which did not come about."""
-        for work in works:
-            self.pool.trim(work.sequence.block_table, len(work.sequence.tokens))
+    def _book(self, work: Work, made: WorkResult, depth: list[int]) -> Iterator[Event]:
+        """Book one work; `depth` counts executed, skipped and uncharged milli-layers."""
+        sequence, whole = work.sequence, self._actions.full_cost
+        sequence.scored_prompt += made.scored
+        for step, path in enumerate(made.paths):
+            cost = self._actions.path_costs[path]
+            executed = cost * work.length
+            depth[0] += executed
+            depth[1] += whole * work.length - executed
+            # Behind a stop string, steps may have gone on.
+            charged = 0 if sequence.has_ended else sequence.charge(work.start + step, work.length, cost)
+            depth[2] += executed - charged
+            if not sequence.has_ended and made.tokens:
+                yield from sequence.accept(made.tokens[step], path)
+        if self._is_cacheable(work):
+            self._cache(work, array("d", made.sums.tolist()))
 
-    def is_cacheable(self, work: Work) -> bool:
-        """Whether the work completes a full prefill block, and there is a prefix cache."""
-        end = work.start + work.length
-        return bool(work.sequence.prefix_keys) and end % self._route_block == 0 and end <= work.sequence.num_prompt
+    def _is_cacheable(self, work: Work) -> bool:
+        """Whether the work completes a full route block whose key is known."""
+        return work.end % self.route_block == 0 and work.end // self.route_block <= len(work.sequence.prefix_keys)
 
-    def cache(self, work: Work, sums: "array[float]") -> None:
-        """Keep the block that a cacheable work has completed; `sums` are the running features after it."""
+    def _cache(self, work: Work, sums: "array[float]") -> None:
+        """Keep the route block that a cacheable work has completed; `sums` are the running features after it."""
         table = work.sequence.block_table
-        index = (work.start + work.length) // self._route_block - 1
-        num_blocks = self._route_block // self.pool.block_size
+        index = work.end // self.route_block - 1
+        num_blocks = self.route_block // self.pool.block_size
         key, first = work.sequence.prefix_keys[index], index * num_blocks
         cached = self.pool.find(key)
         if cached is None:
@@ -136,33 +202,16 @@ class Scheduler:
             # Someone else was quicker. To hold theirs saves room, and keeps the chain before what this one adds to it.
             self.pool.share(cached, table, first)
 
-    def finish(self, sequence: Sequence) -> None:
-        """Take everything back from a sequence, wherever it stands."""
-        if sequence in self.running:
-            self._leave(sequence)
-        elif sequence in self.waiting:
-            self.waiting.remove(sequence)
-
-    def take_preemptions(self) -> int:
-        """How many sequences were preempted since the last call."""
-        count, self._num_preemptions = self._num_preemptions, 0
-        return count
-
-    def check_idle(self) -> None:
-        """The integrity check between steps: nothing but running sequences holds blocks, cached ones apart."""
-        self.pool.check([sequence.block_table for sequence in self.running])
-
     def _prefilling(self) -> Iterator[Sequence]:
         """Running sequences with a prompt to compute, then newly admitted ones, as long as the caller asks."""
         yield from [s for s in self.running if not s.is_decoding]
-        while self.waiting and self._free_lanes:
-            first = self.waiting[0]
+        while self._free_lanes and (first := self.waiting.peek()):
             self._reuse(first)
             # All its blocks at once: two half-prefilled prompts could otherwise wait for each other's for ever.
             if not self.pool.grow(first.block_table, len(first.tokens)):
                 self._empty(first)
                 return
-            self.waiting.popleft()
+            self.waiting.pop()
             first.lane = self._free_lanes.pop()
             self.running.append(first)
             yield first
@@ -171,26 +220,28 @@ class Scheduler:
         """Take what follows on the computed tokens from the prefix cache, as far as it has it."""
         if sequence.request.sampling.prompt_logprobs is not None:
             return
-        # The last token of the prompt is computed always: its logits are wanted.
-        for index in range(sequence.num_computed // self._route_block, (sequence.num_prompt - 1) // self._route_block):
-            cached = self.pool.find(sequence.prefix_keys[index]) if sequence.prefix_keys else None
+        # The last token of the prompt is always computed: its logits are wanted.
+        last = min(len(sequence.prefix_keys), (sequence.num_prompt - 1) // self.route_block)
+        for index in range(sequence.num_computed // self.route_block, last):
+            cached = self.pool.find(sequence.prefix_keys[index])
             if cached is None:
                 return
             self.pool.share(cached, sequence.block_table, index * len(cached.blocks))
-            sequence.num_computed = sequence.num_restored = (index + 1) * self._route_block
+            sequence.num_computed = sequence.num_restored = (index + 1) * self.route_block
             sequence.restored_sums = cached.sums
 
     def _chunk(self, sequence: Sequence, budget: int, in_pieces: bool) -> Iterator[Work]:
+        """The sequence's next segments, of at most `budget` tokens in all."""
         # Again: those admitted together with others of the same prompt find what the first of them has computed since.
         self._reuse(sequence)
         start = sequence.num_computed
         while start < len(sequence.tokens):
-            whole = sequence.next_segment(self._route_block, start)
+            whole = sequence.next_segment(self.route_block, start)
             length = min(whole, budget) if in_pieces else whole
             if length > budget or length == 0:
                 return
-            continues = start < sequence.num_prompt and start % self._route_block > 0
-            yield Work(sequence, start, length, 0 if continues else whole - length, continues)
+            continues = start < sequence.num_prompt and start % self.route_block > 0
+            yield self._work(sequence, start, length, 0 if continues else whole - length, continues)
             start += length
             budget -= length
 
@@ -205,8 +256,13 @@ class Scheduler:
 
     def _preempt(self, sequence: Sequence) -> None:
         self._leave(sequence)
-        self.waiting.appendleft(sequence)
+        self.waiting.push(sequence)
         self._num_preemptions += 1
+
+    def _take_preemptions(self) -> int:
+        """How many sequences were preempted since the last call."""
+        count, self._num_preemptions = self._num_preemptions, 0
+        return count
 
     def _leave(self, sequence: Sequence) -> None:
         self._empty(sequence)

@@ -1,46 +1,64 @@
-"""One request inside the engine, and the units of work it is cut into."""
+"""One request inside the engine: its tokens, where they stand, and what they have cost."""
 
 from array import array
+from bisect import bisect_right
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from buddy_server.engine.messages import GenerationRequest
+from buddy_server.engine.detokenizer import Detokenizer
+from buddy_server.engine.messages import (
+    Event,
+    FinishEvent,
+    FinishReason,
+    GenerationRequest,
+    PromptEvent,
+    TokenEvent,
+    TokenLogprob,
+    Usage,
+)
+from buddy_server.engine.sampler import Sampler
 
-
-@dataclass(frozen=True, slots=True)
-class SampledToken:
-    """`logprob` and `likeliest` (token, log probability) only when the request asked for them."""
-
-    token_id: int
-    logprob: float | None = None
-    likeliest: tuple[tuple[int, float], ...] = ()
+if TYPE_CHECKING:
+    from buddy_kernels import SampledToken
 
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """`tokens` are prompt and output; the first `num_computed` have their K/V in the cache.
+    """`tokens` are prompt and output; the first `num_computed` have their K/V in the cache. `arrival` numbers the
+    requests of an engine. `end_token_ids` end the answer.
 
-    Prompt tokens are charged once, up to `num_charged`, however often preemption makes the engine compute them.
-    `scored_prompt` holds the prompt's tokens from the second on, as far as log probabilities of them were asked for.
-    `lane` is the small integer under which the router keeps the running features; -1 while waiting.
+    Tokens are charged once, up to `num_charged`, however often preemption makes the engine compute them. `depths` says
+    from which position on a token may cost how many milli-layers. `scored_prompt` holds the prompt's tokens from the
+    second on, as far as log probabilities of them were asked for. `lane` is the small integer under which the router
+    keeps the running features; -1 while waiting.
 
-    `prefix_keys` name the full blocks of the prompt, none where there is no prefix cache. The first `num_restored` of
-    the computed tokens were taken from it, and `restored_sums` are the running features after them. `num_cached` prompt
-    tokens were never computed for this request; they are not charged.
+    `prefix_keys` name the full route blocks of the prompt, none where there is no prefix cache. The first
+    `num_restored` of the computed tokens were taken from it, and `restored_sums` are the running features after them.
     """
 
     request: GenerationRequest
-    tokens: list[int]
+    arrival: int
+    sampler: Sampler
+    detokenizer: Detokenizer
+    end_token_ids: frozenset[int]
     prefix_keys: tuple[bytes, ...] = ()
+    tokens: list[int] = field(init=False)
+    depths: list[tuple[int, int]] = field(init=False)
     num_computed: int = 0
     lane: int = -1
     block_table: list[int] = field(default_factory=list)
     num_restored: int = 0
     restored_sums: "array[float] | None" = None
     num_charged: int = 0
-    num_cached: int = 0
-    prompt_layer_runs: int = 0
-    output_layer_runs: int = 0
-    scored_prompt: list[SampledToken] = field(default_factory=list)
+    cached_tokens: int = 0
+    prompt_cost: int = 0
+    output_cost: int = 0
+    scored_prompt: "list[SampledToken]" = field(default_factory=list)
+    has_ended: bool = False
+
+    def __post_init__(self) -> None:
+        self.tokens = list(self.request.prompt_tokens)
+        self.depths = [(0, self.request.max_cost)]
 
     @property
     def num_prompt(self) -> int:
@@ -55,8 +73,26 @@ class Sequence:
         """Whether all but its newest token, one of the answer, is computed."""
         return self.num_prompt <= self.num_computed == len(self.tokens) - 1
 
+    @property
+    def usage(self) -> Usage:
+        return Usage(self.num_prompt, self.cached_tokens, self.num_output, self.prompt_cost, self.output_cost)
+
+    def max_cost(self, position: int) -> int:
+        """The milli-layers that the token at `position` may cost."""
+        index = bisect_right(self.depths, position, key=lambda depth: depth[0]) - 1
+        return self.depths[index][1]
+
+    def change_depth(self, max_cost: int, route_block: int) -> None:
+        """Tokens that no step has run yet may cost so much. A route block that has begun keeps its path."""
+        start = max(self.num_charged, self.num_computed)
+        if start < self.num_prompt:
+            start = min(-(-start // route_block) * route_block, self.num_prompt)
+        self.depths = [depth for depth in self.depths if depth[0] < start] + [(start, max_cost)]
+        # The keys of what comes later name the depth of before.
+        self.prefix_keys = self.prefix_keys[: start // route_block]
+
     def next_segment(self, route_block: int, start: int) -> int:
-        """Length of the segment at `start`: to the end of its prefill block, or one output token.
+        """Length of the segment at `start`: to the end of its route block, or one output token.
 
         Recomputed output tokens stay segments of one, so that they run the paths, and the arithmetic, of the
         first time.
@@ -66,40 +102,52 @@ class Sequence:
         block_end = (start // route_block + 1) * route_block
         return min(block_end, self.num_prompt) - start
 
+    def charge(self, start: int, num_tokens: int, cost: int) -> int:
+        """The tokens from `start` on, all of the prompt or of the answer, have run at `cost` milli-layers each. The
+        milli-layers of those that had not run before."""
+        # What nobody has computed for this request came from the prefix cache.
+        self.cached_tokens += max(0, start - self.num_charged)
+        charged = cost * max(0, start + num_tokens - max(start, self.num_charged))
+        if start < self.num_prompt:
+            self.prompt_cost += charged
+        else:
+            self.output_cost += charged
+        self.num_computed = start + num_tokens
+        self.num_charged = max(self.num_charged, self.num_computed)
+        return charged
 
-@dataclass(frozen=True, slots=True)
-class Work:
-    """Rows `start` .. `start + length - 1` of a sequence: one segment of one step.
+    def accept(self, token: "SampledToken", path: bytes) -> list[Event]:
+        """Append a token that `path` has made; its event, and the last one if it ends the request."""
+        sampling = self.request.sampling
+        self.tokens.append(token.token_id)
+        self.sampler.accept(token.token_id)
+        ends = token.token_id in self.end_token_ids
+        text = "" if ends else self.detokenizer.add(token.token_id)
+        events: list[Event] = [self._token_event(token, text, path)]
+        if self.num_output == 1 and sampling.prompt_logprobs is not None:
+            events.insert(0, self._prompt_event())
+        if ends or self.detokenizer.stopped:
+            events.append(self.end("stop"))
+        elif self.num_output >= sampling.max_tokens:
+            events.append(self.end("length"))
+        return events
 
-    A prefill block may run in pieces: the first looks `ahead` to the rest of it, from which its path follows, and the
-    others, `continues`, take that path too.
-    """
+    def end(self, reason: FinishReason, error: str | None = None) -> FinishEvent:
+        """The last event. Its place in the scheduler is the caller's to take back."""
+        self.has_ended = True
+        return FinishEvent(reason, self.usage, self.detokenizer.flush(), error)
 
-    sequence: Sequence
-    start: int
-    length: int
-    ahead: int = 0
-    continues: bool = False
+    def _prompt_event(self) -> PromptEvent:
+        named = [self._logprobs(token) for token in self.scored_prompt]
+        return PromptEvent(tuple(chosen for chosen, _ in named), tuple(likeliest for _, likeliest in named))
 
-    @property
-    def num_new_prompt(self) -> int:
-        """Prompt rows here that were never computed before."""
-        end = min(self.start + self.length, self.sequence.num_prompt)
-        return max(0, end - max(self.start, self.sequence.num_charged))
+    def _token_event(self, token: "SampledToken", text: str, path: bytes) -> TokenEvent:
+        if token.logprob is None:
+            return TokenEvent(token.token_id, text, path)
+        return TokenEvent(token.token_id, text, path, *self._logprobs(token))
 
-    @property
-    def scored(self) -> range:
-        """Positions here whose successor is a prompt token with a log probability to be told, the first time only."""
-        if self.sequence.request.sampling.prompt_logprobs is None:
-            return range(0)
-        first = max(self.start, len(self.sequence.scored_prompt))
-        return range(first, min(self.start + self.length, self.sequence.num_prompt - 1))
-
-    @property
-    def makes_token(self) -> bool:
-        return self.start + self.length == len(self.sequence.tokens)
-
-    @property
-    def is_decode(self) -> bool:
-        """Whether it is the newest token of an answer; not so of a prompt, nor of an answer that is computed again."""
-        return self.makes_token and self.start >= self.sequence.num_prompt
+    def _logprobs(self, token: "SampledToken") -> tuple[TokenLogprob, tuple[TokenLogprob, ...]]:
+        assert token.logprob is not None
+        name = self.detokenizer.name
+        likeliest = tuple(TokenLogprob(other, name(other), value) for other, value in token.likeliest)
+        return TokenLogprob(token.token_id, name(token.token_id), token.logprob), likeliest

@@ -2,7 +2,7 @@
 
 from msgspec import Struct, msgpack
 
-from buddy_server.engine.messages import EngineInfo, Event, GenerationRequest, StepStats
+from buddy_server.engine.messages import EngineInfo, Event, GenerationRequest, StepStats, Usage
 from buddy_server.engine.settings import EnginePlan
 
 
@@ -24,17 +24,8 @@ class Stop(Struct, frozen=True, array_like=True, tag=True):
     """The last command: every request ends as cancelled."""
 
 
-class PredictDepth(Struct, frozen=True, array_like=True, tag=True):
-    """The arguments of DepthPredictor.choose; the answer bears the same `question_id`."""
-
-    question_id: int
-    prompt_tokens: tuple[int, ...]
-    lowest: int
-    highest: int
-
-
 LoopCommand = Submit | Cancel | Stop
-Command = Build | PredictDepth | LoopCommand
+Command = Build | LoopCommand
 
 
 class Building(Struct, frozen=True, array_like=True, tag=True):
@@ -46,7 +37,6 @@ class Ready(Struct, frozen=True, array_like=True, tag=True):
 
     info: EngineInfo
     directory: str
-    has_predictor: bool
 
 
 class BuildFailed(Struct, frozen=True, array_like=True, tag=True):
@@ -56,23 +46,21 @@ class BuildFailed(Struct, frozen=True, array_like=True, tag=True):
 
 
 class Report(Struct, frozen=True, array_like=True, tag=True):
-    """Events by request id, in order; the figures of the step they come from, if they come from one; how the engine
-    stands after it."""
+    """Events by request id, in order, what the requests of the step that go on have used by now, and the step's
+    figures, if there was one; how the engine stands after it."""
 
     events: list[tuple[str, Event]]
+    usages: list[tuple[str, Usage]]
     stats: StepStats | None
     num_running: int
     kv_usage_ratio: float
 
 
-class PredictedDepth(Struct, frozen=True, array_like=True, tag=True):
-    """`num_run_layers` None: the prediction failed."""
-
-    question_id: int
-    num_run_layers: int | None
+class Heartbeat(Struct, frozen=True, array_like=True, tag=True):
+    """The engine goes on: it waits for work, or its step has not taken too long yet."""
 
 
-WorkerEvent = Building | Ready | BuildFailed | Report | PredictedDepth
+WorkerEvent = Building | Ready | BuildFailed | Report | Heartbeat
 
 encode = msgpack.Encoder().encode
 decode_command = msgpack.Decoder(Command).decode

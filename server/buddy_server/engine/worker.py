@@ -1,7 +1,8 @@
 """The engine's own process: `python -m buddy_server.engine.worker DIRECTORY`, in which its parent's sockets are.
 
 Its main thread steps. One thread takes commands, another sends events: a step's events are encoded and sent while the
-next step computes, which it does without the GIL. The process lives no longer than its parent.
+next step computes, which it does without the GIL. A third says that all goes on. The process lives no longer than its
+parent.
 """
 
 import ctypes
@@ -11,7 +12,7 @@ import os
 import signal
 import sys
 import threading
-from concurrent.futures import ThreadPoolExecutor
+import time
 from typing import TYPE_CHECKING
 
 import zmq
@@ -21,8 +22,7 @@ from buddy_server.engine.wire import (
     Build,
     BuildFailed,
     Building,
-    PredictDepth,
-    PredictedDepth,
+    Heartbeat,
     Ready,
     Stop,
     commands_address,
@@ -32,12 +32,14 @@ from buddy_server.engine.wire import (
 from buddy_server.logs import configure_logs
 
 if TYPE_CHECKING:
-    from buddy_server.engine.depth_predictor import DepthPredictor
     from buddy_server.engine.loop import EngineLoop
     from buddy_server.engine.settings import EnginePlan
 
 log = logging.getLogger(__name__)
 
+HEARTBEAT_S = 1.0
+STEP_LIMIT_S = 120.0
+"""A step takes at most seconds, on the slowest machine with the largest model that anyone has patience for."""
 _PR_SET_PDEATHSIG = 1
 
 
@@ -78,9 +80,9 @@ def serve(plan: "EnginePlan", commands: "zmq.Socket[bytes]", outbox: Outbox) -> 
         outbox.put(BuildFailed(str(error)))
         return
     loop = EngineLoop(built.engine, outbox.put)
-    reader = CommandReader(commands, loop, built.depth_predictor, outbox)
-    threading.Thread(target=reader.run, name="commands", daemon=True).start()
-    outbox.put(Ready(built.info, str(built.directory), built.depth_predictor is not None))
+    threading.Thread(target=read_commands, args=(commands, loop), name="commands", daemon=True).start()
+    outbox.put(Ready(built.info, str(built.directory)))
+    threading.Thread(target=beat, args=(loop, outbox), name="heartbeat", daemon=True).start()
     # What is there now stays. To sweep over all of it would hold up every stream for a tenth of a second, now and then.
     gc.collect()
     gc.freeze()
@@ -89,41 +91,22 @@ def serve(plan: "EnginePlan", commands: "zmq.Socket[bytes]", outbox: Outbox) -> 
     loop.run()
 
 
-class CommandReader:
-    """Hands commands on: to the loop, and questions of depth to a thread of their own; a long prompt takes a moment."""
+def read_commands(commands: "zmq.Socket[bytes]", loop: "EngineLoop") -> None:
+    """Hand commands on, until Stop."""
+    command = None
+    while not isinstance(command, Stop):
+        command = decode_command(commands.recv())
+        assert not isinstance(command, Build)
+        loop.inbox.put(command)
 
-    def __init__(
-        self,
-        commands: "zmq.Socket[bytes]",
-        loop: "EngineLoop",
-        depth_predictor: "DepthPredictor | None",
-        outbox: Outbox,
-    ) -> None:
-        self._commands = commands
-        self._loop = loop
-        self._depth_predictor = depth_predictor
-        self._outbox = outbox
-        self._thinking = ThreadPoolExecutor(1, "depth")
 
-    def run(self) -> None:
-        """Until Stop."""
-        command = None
-        while not isinstance(command, Stop):
-            command = decode_command(self._commands.recv())
-            if isinstance(command, PredictDepth):
-                self._thinking.submit(self._predict, command)
-            else:
-                assert not isinstance(command, Build)
-                self._loop.inbox.put(command)
-
-    def _predict(self, question: PredictDepth) -> None:
-        num_run_layers = None
-        try:
-            assert self._depth_predictor is not None
-            num_run_layers = self._depth_predictor.choose(question.prompt_tokens, question.lowest, question.highest)
-        except Exception:
-            log.exception("predicting a depth failed")
-        self._outbox.put(PredictedDepth(question.question_id, num_run_layers))
+def beat(loop: "EngineLoop", outbox: Outbox) -> None:
+    """Say every HEARTBEAT_S that the engine goes on, unless its step has taken longer than any step does."""
+    while True:
+        started_s = loop.step_started_s
+        if started_s is None or time.monotonic() - started_s < STEP_LIMIT_S:
+            outbox.put(Heartbeat())
+        time.sleep(HEARTBEAT_S)
 
 
 def follow_parent() -> None:

@@ -28,7 +28,8 @@ TICK_S = 0.1
 
 
 class WorkerProcess:
-    """A child that has been started. It ends with `close`, and on Linux also with the thread that made it.
+    """A child that has been started. It ends with `close`, and on Linux also with the thread that made it. `load_s` is
+    how long it took to be ready.
 
     `send` is for one thread at a time, all else for one thread.
     """
@@ -37,6 +38,7 @@ class WorkerProcess:
         """Raises EngineStartError when there is no place for the sockets or no such process; OSError when there is no
         directory for temporary files."""
         self.started_s = time.monotonic()
+        self.load_s = 0.0
         self._directory = tempfile.TemporaryDirectory(prefix="buddy-")
         self._context = zmq.Context()
         # Nobody waits on a full queue: requests in flight bound what can be in it.
@@ -69,17 +71,18 @@ class WorkerProcess:
     def wait_until_ready(self, given_up: Callable[[], bool] = lambda: False) -> Ready:
         """Raises EngineStartError, with the child closed: it cannot build the engine, has ended, or was given up."""
         try:
-            return self._first_notice(given_up)
+            return self._first_event(given_up)
         except BaseException:
             self.close()
             raise
 
-    def _first_notice(self, given_up: Callable[[], bool]) -> Ready:
+    def _first_event(self, given_up: Callable[[], bool]) -> Ready:
         for event in self.events():
             if isinstance(event, Building):
                 # Nobody else is to find the sockets, and nothing is left behind should we be killed.
                 self._directory.cleanup()
             if isinstance(event, Ready):
+                self.load_s = time.monotonic() - self.started_s
                 return event
             if isinstance(event, BuildFailed):
                 raise EngineStartError(event.reason)

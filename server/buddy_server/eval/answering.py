@@ -9,18 +9,18 @@ from buddy_server.engine.messages import FinishEvent, GenerationRequest, PromptE
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """The tokens of a question and how many layers to answer it with."""
+    """The tokens of a question and the milli-layers that each may cost."""
 
     tokens: tuple[int, ...]
-    num_run_layers: int
+    max_cost: int
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """`text` is the whole answer; `paths` holds the layers that each of its tokens ran."""
+    """`text` is the whole answer; `paths` holds the actions that made each of its tokens."""
 
     text: str
-    paths: tuple[tuple[int, ...], ...]
+    paths: tuple[bytes, ...]
 
 
 def greedy_answers(
@@ -29,7 +29,7 @@ def greedy_answers(
     """Answers as they finish: (index of the prompt, its greedy answer)."""
     sampling = SamplingParams(max_tokens=max_tokens, temperature=0.0)
     texts = [""] * len(prompts)
-    paths: list[list[tuple[int, ...]]] = [[] for _ in prompts]
+    paths: list[list[bytes]] = [[] for _ in prompts]
     _add(engine, prompts, sampling, align_paths)
     while engine.has_work:
         for request_id, event in engine.step().events:
@@ -37,7 +37,7 @@ def greedy_answers(
             match event:
                 case TokenEvent():
                     texts[index] += event.text
-                    paths[index].append(event.layers)
+                    paths[index].append(event.path)
                 case FinishEvent():
                     yield index, Answer(texts[index] + event.text, tuple(paths[index]))
 
@@ -55,4 +55,4 @@ def log_likelihoods(engine: Engine, prompts: Sequence[Prompt], num_given: Sequen
 
 def _add(engine: Engine, prompts: Sequence[Prompt], sampling: SamplingParams, align_paths: bool = False) -> None:
     for index, prompt in enumerate(prompts):
-        engine.add(GenerationRequest(str(index), "eval", prompt.tokens, prompt.num_run_layers, sampling, align_paths))
+        engine.add(GenerationRequest(str(index), "eval", prompt.tokens, prompt.max_cost, sampling, align_paths))

@@ -49,7 +49,6 @@ def _seeds(text: str) -> tuple[int, ...]:
 
 def run(parsed: Namespace) -> None:
     """Raises ValueErrors of the model, the router, the methods and the questions; OSError of the files."""
-    from buddy_routing.budget import num_run_layers
     from buddy_server.engine.build import default_router, load_served_model
     from buddy_server.eval.evaluation import EvalPlan, evaluate
     from buddy_server.eval.methods import check_methods
@@ -70,7 +69,7 @@ def run(parsed: Namespace) -> None:
     router = parsed.router or default_router(parsed.model)
     served = load_served_model(parsed.model, router, parsed.device, parsed.dtype)
     for budget in parsed.budgets:
-        num_run_layers(budget, served.loaded.model.spec.num_layers)
+        served.loaded.model.spec.actions.max_cost(budget)
     tokenizer = ChatTokenizer.from_directory(served.loaded.directory)
     if parsed.tasks is None:
         questions_of = partial(builtin_questions, parsed.limit, tokenizer=tokenizer)

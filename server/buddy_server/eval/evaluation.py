@@ -10,7 +10,7 @@ from typing import NoReturn
 
 from tqdm import tqdm
 
-from buddy_routing.budget import num_run_layers
+from buddy_routing.action_space import MILLI_LAYERS, SKIP
 from buddy_routing.checkpoint import end_token_ids
 from buddy_routing.decoder import RoutedDecoder
 from buddy_routing.train.example import ExampleBatch, packed_in_order
@@ -108,10 +108,10 @@ def _text_row(
     budget: float,
     seed: int,
 ) -> EvalRow:
-    num_layers = model.spec.num_layers
-    num_run = num_run_layers(budget, num_layers)
-    bits = bits_per_byte(model, tokenizer, texts, routing.router, num_run)
-    return EvalRow(method, budget, "text", None, num_run / num_layers, len(texts), seed, bits_per_byte=bits)
+    actions = model.spec.actions
+    max_cost = actions.max_cost(budget)
+    bits = bits_per_byte(model, tokenizer, texts, routing.router, max_cost)
+    return EvalRow(method, budget, "text", None, max_cost / actions.full_cost, len(texts), seed, bits_per_byte=bits)
 
 
 def _batches(questions: Sequence[Question], served: ServedModel, tokenizer: ChatTokenizer) -> list[ExampleBatch]:
@@ -125,8 +125,8 @@ def _bound(
     served: ServedModel, tokenizer: ChatTokenizer, questions: Sequence[Question], budgets: Sequence[float], seed: int
 ) -> Iterator[EvalRow]:
     """The search bound's rows: a question counts as answered when the best path says just its reference."""
-    num_layers = served.loaded.model.spec.num_layers
-    num_run = {num_run_layers(budget, num_layers): budget for budget in budgets}
+    num_layers, actions = served.loaded.model.spec.num_layers, served.loaded.model.spec.actions
+    num_run = {actions.max_cost(budget) // MILLI_LAYERS: budget for budget in budgets}
     right: dict[int, list[bool]] = defaultdict(list)
     for batch in _batches(questions, served, tokenizer):
         for depth, is_right in search_paths(served.loaded.model, batch, tuple(num_run)):
@@ -147,13 +147,13 @@ def _run(
     seed: int,
     bar: "tqdm[NoReturn]",
 ) -> Iterator[EvalRow]:
-    num_layers = built.info.num_layers
-    depth = [_depth(built, question, budget) for question in questions]
+    actions = built.info.actions
+    costs = _costs(built, questions, budget)
     right = [False] * len(questions)
-    paths: list[Sequence[tuple[int, ...]]] = [()] * len(questions)
+    paths: list[Sequence[bytes]] = [()] * len(questions)
     asked = [index for index, question in enumerate(questions) if not question.choices]
     started = time.perf_counter()
-    prompts = [Prompt(questions[index].prompt_tokens, depth[index]) for index in asked]
+    prompts = [Prompt(questions[index].prompt_tokens, costs[index]) for index in asked]
     aligned = method == "router:aligned"
     for number, answer in greedy_answers(built.engine, prompts, MAX_ANSWER_TOKENS, aligned):
         index = asked[number]
@@ -162,7 +162,7 @@ def _run(
         bar.update()
     elapsed = time.perf_counter() - started
     num_tokens = sum(len(path) for path in paths)
-    chosen = _likeliest_choices(built, tokenizer, questions, depth)
+    chosen = _likeliest_choices(built, tokenizer, questions, costs)
     for index, choice in chosen.items():
         right[index] = questions[index].is_right(choice)
         bar.update()
@@ -171,35 +171,38 @@ def _run(
         by_task[question.task].append(index)
     for task, members in by_task.items():
         ran = [path for index in members for path in paths[index]]
+        spent = [actions.path_costs[path] for path in ran] or [costs[index] for index in members]
         yield EvalRow(
             method=method,
             budget=budget,
             task=task,
             accuracy=mean(right[index] for index in members),
-            mean_depth=mean(map(len, ran)) / num_layers if ran else mean(depth[i] for i in members) / num_layers,
+            mean_depth=mean(spent) / actions.full_cost,
             n=len(members),
             seed=seed,
             distinct_paths=mean(len(set(paths[index])) for index in members) if ran else None,
             tokens_per_s=num_tokens / elapsed if num_tokens else None,
-            layer_use=tuple(mean(layer in path for path in ran) for layer in range(num_layers)) if ran else None,
+            layer_use=tuple(mean(action != SKIP for action in of_layer) for of_layer in zip(*ran, strict=True)) or None,
         )
 
 
-def _depth(built: BuiltEngine, question: Question, budget: float | None) -> int:
-    num_layers = built.info.num_layers
+def _costs(built: BuiltEngine, questions: Sequence[Question], budget: float | None) -> list[int]:
+    """Milli-layers that a token of each question may cost; without a budget the Budget Predictor chooses."""
+    actions = built.info.actions
     if budget is not None:
-        return num_run_layers(budget, num_layers)
-    assert built.depth_predictor is not None
-    return built.depth_predictor.choose(question.prompt_tokens, 2, num_layers)
+        return [actions.max_cost(budget)] * len(questions)
+    assert built.engine.depth_predictor is not None
+    prompts = [question.prompt_tokens for question in questions]
+    return built.engine.depth_predictor.costs(prompts, [(actions.smallest_cost, actions.full_cost)] * len(prompts))
 
 
 def _likeliest_choices(
-    built: BuiltEngine, tokenizer: ChatTokenizer, questions: Sequence[Question], depth: Sequence[int]
+    built: BuiltEngine, tokenizer: ChatTokenizer, questions: Sequence[Question], costs: Sequence[int]
 ) -> dict[int, str]:
     """The likeliest choice of every question that has choices, by its index."""
     offered = [(index, choice) for index, question in enumerate(questions) for choice in question.choices]
     prompts = [
-        Prompt((*questions[index].prompt_tokens, *tokenizer.encode_text(choice)), depth[index])
+        Prompt((*questions[index].prompt_tokens, *tokenizer.encode_text(choice)), costs[index])
         for index, choice in offered
     ]
     num_given = [len(questions[index].prompt_tokens) for index, _ in offered]

@@ -71,7 +71,7 @@ class MethodSource:
                 return Routing(train_prompt_sets(self.served.loaded.model, self.calibration, seed))
             case "random":
                 generator = torch.Generator().manual_seed(seed)
-                ranking = torch.rand(self.served.loaded.model.spec.num_layers - 2, generator=generator)
+                ranking = torch.rand(len(self.served.loaded.model.spec.actions.free), generator=generator)
                 return Routing(StaticRouter(ranking, f"random:{seed}"))
             case _:
                 return make_routing(method, self.served)

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from buddy_routing.decoder import RoutedDecoder
 from buddy_routing.features import causal_features
 from buddy_routing.router import Router
-from buddy_routing.selection import select_layers
+from buddy_routing.selection import select_path
 from buddy_routing.tasks import mentions_required, story_requests
 from buddy_server.engine.engine import Engine
 from buddy_server.eval.answering import Prompt, greedy_answers
@@ -25,19 +25,19 @@ CONTEXT_TOKENS = 256
 
 
 def story_obedience(
-    engine: Engine, tokenizer: ChatTokenizer, num_run_layers: int, stories: Sequence[str], seed: int
+    engine: Engine, tokenizer: ChatTokenizer, max_cost: int, stories: Sequence[str], seed: int
 ) -> float:
     """Share of greedy stories that mention everything their request names; requests that name nothing are left out."""
     requests = [request for request in story_requests(stories, seed) if request.required]
     rendered = (tokenizer.render([{"role": "user", "content": request.prompt}]) for request in requests)
-    answers = greedy_answers(engine, [Prompt(tokens, num_run_layers) for tokens in rendered], MAX_STORY_TOKENS)
+    answers = greedy_answers(engine, [Prompt(tokens, max_cost) for tokens in rendered], MAX_STORY_TOKENS)
     told = tqdm(answers, total=len(requests), desc="stories", unit="story", mininterval=2)
     return mean(mentions_required(requests[index], answer.text) for index, answer in told)
 
 
 @torch.inference_mode()
 def bits_per_byte(
-    model: RoutedDecoder, tokenizer: ChatTokenizer, texts: Sequence[str], router: Router, num_run_layers: int
+    model: RoutedDecoder, tokenizer: ChatTokenizer, texts: Sequence[str], router: Router, max_cost: int
 ) -> float:
     """Bits a byte that the model needs for `texts`, in windows of `CONTEXT_TOKENS`, routed at every token.
 
@@ -47,7 +47,7 @@ def bits_per_byte(
 
     def choose(v: Tensor) -> Tensor:
         features = causal_features(v)[0]  # [T, 2F]
-        return select_layers(router.scores(features), torch.tensor(num_run_layers, device=v.device))[None]
+        return select_path(router.scores(features), torch.tensor(max_cost, device=v.device), model.spec.actions)[None]
 
     for text in texts:
         tokens = tokenizer.encode_text(text)

@@ -37,13 +37,14 @@ def search_paths(model: RoutedDecoder, batch: ExampleBatch, budgets: Sequence[in
 def _one_less(model: RoutedDecoder, batch: ExampleBatch, beam: Tensor) -> Tensor:
     """The best paths with one layer less than those of beam [E, W, L]: [E, BEAM_WIDTH, L], best first."""
     tried, losses = [], []
+    free = model.spec.actions.free
     for parents in beam.unbind(1):
-        num_left = int(parents[0, 1:-1].sum())
+        num_left = int(parents[0, free].sum())
         for number in range(num_left):
             child = parents.clone()
-            # The number-th layer that the path still runs, ends aside.
-            rank = child[:, 1:-1].cumsum(1) - 1
-            child[:, 1:-1] *= 1 - ((rank == number) & (child[:, 1:-1] > 0)).to(torch.int8)
+            # The number-th free layer that the path still runs.
+            runs = child[:, free]
+            child[:, free] = runs * ~((runs.cumsum(1) - 1 == number) & (runs > 0))
             tried.append(child)
             losses.append(answer_loss(model, batch, fixed_paths(batch, child)).nats)
     children, nats = torch.stack(tried, 1), torch.stack(losses, 1)  # [E, C, L], [E, C]

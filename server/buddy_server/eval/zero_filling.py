@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from buddy_routing.action_space import SKIP
 from buddy_routing.planner import Planner
 from buddy_routing.segments import SegmentBatch
 from buddy_routing.stepper import TorchStepper
@@ -21,15 +22,15 @@ class NotingPlanner:
     def __init__(self, planner: Planner) -> None:
         self._planner = planner
         self.router = planner.router
-        self.row_masks = torch.empty(0, 0)  # [N, L]
+        self.row_paths = torch.empty(0, 0)  # [N, L]
 
     def start(self, lane: int, sums: "array[float] | None" = None) -> None:
         self._planner.start(lane, sums)
 
     def choose(self, batch: SegmentBatch, v: Tensor) -> tuple[Tensor, Tensor]:
-        masks, sums = self._planner.choose(batch, v)
-        self.row_masks = masks[batch.segment_of_row.cpu()]
-        return masks, sums
+        paths, sums = self._planner.choose(batch, v)
+        self.row_paths = paths[batch.segment_of_row.cpu()]
+        return paths, sums
 
 
 @contextmanager
@@ -58,4 +59,4 @@ def zero_filled(built: BuiltEngine) -> Iterator[None]:
 
 def _emptied(noting: NotingPlanner, index: int) -> Callable[[nn.Module, object, Tensor], Tensor]:
     # Rotation and normalisation leave zeros as they are.
-    return lambda _module, _inputs, output: output * (noting.row_masks[:, index : index + 1] > 0).to(output)
+    return lambda _module, _inputs, output: output * (noting.row_paths[:, index : index + 1] != SKIP).to(output)

@@ -1,9 +1,9 @@
-"""Deciding how many layers a request runs: once, at admission. The request asks, the tier clamps."""
+"""Deciding what each token of a request may cost: once, at admission. The request asks, the tier clamps."""
 
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from buddy_routing.budget import BudgetError, num_run_layers, smallest_budget
+from buddy_routing.action_space import ActionSpace, BudgetError
 from buddy_server.errors import ConfigError, InvalidBudget, shown
 from buddy_server.tenancy.policy import Auto, Tier
 
@@ -13,94 +13,82 @@ ClampReason = Literal["tier_min", "tier_max"]
 
 @dataclass(frozen=True, slots=True)
 class DepthDecision:
-    """`requested` is what the request said, None if nothing. `granted` is the budget after clamping, which
-    buys `num_run_layers` layers for every token. `decided_by` is "request" only when the request got what
-    it asked for; `clamped` says which bound of the tier changed it. `is_open` leaves the depth, up to what is
-    granted, to the Budget Predictor if there is one."""
+    """`requested` is what the request said, None if nothing. `granted` is the budget after clamping, which pays for
+    `max_cost` milli-layers a token. `decided_by` is "request" only when the request got what it asked for; `clamped`
+    says which bound of the tier changed it. With a `min_cost` the Budget Predictor chooses between the two."""
 
     requested: float | Auto | None
     granted: float
-    num_run_layers: int
+    max_cost: int
     decided_by: DecidedBy
     clamped: ClampReason | None = None
-    is_open: bool = False
+    min_cost: int | None = None
 
 
-def parse_budget(value: object, num_layers: int) -> float | Auto:
-    """A budget as a request gives it: "auto" or a number in [2 / L, 1].
+def parse_budget(value: object, actions: ActionSpace) -> float | Auto:
+    """A budget as a request gives it: "auto" or a number that pays for the forced layers, at most 1.
 
     Raises InvalidBudget, naming the value and the allowed range.
     """
     if value == "auto":
         return "auto"
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise InvalidBudget(f'budget {shown(value)} is not allowed: give {_allowed(num_layers)}, or "auto"')
+        raise InvalidBudget(f'budget {shown(value)} is not allowed: give {actions.allowed_budgets}, or "auto"')
     try:
-        num_run_layers(value, num_layers)
+        actions.max_cost(value)
         return float(value)
     # OverflowError: JSON knows integers that no float holds.
     except (BudgetError, OverflowError):
         raise InvalidBudget(
-            f'budget {shown(value)} is outside the allowed range: give {_allowed(num_layers)}, or "auto"'
+            f'budget {shown(value)} is outside the allowed range: give {actions.allowed_budgets}, or "auto"'
         ) from None
 
 
-def parse_budget_header(value: str, num_layers: int) -> float | Auto:
+def parse_budget_header(value: str, actions: ActionSpace) -> float | Auto:
     """`parse_budget` for the text of the header `x-buddy-budget`."""
     text = value.strip()
     if text == "auto":
         return "auto"
     try:
-        return parse_budget(float(text), num_layers)
+        return parse_budget(float(text), actions)
     except ValueError:
-        return parse_budget(text, num_layers)
+        return parse_budget(text, actions)
 
 
-def decide_depth(requested: float | Auto | None, tier: Tier, num_layers: int) -> DepthDecision:
+def decide_depth(
+    requested: float | Auto | None, tier: Tier, actions: ActionSpace, has_predictor: bool
+) -> DepthDecision:
     """The depth of one request of a tenant in `tier`, which `check_tier` has accepted for this model.
 
     Without a budget in the request, the tier's default counts as asked for.
     """
     asked = tier.default_budget if requested is None else requested
     if asked == "auto":
-        granted = tier.max_budget
-        return DepthDecision(requested, granted, num_run_layers(granted, num_layers), "tenant", is_open=True)
+        lowest = actions.max_cost(max(tier.min_budget, actions.smallest_budget)) if has_predictor else None
+        return DepthDecision(requested, tier.max_budget, actions.max_cost(tier.max_budget), "tenant", min_cost=lowest)
     granted = min(max(asked, tier.min_budget), tier.max_budget)
     clamped: ClampReason | None = None
     if granted > asked:
         clamped = "tier_min"
     elif granted < asked:
         clamped = "tier_max"
-    return DepthDecision(
-        requested,
-        granted,
-        num_run_layers(granted, num_layers),
-        "tenant" if requested is None or clamped else "request",
-        clamped,
-    )
+    decided_by: DecidedBy = "tenant" if requested is None or clamped else "request"
+    return DepthDecision(requested, granted, actions.max_cost(granted), decided_by, clamped)
 
 
-def lowest_depth(tier: Tier, num_layers: int) -> int:
-    """The fewest layers that the predictor may choose for a tenant in `tier`."""
-    return num_run_layers(max(tier.min_budget, smallest_budget(num_layers)), num_layers)
-
-
-def predicted_depth(decision: DepthDecision, num_run: int, num_layers: int) -> DepthDecision:
-    """An open decision that the predictor has settled on `num_run` layers."""
+def predicted_depth(decision: DepthDecision, max_cost: int, actions: ActionSpace) -> DepthDecision:
+    """An open decision that the predictor has settled."""
     return replace(
-        decision, granted=num_run / num_layers, num_run_layers=num_run, decided_by="predictor", is_open=False
+        decision, granted=max_cost / actions.full_cost, max_cost=max_cost, decided_by="predictor", min_cost=None
     )
 
 
-def check_tier(tier: Tier, num_layers: int) -> None:
+def check_tier(tier: Tier, actions: ActionSpace) -> None:
     """Raise ConfigError when a budget of `tier` cannot pay for the layers that always run in this model."""
     budgets = {"max_budget": tier.max_budget, "default_budget": tier.default_budget}
     for field, budget in budgets.items():
-        if budget != "auto" and budget < smallest_budget(num_layers) - 1e-9:
+        if budget != "auto" and budget < actions.smallest_budget - 1e-9:
             raise ConfigError(
-                f"tiers.{tier.name}.{field}: {budget!r} is too small for this model, allowed is {_allowed(num_layers)}"
+                f"tiers.{tier.name}.{field}: {budget!r} is too small for this model, allowed is "
+                f"{actions.allowed_budgets}"
             )
-
-
-def _allowed(num_layers: int) -> str:
-    return f"a number from {smallest_budget(num_layers):.4g} (2 of {num_layers} layers) to 1"

@@ -1,14 +1,12 @@
-"""The engine on a thread of its own, for tests; the server has it in a process (process.py)."""
+"""The engine on a thread of its own; the server has it in a process."""
 
-import asyncio
 import threading
 from collections.abc import AsyncGenerator, Callable
 
-from buddy_server.engine.depth_predictor import DepthPredictor
 from buddy_server.engine.engine import Engine
-from buddy_server.engine.listeners import Listeners
 from buddy_server.engine.loop import EngineLoop
-from buddy_server.engine.messages import EngineInfo, Event, GenerationRequest, StepStats
+from buddy_server.engine.messages import Account, EngineInfo, Event, GenerationRequest, StepStats
+from buddy_server.engine.open_requests import OpenRequests
 from buddy_server.engine.wire import Cancel, Report, Stop, Submit
 
 
@@ -20,14 +18,13 @@ class EngineService:
         engine: Engine,
         info: EngineInfo,
         on_step: Callable[[StepStats], None] = lambda _: None,
-        depth_predictor: DepthPredictor | None = None,
+        settle: Callable[[Account], None] = lambda _: None,
     ) -> None:
         self._engine = engine
         self._info = info
-        self._depth_predictor = depth_predictor
         self._on_step = on_step
         self._loop = EngineLoop(engine, self._deliver)
-        self._listeners = Listeners(self._send)
+        self._requests = OpenRequests(self._send, settle)
         self._thread = threading.Thread(target=self._loop.run, name="engine", daemon=True)
 
     @property
@@ -37,6 +34,10 @@ class EngineService:
     @property
     def is_ready(self) -> bool:
         return self._thread.is_alive()
+
+    @property
+    def ready_in_s(self) -> float:
+        return 0.0
 
     @property
     def num_waiting(self) -> int:
@@ -58,15 +59,9 @@ class EngineService:
         self._loop.inbox.put(Stop())
         self._thread.join()
 
-    async def predict_depth(self, prompt_tokens: tuple[int, ...], lowest: int, highest: int) -> int | None:
-        """On a thread of its own: a long prompt takes a moment."""
-        if self._depth_predictor is None:
-            return None
-        return await asyncio.to_thread(self._depth_predictor.choose, prompt_tokens, lowest, highest)
-
     def submit(self, request: GenerationRequest) -> AsyncGenerator[list[Event], None]:
         """As EngineClient has it: events until the FinishEvent."""
-        return self._listeners.events(request)
+        return self._requests.events(request)
 
     def _send(self, order: Submit | Cancel) -> bool:
         self._loop.inbox.put(order)
@@ -74,6 +69,6 @@ class EngineService:
         return not self._loop.closed
 
     def _deliver(self, report: Report) -> None:
-        self._listeners.deliver(report.events)
+        self._requests.deliver(report)
         if report.stats is not None:
             self._on_step(report.stats)

@@ -1,0 +1,112 @@
+"""The requests that an engine has not ended, seen from the side of its clients.
+
+A request is opened, hears its events as long as its client listens, and is settled once, whatever ended it and whoever
+still listens: its Account goes to `settle`.
+"""
+
+import asyncio
+import logging
+from collections import defaultdict
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass
+
+from buddy_server.engine.messages import Account, Event, FinishEvent, FinishReason, GenerationRequest, Usage
+from buddy_server.engine.wire import Cancel, Report, Submit
+
+log = logging.getLogger(__name__)
+
+SHUTTING_DOWN = "the server is shutting down"
+
+_Queue = asyncio.Queue[list[Event]]
+
+
+@dataclass(slots=True)
+class _OpenRequest:
+    """`usage` is what the engine last told. `events` are None when the client has gone."""
+
+    request: GenerationRequest
+    usage: Usage
+    loop: asyncio.AbstractEventLoop
+    events: _Queue | None
+
+
+class OpenRequests:
+    """`send` gives a command to the engine, from any thread, and says whether the engine will answer it. `settle` is
+    called on the thread that delivers, before the client hears of the end."""
+
+    def __init__(self, send: Callable[[Submit | Cancel], bool], settle: Callable[[Account], None]) -> None:
+        self._send = send
+        self._settle = settle
+        self._open: dict[str, _OpenRequest] = {}
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    async def events(self, request: GenerationRequest) -> AsyncGenerator[list[Event], None]:
+        """Submit `request`: its events until the FinishEvent, those delivered together as one list. Closing the
+        iterator at any point cancels it."""
+        name, queue = request.request_id, _Queue()
+        opened = _OpenRequest(request, Usage(len(request.prompt_tokens)), asyncio.get_running_loop(), queue)
+        self._open[name] = opened
+        ended = False
+        try:
+            if not self._send(Submit(request)):
+                self._hand_over([(name, unused(request, "lost", SHUTTING_DOWN))])
+            while not ended:
+                events = await queue.get()
+                ended = isinstance(events[-1], FinishEvent)
+                yield events
+        finally:
+            opened.events = None
+            if not ended:
+                self._send(Cancel(name))
+
+    def deliver(self, report: Report) -> None:
+        """Hand over what the engine tells, waking each event loop once. On one thread at a time."""
+        for name, usage in report.usages:
+            if name in self._open:
+                self._open[name].usage = usage
+        self._hand_over(report.events)
+
+    def end_all(self, reason: FinishReason, message: str) -> None:
+        """End every request of which the engine will say nothing more, with what it last told of them."""
+        waiting = list(self._open.items())
+        self._hand_over([(name, FinishEvent(reason, opened.usage, error=message)) for name, opened in waiting])
+
+    def _hand_over(self, events: list[tuple[str, Event]]) -> None:
+        by_request: defaultdict[str, list[Event]] = defaultdict(list)
+        for name, event in events:
+            by_request[name].append(event)
+        by_loop: defaultdict[asyncio.AbstractEventLoop, list[tuple[_Queue, list[Event]]]] = defaultdict(list)
+        for name, together in by_request.items():
+            last = together[-1]
+            opened = self._open.pop(name, None) if isinstance(last, FinishEvent) else self._open.get(name)
+            if opened is None:
+                continue
+            if isinstance(last, FinishEvent):
+                self._settle(Account(name, opened.request.tenant, last.reason, last.usage))
+            if (queue := opened.events) is not None:
+                by_loop[opened.loop].append((queue, together))
+        for loop, groups in by_loop.items():
+            try:
+                loop.call_soon_threadsafe(_put_all, groups)
+            except RuntimeError:
+                self._forget(loop)
+
+    def _forget(self, loop: asyncio.AbstractEventLoop) -> None:
+        """The clients' event loop is gone, and the clients with it."""
+        for name, opened in list(self._open.items()):
+            if opened.loop is loop and opened.events is not None:
+                log.info("event loop closed", extra={"request_id": name})
+                opened.events = None
+                self._send(Cancel(name))
+
+
+def unused(request: GenerationRequest, reason: FinishReason, message: str) -> FinishEvent:
+    """The end of a request of which the engine has computed nothing."""
+    return FinishEvent(reason, Usage(len(request.prompt_tokens)), error=message)
+
+
+def _put_all(groups: list[tuple[_Queue, list[Event]]]) -> None:
+    for queue, together in groups:
+        queue.put_nowait(together)

@@ -1,0 +1,37 @@
+"""The life of one HTTP request, from its arrival to its end, however it ends."""
+
+from types import TracebackType
+from typing import Self
+
+from buddy_server.errors import ApiError
+from buddy_server.metrics import RequestMetrics
+from buddy_server.tenancy.capacity import Capacity
+from buddy_server.tenancy.depth import DepthDecision
+
+
+class RequestLife:
+    """An async context: what a request reserves is released when it is left. Metrics observe it."""
+
+    def __init__(self, capacity: Capacity, metrics: RequestMetrics) -> None:
+        self.metrics = metrics
+        self._capacity = capacity
+        self._num_reserved = 0
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._capacity.release(self._num_reserved)
+        # Where nothing was said before: what was raised, or a client that left.
+        if isinstance(error, ApiError):
+            self.metrics.finish(error.outcome)
+        else:
+            self.metrics.finish("error" if isinstance(error, Exception) else "cancelled")
+
+    def admit(self, num_answers: int, num_prompt_tokens: int, depth: DepthDecision) -> None:
+        """Take the request on. Raises NotReady, Overloaded."""
+        self._capacity.reserve(num_answers)
+        self._num_reserved = num_answers
+        self.metrics.admitted(num_prompt_tokens, depth)
