@@ -4,8 +4,9 @@ from collections.abc import Callable, Coroutine
 from contextlib import ExitStack
 from typing import Any
 
+import msgspec
 from fastapi import Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 
 from buddy_server.api.admission import admit
 from buddy_server.api.body import read_body
@@ -35,4 +36,6 @@ async def complete(
             # The response outlives this function and closes `measured` itself.
             stack.pop_all()
             return CompletionStream(generation, write(generation), measured, services.config.ping_interval_s)
-        return JSONResponse(await unless_disconnected(request, collect(generation)))
+        body = await unless_disconnected(request, collect(generation))
+        # Log probabilities of long prompts are megabytes, over which the json module takes a second.
+        return Response(msgspec.json.encode(body), media_type="application/json")
