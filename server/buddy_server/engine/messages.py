@@ -56,7 +56,7 @@ class GenerationRequest:
     align_paths: bool = False
 
 
-class TokenLogprob(Struct, frozen=True, array_like=True):
+class TokenLogprob(Struct, frozen=True, array_like=True, gc=False):
     token_id: int
     token: str
     logprob: float
