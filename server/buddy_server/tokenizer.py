@@ -23,8 +23,8 @@ Message = Mapping[str, Any]
 """A chat message as the OpenAI API has it, its content already one text or None."""
 
 _REASON_CHARS = 200
-_USUAL_TOKEN_CHARS = 8
-"""More characters than a token of ordinary text has."""
+_FEW_TOKEN_CHARS = 2
+"""Fewer characters than a token of ordinary text has: a text that may be far too long has more than so many a token."""
 _PIECE_CHARS = 2**16
 _CUT_TOKENS = 256
 _BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")
@@ -134,7 +134,7 @@ class ChatTokenizer:
     def _check_length(self, text: str, limit: int | None) -> None:
         """Raise PromptTooLong for a `text` that surely has more tokens than `limit`. In pieces, because the tokens of a
         very long one fill hundreds of megabytes."""
-        if limit is None or len(text) <= limit * _USUAL_TOKEN_CHARS:
+        if limit is None or len(text) <= limit * _FEW_TOKEN_CHARS:
             return
         num_tokens = 0
         for start in range(0, len(text), _PIECE_CHARS):
