@@ -22,6 +22,8 @@ from buddy_server.user_text import UserText
 
 _WINDOW_CHARS = 2**16
 """How much one call of a pattern searches: nothing else in the process runs meanwhile."""
+_RUN_CHARS = 2**12
+"""How many stand-ins are taken back at a time, for the same reason."""
 _PRIVATE = range(0xF0000, 0x10FFFE)
 """The characters that Unicode leaves to anyone (planes 15 and 16)."""
 
@@ -86,7 +88,7 @@ class ControlTokens:
         marked = {text: UserText(self._marked(text, stand_ins), text) for text in found}
         return Marked(
             [{key: value if key == "role" else _with(value, marked) for key, value in m.items()} for m in messages],
-            re.compile(f"[{chr(first)}-{chr(first + len(self._alphabet) - 1)}]+"),
+            re.compile(f"[{chr(first)}-{chr(first + len(self._alphabet) - 1)}]{{1,{_RUN_CHARS}}}"),
             {stand_in: char for char, stand_in in stand_ins.items()},
         )
 

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ import jinja2
 from tokenizers import Tokenizer
 
 from buddy_server.control_tokens import ControlTokens, encode
+from buddy_server.engine.detokenizer import Detokenizer
 from buddy_server.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -21,10 +23,11 @@ Message = Mapping[str, Any]
 """A chat message as the OpenAI API has it, its content already one text or None."""
 
 _REASON_CHARS = 200
-_USUAL_TOKEN_CHARS = 8
-"""More characters than a token of ordinary text has."""
+_FEW_TOKEN_CHARS = 2
+"""Fewer characters than a token of ordinary text has: a text that may be far too long has more than so many a token."""
 _PIECE_CHARS = 2**16
 _CUT_TOKENS = 256
+_BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")
 
 
 class PromptTooLong(Exception):
@@ -50,6 +53,7 @@ class ChatTokenizer:
         self._backend.no_truncation()
         self._backend.no_padding()
         self._backend.encode_special_tokens = tokenizer.split_special_tokens
+        self._spells_bytes = b"ByteLevel" in (self._backend.decoder.__getstate__() if self._backend.decoder else b"")
         self._control = ControlTokens(self._backend, tokenizer.unk_token_id)
 
     @classmethod
@@ -82,6 +86,19 @@ class ChatTokenizer:
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of tokens, special ones left out."""
         return str(self._tokenizer.decode(list(tokens), skip_special_tokens=True))
+
+    def token_bytes(self, token: int) -> bytes | None:
+        """What a token stands for, where that may be a part of a character; None for tokenizers without such tokens."""
+        name = self._backend.id_to_token(token)
+        if name is None:
+            return None
+        if self._spells_bytes and all(char in _BYTE_OF for char in name):
+            return bytes(_BYTE_OF[char] for char in name)
+        return bytes.fromhex(name[3:5]) if _BYTE_TOKEN.fullmatch(name) else None
+
+    def offsets(self, start: int = 0) -> "TextOffsets":
+        """Tells where tokens begin in a text that begins at `start` of another."""
+        return TextOffsets(Detokenizer(self._backend, ()), start)
 
     def render(self, messages: Sequence[Message], limit: int | None = None) -> tuple[int, ...]:
         """The prompt tokens of a conversation, up to where the assistant's answer begins.
@@ -117,7 +134,7 @@ class ChatTokenizer:
     def _check_length(self, text: str, limit: int | None) -> None:
         """Raise PromptTooLong for a `text` that surely has more tokens than `limit`. In pieces, because the tokens of a
         very long one fill hundreds of megabytes."""
-        if limit is None or len(text) <= limit * _USUAL_TOKEN_CHARS:
+        if limit is None or len(text) <= limit * _FEW_TOKEN_CHARS:
             return
         num_tokens = 0
         for start in range(0, len(text), _PIECE_CHARS):
@@ -137,6 +154,20 @@ class ChatTokenizer:
         return prepared
 
 
+class TextOffsets:
+    """Where the tokens of one text begin in it, in characters. Tokens that share a character begin with it."""
+
+    def __init__(self, detokenizer: Detokenizer, start: int) -> None:
+        self._detokenizer = detokenizer
+        self._end = start
+
+    def next(self, token: int) -> int:
+        """The place of the next token of the text."""
+        start = self._end
+        self._end += len(self._detokenizer.add(token))
+        return start
+
+
 def import_transformers_without_torch() -> None:
     """Import transformers, now and without torch, which it would import for a tokenizer. For a process that computes
     nothing; torch stays where it is there already."""
@@ -145,6 +176,17 @@ def import_transformers_without_torch() -> None:
     # transformers would tell everyone that there is no torch.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     from transformers import AutoTokenizer  # noqa: F401
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """The characters in which byte-level tokenizers write bytes (GPT-2): those that print for themselves, others from
+    U+0100 on."""
+    printing = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printing]
+    return {chr(byte): byte for byte in printing} | {chr(0x100 + index): byte for index, byte in enumerate(others)}
+
+
+_BYTE_OF = _byte_alphabet()
 
 
 def _with_parsed_arguments(call: Mapping[str, Any]) -> dict[str, Any]:

@@ -135,6 +135,24 @@ def test_a_prompt_seen_before_is_cached_and_says_the_same(client: openai.OpenAI)
     assert 'buddy_prefix_cache_hits_total{tenant="default",tier="default"}' in counted
 
 
+def test_offsets_of_an_echoed_prompt_count_characters(client: openai.OpenAI) -> None:
+    prompt = "A café, 🐦🐦 and a bird"
+    answer = client.completions.create(
+        model=MODEL_ID, prompt=prompt, echo=True, logprobs=2, max_tokens=8, temperature=0
+    )
+    text, told = answer.choices[0].text, answer.choices[0].logprobs
+    assert text.startswith(prompt)
+    assert told is not None
+    assert told.tokens is not None
+    assert told.text_offset is not None
+    pairs = list(zip(told.tokens, told.text_offset, strict=True))
+    assert all(text[start : start + len(token)] == token for token, start in pairs if not token.startswith("bytes:"))
+    # The bytes of the first bird begin where it does.
+    birds = [token for token, start in pairs if start == text.index("🐦") and token.startswith("bytes:")]
+    spelled = b"".join(bytes.fromhex(token[6:].replace("\\x", "")) for token in birds)
+    assert spelled.decode() == "🐦"
+
+
 def test_a_conversation_of_several_turns_is_answered(client: openai.OpenAI) -> None:
     messages = [
         {"role": "system", "content": "Be kind."},

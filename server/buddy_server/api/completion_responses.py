@@ -9,22 +9,23 @@ from buddy_server.api.generation import Generation
 from buddy_server.api.responses import LOWEST_LOGPROB
 from buddy_server.api.schemas import CompletionRequest
 from buddy_server.engine.messages import AnswerEvent, FinishEvent, PromptEvent, TokenEvent, TokenLogprob
-from buddy_server.tokenizer import ChatTokenizer
+from buddy_server.tokenizer import ChatTokenizer, TextOffsets
 
 
 @dataclass(slots=True)
 class _Logprobs:
     """The legacy shape: four lists side by side, one entry a token, offsets counted from the start of the choice."""
 
+    tokenizer: ChatTokenizer
     tokens: list[str] = field(default_factory=list)
     token_logprobs: list[float | None] = field(default_factory=list)
     top_logprobs: list[dict[str, float] | None] = field(default_factory=list)
     text_offset: list[int] = field(default_factory=list)
 
     def add(self, token: TokenLogprob, likeliest: tuple[TokenLogprob, ...], offset: int) -> None:
-        self.tokens.append(token.token)
+        self.tokens.append(self._name(token))
         self.token_logprobs.append(max(token.logprob, LOWEST_LOGPROB))
-        self.top_logprobs.append({other.token: max(other.logprob, LOWEST_LOGPROB) for other in likeliest})
+        self.top_logprobs.append({self._name(other): max(other.logprob, LOWEST_LOGPROB) for other in likeliest})
         self.text_offset.append(offset)
 
     def add_first(self, token: str) -> None:
@@ -33,6 +34,12 @@ class _Logprobs:
         self.token_logprobs.append(None)
         self.top_logprobs.append(None)
         self.text_offset.append(0)
+
+    def _name(self, token: TokenLogprob) -> str:
+        """Its text; parts of characters, which have none, by their bytes, as OpenAI writes them, to tell them apart."""
+        if "\ufffd" not in token.token or (known := self.tokenizer.token_bytes(token.token_id)) is None:
+            return token.token
+        return token.token if known == token.token.encode() else "bytes:" + "".join(f"\\x{byte:02x}" for byte in known)
 
     def body(self) -> dict[str, Any]:
         return {
@@ -53,10 +60,11 @@ class CompletionChoices:
         self._prompts = [choice.prompt_tokens for choice in admitted.choices]
         self._tokenizer = tokenizer
         self._lengths = [0] * len(self._prompts)
+        self._offsets: dict[int, TextOffsets] = {}
 
     def piece(self, index: int, events: list[AnswerEvent]) -> dict[str, Any]:
         """The choice `index` as far as `events`, which came together, tell of it."""
-        logprobs, last = _Logprobs(), events[-1]
+        logprobs, last = _Logprobs(self._tokenizer), events[-1]
         text = "".join([self._text(index, event, logprobs) for event in events])
         return {
             "index": index,
@@ -71,7 +79,9 @@ class CompletionChoices:
         if isinstance(event, PromptEvent) or self._echoes_now(index):
             text = self._echo(index, event, logprobs)
         if isinstance(event, TokenEvent) and event.logprob is not None and not self._body.scores_only:
-            logprobs.add(event.logprob, event.top_logprobs, self._lengths[index] + len(text))
+            if index not in self._offsets:
+                self._offsets[index] = self._tokenizer.offsets(self._lengths[index] + len(text))
+            logprobs.add(event.logprob, event.top_logprobs, self._offsets[index].next(event.token_id))
         if not isinstance(event, PromptEvent) and not self._body.scores_only:
             text += event.text
         self._lengths[index] += len(text)
@@ -84,12 +94,11 @@ class CompletionChoices:
     def _echo(self, index: int, event: AnswerEvent, logprobs: _Logprobs) -> str:
         prompt = self._prompts[index]
         if isinstance(event, PromptEvent):
-            offset = 0
-            name = self._tokenizer.decode(prompt[:1])
-            logprobs.add_first(name)
+            offsets = self._tokenizer.offsets()
+            offsets.next(prompt[0])
+            logprobs.add_first(self._tokenizer.decode(prompt[:1]))
             for token, likeliest in zip(event.logprobs, event.top_logprobs, strict=True):
-                offset += len(logprobs.tokens[-1])
-                logprobs.add(token, likeliest, offset)
+                logprobs.add(token, likeliest, offsets.next(token.token_id))
         return self._tokenizer.decode(prompt)
 
 

@@ -4,8 +4,9 @@ from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
 from typing import Any
 
+import msgspec
 from fastapi import Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 
 from buddy_server.api.admission import admit
 from buddy_server.api.body import read_body
@@ -33,4 +34,6 @@ async def complete(
         if admitted.body.stream:
             # The response outlives this function and leaves `life` itself.
             return CompletionStream(generation, write(generation), stack.pop_all(), services.config.ping_interval_s)
-        return JSONResponse(await unless_disconnected(request, collect(generation)))
+        body = await unless_disconnected(request, collect(generation))
+        # Log probabilities of long prompts are megabytes, over which the json module takes a second.
+        return Response(msgspec.json.encode(body), media_type="application/json")

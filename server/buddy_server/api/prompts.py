@@ -16,8 +16,12 @@ async def prompt_tokens(tokenizer: ChatTokenizer, body: Body, info: EngineInfo) 
 
     Raises InvalidRequest, or ContextLengthExceeded for a prompt that is far too long.
     """
-    # A long text takes the tokenizer a while; other requests must not wait for it.
-    prompts = await to_thread.run_sync(_tokenized, tokenizer, body, context_limit(info)[0])
+    limit = context_limit(info)[0]
+    if isinstance(body, ChatRequest) or isinstance(body.prompt[0], str):
+        # A long text takes the tokenizer a while; other requests must not wait for it.
+        prompts = await to_thread.run_sync(_tokenized, tokenizer, body, limit)
+    else:
+        prompts = _tokenized(tokenizer, body, limit)
     _check_vocabulary(prompts, info.vocab_size, body)
     return prompts
 

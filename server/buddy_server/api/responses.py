@@ -6,14 +6,15 @@ from typing import Any
 
 from buddy_server.api.generation import Generation
 from buddy_server.engine.messages import AnswerEvent, FinishEvent, PromptEvent, TokenEvent, TokenLogprob
+from buddy_server.tokenizer import ChatTokenizer
 
 LOWEST_LOGPROB = -9999.0
 """What OpenAI sends for "never"; JSON has no infinity."""
 
 
-async def collect_completion(generation: Generation) -> dict[str, Any]:
+async def collect_completion(generation: Generation, tokenizer: ChatTokenizer) -> dict[str, Any]:
     """Run `generation` to its end; the body of the response. Raises what `Generation.events` raises."""
-    choices = [_Choice(index) for index in range(len(generation.admitted.choices))]
+    choices = [_Choice(index, tokenizer) for index in range(len(generation.admitted.choices))]
     async with aclosing(generation.events()) as events:
         async for index, together in events:
             choices[index].add(together)
@@ -30,15 +31,16 @@ async def collect_completion(generation: Generation) -> dict[str, Any]:
 
 
 class _Choice:
-    def __init__(self, index: int):
+    def __init__(self, index: int, tokenizer: ChatTokenizer):
         self._index = index
+        self._tokenizer = tokenizer
         self._texts: list[str] = []
         self._logprobs: list[dict[str, Any]] = []
         self._finish_reason: str | None = None
 
     def add(self, events: list[AnswerEvent]) -> None:
         self._texts.append(_text(events))
-        self._logprobs += _logprob_entries(events)
+        self._logprobs += _logprob_entries(events, self._tokenizer)
         self._finish_reason = _finish_reason(events)
 
     def body(self, with_logprobs: bool) -> dict[str, Any]:
@@ -53,8 +55,9 @@ class _Choice:
 class ChunkWriter:
     """Turns the events of a generation into the chunks of its stream."""
 
-    def __init__(self, generation: Generation):
+    def __init__(self, generation: Generation, tokenizer: ChatTokenizer):
         self._generation = generation
+        self._tokenizer = tokenizer
         self._body = generation.admitted.body
         self._opened: set[int] = set()
 
@@ -63,7 +66,7 @@ class ChunkWriter:
         if index not in self._opened:
             self._opened.add(index)
             yield self._chunk(index, {"role": "assistant", "content": ""})
-        text, entries = _text(events), _logprob_entries(events)
+        text, entries = _text(events), _logprob_entries(events, self._tokenizer)
         if text or entries:
             yield self._chunk(index, {"content": text}, entries)
         if (reason := _finish_reason(events)) is not None:
@@ -114,16 +117,23 @@ def _finish_reason(events: list[AnswerEvent]) -> str | None:
     return last.reason if isinstance(last, FinishEvent) else None
 
 
-def _logprob_entries(events: list[AnswerEvent]) -> list[dict[str, Any]]:
+def _logprob_entries(events: list[AnswerEvent], tokenizer: ChatTokenizer) -> list[dict[str, Any]]:
     """One a token, or none at all: an engine gives log probabilities only when asked for."""
     return [
-        _logprob(event.logprob) | {"top_logprobs": [_logprob(other) for other in event.top_logprobs]}
+        _logprob(event.logprob, tokenizer)
+        | {"top_logprobs": [_logprob(other, tokenizer) for other in event.top_logprobs]}
         for event in events
         if isinstance(event, TokenEvent) and event.logprob is not None
     ]
 
 
-def _logprob(token: TokenLogprob) -> dict[str, Any]:
-    # U+FFFD stands for a part of a character, whose bytes the text no longer tells.
-    known = None if "\ufffd" in token.token else list(token.token.encode())
-    return {"token": token.token, "logprob": max(token.logprob, LOWEST_LOGPROB), "bytes": known}
+def _logprob(token: TokenLogprob, tokenizer: ChatTokenizer) -> dict[str, Any]:
+    known: bytes | None = token.token.encode()
+    if "\ufffd" in token.token:
+        # It stands for a part of a character, whose bytes the text no longer tells.
+        known = tokenizer.token_bytes(token.token_id)
+    return {
+        "token": token.token,
+        "logprob": max(token.logprob, LOWEST_LOGPROB),
+        "bytes": None if known is None else list(known),
+    }

@@ -81,7 +81,7 @@ class Account(Struct, frozen=True, array_like=True):
     usage: Usage
 
 
-class TokenLogprob(Struct, frozen=True, array_like=True):
+class TokenLogprob(Struct, frozen=True, array_like=True, gc=False):
     token_id: int
     token: str
     logprob: float
