@@ -12,6 +12,8 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --con
 HOST   := 127.0.0.1
 PORT   := 8000
 ARGS   :=
+# In two processes, a file in one of them; the longest comes first.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: setup serve check test test-all
 
@@ -38,7 +40,7 @@ check: $(TESTS)
 	$(BIN)/lint-imports
 
 test: check
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow' $(ARGS)
+	$(PYTEST) -m 'not slow' $(ARGS)
 
 test-all: check
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	$(PYTEST) $(ARGS)

@@ -5,7 +5,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_configure() -> None:
-    """test_arithmetics.py has the native step compiled for other processors."""
+    """test_other_processors.py has the native step compiled for other processors."""
     from buddy_kernels import native_library
 
     native_library.FLAGS += tuple(os.environ.get("BUDDY_TEST_FLAGS", "").split())

@@ -9,7 +9,7 @@ import pytest
 
 from buddy_kernels import native_library
 
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 NUMERIC = (
     *("kernels", "routing/test_decoder.py", "routing/test_stepper.py", "routing/test_features.py"),
     *("routing/test_adapter.py", "routing/test_prompt_sets.py"),
