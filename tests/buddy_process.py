@@ -1,5 +1,6 @@
 """`buddy serve` as users start it: a process of its own, from the installed command."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -42,7 +43,9 @@ def running(*arguments: str) -> Iterator[Running]:
     # A file, not a pipe: nobody reads while the server runs, and a full pipe would stop it.
     with tempfile.TemporaryFile("w+", encoding="utf-8") as log:
         command = [BUDDY, "serve", "--port", str(port), *arguments]
-        process = subprocess.Popen(command, stderr=log, process_group=0)
+        # On all cores, as users have it, where the tests themselves keep to one.
+        environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+        process = subprocess.Popen(command, stderr=log, process_group=0, env=environment)
         try:
             _wait_until_ready(url, process, log)
             yield Running(url, process)

@@ -6,34 +6,23 @@ The formats are those of llama2.c's `legacy_export` and of its tokenizer export 
 # H heads, E head dim, D model dim
 
 import json
-import os
 import struct
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
 from torch import Tensor
 
-BESIDE_THE_CHECKOUT = Path(__file__).parents[1].parent / "shared" / "data"
+SOURCE = Path(__file__).parent / "data" / "stories260K"
 BOS, EOS = 1, 2
 
 
-def source_directory() -> Path:
-    """Where stories260K lies: under $BUDDY_DATA, else beside the checkout. Skips the test when it does not."""
-    data = Path(os.environ.get("BUDDY_DATA", BESIDE_THE_CHECKOUT))
-    source = data / "stories260K"
-    if not (source / "stories260K.bin").exists():
-        pytest.skip(f"NO TRAINED MODEL TO TEST WITH: {source} is missing; set BUDDY_DATA to a folder that has it")
-    return source
-
-
-def convert(source: Path, directory: Path) -> Path:
+def convert(directory: Path) -> Path:
     """Write config, weights and tokenizer; returns `directory`."""
     directory.mkdir(parents=True, exist_ok=True)
-    blob = (source / "stories260K.bin").read_bytes()
+    blob = (SOURCE / "stories260K.bin").read_bytes()
     dim, hidden, num_layers, num_heads, num_kv_heads, vocab, context = struct.unpack_from("7i", blob)
     config = {
         "architectures": ["LlamaForCausalLM"],
@@ -57,7 +46,7 @@ def convert(source: Path, directory: Path) -> Path:
     }
     (directory / "config.json").write_text(json.dumps(config, indent=2))
     save_file(read_weights(blob, config), directory / "model.safetensors", metadata={"format": "pt"})
-    write_tokenizer(read_pieces((source / "tok512.bin").read_bytes()), directory)
+    write_tokenizer(read_pieces((SOURCE / "tok512.bin").read_bytes()), directory)
     return directory
 
 

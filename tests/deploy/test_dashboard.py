@@ -170,6 +170,7 @@ def substituted(expression: str, tenant: str = ".*") -> str:
     return sent
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("expression", EXPRESSIONS)
 def test_expression_has_finite_data(prometheus: Prometheus, expression: str) -> None:
     found = prometheus.query(substituted(expression))
@@ -178,6 +179,7 @@ def test_expression_has_finite_data(prometheus: Prometheus, expression: str) -> 
         assert math.isfinite(float(series["value"][1])), series
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("expression", [case for case in EXPRESSIONS if "$tenant" in str(case.values[0])])
 def test_expression_is_by_tenant_and_follows_the_variable(prometheus: Prometheus, expression: str) -> None:
     for chosen, expected in ((".*", {"acme", "hobby"}), ("hobby", {"hobby"}), ("acme|hobby", {"acme", "hobby"})):
@@ -185,6 +187,7 @@ def test_expression_is_by_tenant_and_follows_the_variable(prometheus: Prometheus
         assert {series["metric"].get("tenant") for series in found} == expected
 
 
+@pytest.mark.slow
 def test_panels_tell_the_truth(prometheus: Prometheus) -> None:
     """acme ran at 1 and 0.5; hobby's tier clamps both to 0.5."""
     shares = values_by_tenant(prometheus, "Share of layers executed")
@@ -211,6 +214,7 @@ def values_by_tenant(prometheus: Prometheus, title: str) -> dict[str, float]:
     return {series["metric"]["tenant"]: float(series["value"][1]) for series in found}
 
 
+@pytest.mark.slow
 def test_tenant_variable_offers_the_tenants(prometheus: Prometheus) -> None:
     asked = re.fullmatch(r"label_values\((\w+), (\w+)\)", VARIABLES["tenant"]["query"])
     assert asked is not None

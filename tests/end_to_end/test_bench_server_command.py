@@ -16,6 +16,8 @@ from buddy_server.cli import main
 from fakes.serving import wait_until
 from tiny_engine import TinySite, save_random_router, save_tiny_site
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinySite:

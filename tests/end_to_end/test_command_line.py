@@ -2,12 +2,15 @@
 
 import socket
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
 import pytest
 
 from buddy_process import BUDDY, free_port, serving
+from buddy_server.engine.build import BUILD_ERRORS, build_engine
+from buddy_server.engine.settings import EngineSettings
 
 
 def buddy(*arguments: str) -> "subprocess.CompletedProcess[str]":
@@ -18,54 +21,52 @@ def test_version_names_the_distribution() -> None:
     assert buddy("--version").stdout.startswith("buddy-serve ")
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--model", "no/such/place"], "model 'no/such/place' is neither a directory nor a hub id"),
-        (["--router", "prior:best"], "router 'prior:best' is unknown; allowed: a directory, prior:cosine, prior:ppl"),
-        (["--router", "missing"], "missing is not a router artifact: it has no router_config.json"),
-        (["--host", "0.0.0.0"], "host '0.0.0.0' is reachable from other machines and no tenant has a key"),
-        (["--config", "missing.yaml"], "missing.yaml: cannot be read"),
-    ],
-)
-def test_a_server_that_cannot_start_says_why_in_one_line(arguments: list[str], message: str) -> None:
-    ended = buddy("serve", "--port", str(free_port()), *arguments)
+def test_a_server_whose_engine_cannot_be_built_says_why_in_one_line() -> None:
+    ended = buddy("serve", "--port", str(free_port()), "--model", "no/such/place")
     assert ended.returncode == 1
-    assert message in ended.stderr.splitlines()[-1]
+    assert "model 'no/such/place' is neither a directory nor a hub id" in ended.stderr.splitlines()[-1]
     assert "Traceback" not in ended.stderr
 
 
-def test_a_port_in_use_is_said_before_a_model_is_loaded() -> None:
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--host", "0.0.0.0"], "host '0.0.0.0' is reachable from other machines and no tenant has a key"),
+        (["--config", "missing.yaml"], "missing.yaml: cannot be read"),
+        (["--port", "99999"], "'99999' is no port, allowed are 1 to 65535"),
+    ],
+)
+def test_what_is_wrong_with_the_command_is_said_before_an_engine_is_built(
+    refused: Callable[..., str], arguments: list[str], message: str
+) -> None:
+    assert message in refused("serve", "--port", str(free_port()), *arguments)
+
+
+@pytest.mark.parametrize(
+    ("router", "message"),
+    [
+        ("prior:best", "router 'prior:best' is unknown; allowed: a directory, prior:cosine, prior:ppl"),
+        ("missing", "missing is not a router artifact: it has no router_config.json"),
+    ],
+)
+def test_a_router_that_is_none_is_named(router: str, message: str) -> None:
+    with pytest.raises(BUILD_ERRORS) as caught:
+        build_engine(None, router, EngineSettings(), "cpu", "float32")
+    assert message in str(caught.value)
+
+
+def test_a_port_in_use_is_said_before_a_model_is_loaded(refused: Callable[..., str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        ended = buddy("serve", "--port", str(port))
-    assert ended.returncode == 1
-    assert ended.stderr.splitlines() == [f"buddy serve: cannot listen on 127.0.0.1:{port}: Address already in use"]
+        said = refused("serve", "--port", str(port))
+    assert said == f"buddy serve: cannot listen on 127.0.0.1:{port}: Address already in use"
 
 
-def test_a_port_that_is_none_is_named() -> None:
-    ended = buddy("serve", "--port", "99999")
-    assert ended.returncode == 2
-    assert "'99999' is no port, allowed are 1 to 65535" in ended.stderr
+def test_chat_without_a_server_says_so(refused: Callable[..., str]) -> None:
+    assert "no answer from http://127.0.0.1:9" in refused("chat", "--url", "http://127.0.0.1:9", "Hello!")
 
 
-def test_chat_shows_the_answer_and_its_layers() -> None:
-    with serving() as url:
-        ended = buddy("chat", "--url", url, "--budget", "0.5", "Hello!")
-        assert ended.stdout.strip()
-        assert "8 of 16 layers per token" in ended.stderr
-        refused = buddy("chat", "--url", url, "--budget", "7", "Hello!")
-        assert refused.returncode == 1
-        assert "buddy chat: " in refused.stderr
-        assert "7" in refused.stderr
-
-
-def test_chat_without_a_server_says_so() -> None:
-    ended = buddy("chat", "--url", "http://127.0.0.1:9", "Hello!")
-    assert ended.returncode == 1
-    assert "no answer from http://127.0.0.1:9" in ended.stderr
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize("router", ["prior:cosine", "prior:ppl"])
 def test_static_priors_serve_too(router: str) -> None:
     with serving("--router", router) as url:
@@ -75,7 +76,5 @@ def test_static_priors_serve_too(router: str) -> None:
         assert answer["buddy"]["distinct_paths"] == 1
 
 
-def test_train_demo_names_a_data_directory_that_is_missing(tmp_path: Path) -> None:
-    ended = buddy("train", "demo", "--data", str(tmp_path))
-    assert ended.returncode == 1
-    assert f"--data {tmp_path} does not hold the texts" in ended.stderr
+def test_train_demo_names_a_data_directory_that_is_missing(refused: Callable[..., str], tmp_path: Path) -> None:
+    assert f"--data {tmp_path} does not hold the texts" in refused("train", "demo", "--data", str(tmp_path))

@@ -1,6 +1,7 @@
-"""What the product promises, through the official client, against `buddy serve` with the embedded model."""
+"""What the product promises, against `buddy serve` with the embedded model: the official client, and `buddy chat`."""
 
 import math
+import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -9,7 +10,7 @@ import httpx
 import openai
 import pytest
 
-from buddy_process import serving
+from buddy_process import BUDDY, serving
 from buddy_routing.embedded import MODEL_ID
 
 NUM_LAYERS = 16
@@ -163,3 +164,18 @@ def test_a_conversation_of_several_turns_is_answered(client: openai.OpenAI) -> N
     answer = ask(client, messages=messages)
     assert answer.choices[0].finish_reason == "stop"
     assert answer.choices[0].message.content
+
+
+def test_chat_shows_the_answer_and_its_layers(client: openai.OpenAI) -> None:
+    def chat(budget: str) -> "subprocess.CompletedProcess[str]":
+        url = str(client.base_url).removesuffix("/v1/")
+        command = [BUDDY, "chat", "--url", url, "--budget", budget, "Hello!"]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+    ended = chat("0.5")
+    assert ended.stdout.strip()
+    assert "8 of 16 layers per token" in ended.stderr
+    refused = chat("7")
+    assert refused.returncode == 1
+    assert "buddy chat: " in refused.stderr
+    assert "7" in refused.stderr

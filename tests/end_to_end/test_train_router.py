@@ -1,10 +1,11 @@
-"""`buddy train router` and `buddy train predictor` as users run them: data in, artifact out, and it serves."""
+"""`buddy train router` and `buddy train predictor`: data in, artifact out, and it serves."""
 
 import json
 import random
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -12,6 +13,10 @@ import pytest
 from safetensors.torch import load_file
 
 from buddy_process import BUDDY, serving
+from buddy_routing.train import router_training
+from buddy_server.cli import main
+from buddy_server.engine.build import build_engine
+from buddy_server.engine.settings import EngineSettings
 from tiny_engine import save_character_tokenizer
 from tiny_models import save_random_model
 
@@ -48,14 +53,31 @@ def save_conversations(path: Path) -> Path:
 
 
 def train(*arguments: str | Path) -> list[str]:
-    return [BUDDY, "train", *map(str, arguments), "--device", "cpu", "--dtype", "float32", "--num-rows", "2"]
+    return ["train", *map(str, arguments), "--device", "cpu", "--dtype", "float32", "--num-rows", "2"]
 
 
-def run(command: list[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+def run(arguments: list[str]) -> None:
+    done = subprocess.run([BUDDY, *arguments], capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
     assert done.returncode == 0, done.stderr
 
 
+def test_a_router_and_its_predictor_are_trained_by_two_commands_and_load(
+    refused: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(router_training, "CHECKPOINT_EVERY", 10)
+    model, data = save_chat_model("qwen3", tmp_path / "model"), save_conversations(tmp_path / "data.jsonl")
+    router = tmp_path / "router"
+    common = ("--model", model, "--data", data, "--num-tokens", "128")
+    training = train("router", *common, "--out", router, "--route-block", "16", "--epochs", "1")
+    main(training)
+    assert "is of a training with another model, other data or other settings" in refused(*training, "--rank", "8")
+    main(train("predictor", *common, "--router", router, "--num-steps", "4"))
+    built = build_engine(str(model), str(router), EngineSettings(), "cpu", "float32")
+    assert built.depth_predictor is not None
+    assert not built.info.router_id.startswith("prior")
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", ["llama", "qwen2"])
 def test_router_and_predictor_of_a_users_model_resume_after_a_kill_and_serve(name: str, tmp_path: Path) -> None:
@@ -70,14 +92,6 @@ def test_router_and_predictor_of_a_users_model_resume_after_a_kill_and_serve(nam
     run(killed)
     resumed, uninterrupted = (load_file(directory / "router.safetensors") for directory in (cut, whole))
     assert all((resumed[name] == tensor).all() for name, tensor in uninterrupted.items())
-    other = subprocess.run(
-        train("router", "--model", model, "--data", data, "--out", cut, *sizes, "--rank", "8"),
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_S,
-        check=False,
-    )
-    assert "is of a training with another model, other data or other settings" in other.stderr
     assert list(whole.glob("**/events.out.tfevents.*"))
     run(
         train(
@@ -91,8 +105,8 @@ def test_router_and_predictor_of_a_users_model_resume_after_a_kill_and_serve(nam
         assert httpx.post(f"{url}/v1/chat/completions", json=body).json()["buddy"]["decided_by"] == "predictor"
 
 
-def kill_after_a_checkpoint(command: list[str], checkpoint: Path) -> None:
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+def kill_after_a_checkpoint(arguments: list[str], checkpoint: Path) -> None:
+    process = subprocess.Popen([BUDDY, *arguments], stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + TIMEOUT_S
     while not checkpoint.exists():
         assert process.poll() is None, "it ended before its first checkpoint"

@@ -5,7 +5,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 
 from buddy_kernels import RotaryScaling, apply_rotary, apply_rotary_reference, rotary_cos_sin, rotary_inv_freq
-from tolerances import TOLERANCE
+from tolerances import assert_close, assert_far
 
 ORIGINAL = 8192
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": ORIGINAL}
@@ -56,8 +56,10 @@ def test_plain_frequencies_and_angles_equal_those_of_transformers():
     cos, sin = rotary_cos_sin(positions, inv_freq, factor)
     assert torch.equal(inv_freq, rotary.inv_freq)
     assert cos.shape == (5, 32)
-    torch.testing.assert_close(torch.cat((cos, cos), -1), want_cos[0], **TOLERANCE[torch.float32])
-    torch.testing.assert_close(torch.cat((sin, sin), -1), want_sin[0], **TOLERANCE[torch.float32])
+    assert_close(torch.cat((cos, cos), -1), want_cos[0], width=1)
+    assert_close(torch.cat((sin, sin), -1), want_sin[0], width=1)
+    next_cos, _ = rotary_cos_sin(positions + 1, inv_freq, factor)
+    assert_far(next_cos, cos, width=1)
 
 
 @pytest.mark.parametrize("apply", [apply_rotary, apply_rotary_reference], ids=["dispatched", "reference"])
@@ -71,8 +73,8 @@ def test_rotation_matches_llama(apply, dtype, num_rows):
     got = apply(x, cos, sin)
     doubled = (torch.cat((table, table), -1) for table in (cos, sin))  # [N, Dh], as transformers keeps them
     want, _ = apply_rotary_pos_emb(x.float(), x.float(), *doubled, unsqueeze_dim=1)
-    assert got.dtype == dtype
-    torch.testing.assert_close(got, want.to(dtype), **TOLERANCE[dtype])
+    assert_close(got, want.to(dtype), width=2)
+    assert_far(apply(x, cos, -sin), want.to(dtype), width=2)
 
 
 @pytest.mark.parametrize(

@@ -17,11 +17,12 @@ from buddy_routing.selection import select_path, straight_through
 from buddy_routing.train.routed_paths import routed_paths
 from sparse_decode import SparseDecode, grouped, segment_bounds
 from tiny_models import CONFIGS, SHAPE, save_random_model
-from tolerances import TOLERANCE
+from tolerances import assert_close, assert_far
 
 CPU = torch.device("cpu")
-CLOSE = TOLERANCE[torch.float32]
 NUM_LAYERS = SHAPE["num_hidden_layers"]
+WIDTH = 60
+"""The longest sum is over the tokens of a sequence."""
 
 
 def load_tiny(name: str, directory: Path) -> RoutedDecoder:
@@ -53,7 +54,7 @@ def test_full_depth_logits_and_greedy_tokens_equal_transformers(
     tokens = torch.randint(0, SHAPE["vocab_size"], (2, 50), generator=torch.Generator().manual_seed(2))
     with torch.inference_mode():
         expected = theirs(tokens).logits
-        torch.testing.assert_close(ours.lm_head(ours.dense(tokens)), expected, **CLOSE)
+        assert_close(ours.lm_head(ours.dense(tokens)), expected, WIDTH, NUM_LAYERS)
 
     prompt = tokens[:, :40]
     generated = theirs.generate(
@@ -106,11 +107,32 @@ def test_masked_dense_training_forward_equals_sparse_decode(
         spans = [(sequence, start, end) for sequence in range(num_sequences) for start, end in step]
         logits, ran = sparse.step(spans)
         for (sequence, _, end), row_logits, path in zip(spans, logits, ran, strict=True):
-            torch.testing.assert_close(row_logits, dense[sequence, end - 1], **CLOSE)
+            assert_close(row_logits, dense[sequence, end - 1], WIDTH, NUM_LAYERS)
             assert path.tolist() == masks[sequence, end - 1].tolist()
             assert int(path.sum()) == budget_layers
             seen_paths.add(tuple(path.tolist()))
     assert len(seen_paths) > 1, "the router never changed its path: the test shows nothing"
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_tolerance_notices_a_skipped_layer_a_wrong_mask_and_a_lost_token(name: str, tmp_path: Path) -> None:
+    model = load_tiny(name, tmp_path)
+    tokens = torch.randint(0, SHAPE["vocab_size"], (2, WIDTH), generator=torch.Generator().manual_seed(2))
+    right = torch.ones(2, WIDTH, NUM_LAYERS)
+    right[:, :, 2] = 0
+
+    def last_logits(masks: Tensor, first: int = 0) -> Tensor:
+        with torch.inference_mode():
+            return model.lm_head(model.dense(tokens[:, first:], lambda _: masks[:, first:])[:, -1])
+
+    want = last_logits(right)
+    skipped, wrong, wrong_before = right.clone(), right.clone(), right.clone()
+    skipped[:, -1, 3] = 0
+    wrong[:, -1] = right[:, -1].flip(-1)
+    wrong_before[:, -2] = right[:, -2].flip(-1)
+    for far in (last_logits(skipped), last_logits(wrong), last_logits(wrong_before), last_logits(right, first=1)):
+        for sequence in range(2):
+            assert_far(far[sequence], want[sequence], WIDTH, NUM_LAYERS)
 
 
 @pytest.mark.parametrize(

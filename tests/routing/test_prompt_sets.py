@@ -12,6 +12,7 @@ from buddy_routing.train.answer_loss import answer_loss, fixed_paths, prompt_fea
 from buddy_routing.train.example import Example, packed_in_order
 from buddy_routing.train.prompt_sets import train_prompt_sets
 from tiny_models import SHAPE, save_random_model
+from tolerances import assert_close, assert_far
 
 NUM_LAYERS = SHAPE["num_hidden_layers"]
 
@@ -44,4 +45,7 @@ def test_answers_of_packed_examples_cost_what_they_cost_alone(tmp_path: Path) ->
     for index, example in enumerate(examples):
         (alone,) = packed_in_order([example], 1, len(example.ids))
         expected = answer_loss(model, alone, fixed_paths(alone, paths[index : index + 1])).nats
-        torch.testing.assert_close(nats[index : index + 1], expected, rtol=1e-4, atol=1e-4)
+        assert_close(nats[index : index + 1], expected, SHAPE["intermediate_size"], NUM_LAYERS)
+        paths[index, 1] = 1 - paths[index, 1]
+        other = answer_loss(model, alone, fixed_paths(alone, paths[index : index + 1])).nats
+        assert_far(other, expected, SHAPE["intermediate_size"], NUM_LAYERS)
