@@ -89,7 +89,7 @@ def test_sixteen_clients_hear_of_a_killed_engine_at_once_and_the_next_request_wo
     assert max(stream.ended_s for stream in ended) - killed_s < 5
     errors = [stream.error for stream in ended if stream.error is not None]
     assert errors
-    assert {error["code"] for error in errors} == {"internal_error"}
+    assert {error["code"] for error in errors} == {"not_ready"}
     assert not is_running(pid)
 
     assert httpx.get(f"{server.url}/health").status_code == 200
@@ -97,7 +97,8 @@ def test_sixteen_clients_hear_of_a_killed_engine_at_once_and_the_next_request_wo
     assert metric(server.url, "buddy_engine_up") == 0
     refused = httpx.post(f"{server.url}/v1/completions", json=SHORT)
     assert (refused.status_code, refused.json()["error"]["code"]) == (503, "not_ready")
-    assert int(refused.headers["retry-after"]) >= 1
+    # A load takes several seconds.
+    assert int(refused.headers["retry-after"]) >= 2
 
     wait_until(lambda: httpx.get(f"{server.url}/ready").status_code == 200, START_TIMEOUT_S)
     answer = httpx.post(f"{server.url}/v1/completions", json=SHORT, timeout=60)

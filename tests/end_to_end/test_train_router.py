@@ -73,7 +73,7 @@ def test_a_router_and_its_predictor_are_trained_by_two_commands_and_load(
     assert "is of a training with another model, other data or other settings" in refused(*training, "--rank", "8")
     main(train("predictor", *common, "--router", router, "--num-steps", "4"))
     built = build_engine(str(model), str(router), EngineSettings(), "cpu", "float32")
-    assert built.depth_predictor is not None
+    assert built.info.has_predictor
     assert not built.info.router_id.startswith("prior")
 
 
