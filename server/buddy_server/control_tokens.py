@@ -12,6 +12,7 @@ import secrets
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from io import StringIO
 from typing import Any
 
@@ -148,10 +149,10 @@ class ControlTokens:
 
     def _marked(self, text: str, stand_ins: Mapping[int, int]) -> str:
         """`text` with stand-ins in its control tokens and at its edges."""
-        printed = self._rewritten(text, lambda name: name.translate(stand_ins))
+        printed = self._rewritten(text, cache(lambda name: name.translate(stand_ins)))
         for start, end in self._edges(text):
             # What is a stand-in already stays one.
-            printed = printed[:start] + printed[start:end].translate(stand_ins) + printed[end:]
+            printed = "".join((printed[:start], printed[start:end].translate(stand_ins), printed[end:]))
         return printed
 
     def _edges(self, text: str) -> Iterator[tuple[int, int]]:

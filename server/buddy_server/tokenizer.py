@@ -5,7 +5,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +25,8 @@ Message = Mapping[str, Any]
 _REASON_CHARS = 200
 _FEW_TOKEN_CHARS = 2
 """Fewer characters than a token of ordinary text has: a text that may be far too long has more than so many a token."""
-_PIECE_CHARS = 2**16
-_CUT_TOKENS = 256
+_PIECE_CHARS = 2**14
+_CUT_TOKENS = 64
 _BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")
 
 
@@ -118,7 +118,7 @@ class ChatTokenizer:
             raise InvalidRequest(
                 f"The chat template of this model refuses these messages: {reason}", param="messages"
             ) from error
-        self._check_length(marked.plain(rendered), limit)
+        self._check_length(rendered, limit, marked.plain)
         return tuple(self._control.encode(rendered, marked))
 
     def _filled_template(self, messages: list[dict[str, Any]]) -> str:
@@ -131,14 +131,16 @@ class ChatTokenizer:
             template.render(messages=messages, tools=None, documents=None, add_generation_prompt=True, **special)
         )
 
-    def _check_length(self, text: str, limit: int | None) -> None:
-        """Raise PromptTooLong for a `text` that surely has more tokens than `limit`. In pieces, because the tokens of a
-        very long one fill hundreds of megabytes."""
+    def _check_length(self, text: str, limit: int | None, plain: Callable[[str], str] = str) -> None:
+        """Raise PromptTooLong for a text that surely has more tokens than `limit`: `plain` of `text`, which is as long.
+
+        In pieces, because the tokens of a very long one fill hundreds of megabytes.
+        """
         if limit is None or len(text) <= limit * _FEW_TOKEN_CHARS:
             return
         num_tokens = 0
         for start in range(0, len(text), _PIECE_CHARS):
-            piece = encode(self._backend, text[start : start + _PIECE_CHARS])
+            piece = encode(self._backend, plain(text[start : start + _PIECE_CHARS]))
             # The cut costs tokens that the whole has not.
             num_tokens += max(0, len(piece) - _CUT_TOKENS)
             if num_tokens > limit:

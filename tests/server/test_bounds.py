@@ -129,4 +129,4 @@ def test_prompt_far_too_long_is_refused_before_it_is_tokenized_as_a_whole(site: 
     ):
         error = response.json()["error"]
         assert (response.status_code, error["code"]) == (400, "context_length_exceeded")
-        assert "at least 21" in error["message"]
+        assert "at least 5" in error["message"]
