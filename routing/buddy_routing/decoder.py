@@ -109,6 +109,11 @@ class DecoderLayer(nn.Module):
         self.input_layernorm = RMSNorm(spec.hidden_size, spec.norm_eps)
         self.post_attention_layernorm = RMSNorm(spec.hidden_size, spec.norm_eps)
 
+    def value(self, h: Tensor) -> Tensor:
+        """V states [..., Hkv, Dh] of h [..., D]; needs no attention."""
+        v = self.self_attn.v_proj(self.input_layernorm(h))
+        return v.unflatten(-1, (-1, self.self_attn.head_dim))
+
     def run(self, h: Tensor, normed: Tensor, cos: Tensor, sin: Tensor, attend: Callable[[Tensor], Tensor]) -> Tensor:
         """h + F(h) for rows whose K/V are where `attend` finds them. The one body of both ways through."""
         q = self.self_attn.query(normed, cos, sin)
@@ -201,16 +206,6 @@ class RoutedDecoder(nn.Module):
         """The layers in order, typed."""
         return [cast(DecoderLayer, layer) for layer in self.layers]
 
-    def first_layer_v(self, tokens: Tensor) -> Tensor:
-        """What routing looks at: the first layer's V states [..., Hkv, Dh] of tokens [...]. Needs no attention."""
-        layer = self.blocks[0]
-        v = layer.self_attn.v_proj(layer.input_layernorm(self.embed_tokens(tokens)))
-        return v.unflatten(-1, (-1, self.spec.head_dim))
-
-    def keep_first_layer(self) -> None:
-        """Give back the memory of all that `first_layer_v` does not need, when something else runs the model."""
-        del self.layers[1:], self.norm, self.lm_head
-
     def forward(self, batch: SegmentBatch, cache: KVCache, choose_paths: PathChooser) -> tuple[Tensor, Tensor]:
         """One step: logits [W, V] after the wanted rows, and the paths [S, L] that were run.
 
@@ -226,7 +221,7 @@ class RoutedDecoder(nn.Module):
             k, v = layer.self_attn.key_value(normed, cos, sin)
             write_kv(cache_k, cache_v, slots, k, v)
             if index == 0:
-                ahead = self.first_layer_v(batch.ahead_tokens)  # [A, Hkv, Dh]
+                ahead = layer.value(self.embed_tokens(batch.ahead_tokens))  # [A, Hkv, Dh]
                 paths = choose_paths(torch.cat((v, ahead)))  # [S, L]
                 plan = rows_by_layer(batch, paths)
             if plan[index].num_rows:

@@ -30,6 +30,7 @@ from buddy_kernels.sampling import adjusted, with_logprobs
 from buddy_routing.checkpoint import load_model
 from buddy_routing.decoder import RoutedDecoder
 from buddy_routing.features import causal_features
+from buddy_routing.first_layer import FirstLayer
 from buddy_routing.model_spec import ModelSpec
 from buddy_routing.planner import PathPlanner
 from buddy_routing.router import DecisionModule, LearnedRouter, PromptSetRouter, Router, StaticRouter
@@ -413,7 +414,7 @@ def test_aligned_segments_share_the_path_of_their_summed_scores(native: WeightKi
     decode = SparseDecode(model, router, tokens, (4, 4, 4, 3), native)
     spans = [(sequence, 0, 6) for sequence in range(4)]
     with torch.inference_mode():
-        scores = router.scores(causal_features(model.first_layer_v(tokens))[:, -1])
+        scores = router.scores(causal_features(FirstLayer.of(model).v(tokens))[:, -1])
     _, masks = decode.step(spans, aligned=[0, 1, 0, 3])
     expected = select_path(torch.stack((scores[0] + scores[2], scores[1])), torch.tensor(4000), model.spec.actions)
     assert torch.equal(masks[[0, 2, 1]], expected[[0, 0, 1]])

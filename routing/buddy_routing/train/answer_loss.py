@@ -10,6 +10,7 @@ from torch import Tensor
 
 from buddy_routing.decoder import PathChooser, RoutedDecoder
 from buddy_routing.features import causal_features
+from buddy_routing.first_layer import FirstLayer
 from buddy_routing.route_sources import conversation_starts
 from buddy_routing.train.example import ExampleBatch
 
@@ -52,7 +53,7 @@ def example_of_token(batch: ExampleBatch) -> Tensor:
 @torch.no_grad()
 def prompt_features(model: RoutedDecoder, batch: ExampleBatch) -> Tensor:
     """[E, 2F]: features at the last token of every example's prompt."""
-    features = causal_features(model.first_layer_v(batch.tokens), conversation_starts(batch.begins))
+    features = causal_features(FirstLayer.of(model).v(batch.tokens), conversation_starts(batch.begins))
     return features[batch.counted & ~batch.in_answer]
 
 

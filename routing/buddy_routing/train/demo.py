@@ -19,6 +19,7 @@ from buddy_routing.artifact import save_predictor, save_router
 from buddy_routing.checkpoint import load_model, save_model
 from buddy_routing.decoder import RoutedDecoder
 from buddy_routing.features import causal_features
+from buddy_routing.first_layer import FirstLayer
 from buddy_routing.model_spec import ModelSpec
 from buddy_routing.prior import measure_prior
 from buddy_routing.route_sources import conversation_starts
@@ -120,7 +121,7 @@ def router_from_prior(model: RoutedDecoder, data: PackedTokens, seed: int, devic
     """An untrained router that ranks the layers by the perplexity they save on some of `data`, whatever the input."""
     rows = data.batch(0, CALIBRATION_ROWS, PRETRAIN_CONTEXT)
     tokens, begins, counted = (torch.from_numpy(array).to(device) for array in rows)
-    features = causal_features(model.first_layer_v(tokens), conversation_starts(begins)).flatten(0, 1)
+    features = causal_features(FirstLayer.of(model).v(tokens), conversation_starts(begins)).flatten(0, 1)
     decision = new_decision_module(model, features, "mean_v+newest_v", ROUTER_RANK, seed)
     with torch.no_grad():
         # Whether a token's successor counts is what its own place in a document does not say.

@@ -23,6 +23,7 @@ from buddy_routing.adapter import add_adapter
 from buddy_routing.checkpoint import LoadedModel
 from buddy_routing.decoder import RoutedDecoder
 from buddy_routing.features import causal_features, feature_dim
+from buddy_routing.first_layer import FirstLayer
 from buddy_routing.prior import measure_prior
 from buddy_routing.route_sources import conversation_starts
 from buddy_routing.router import DecisionModule, LearnedRouter
@@ -155,7 +156,7 @@ def _new_router(
     prior = measure_prior(model, calibration.tokens, plan.prior, calibration.counted).to(device)
     if decision is None:
         starts = conversation_starts(calibration.begins)
-        features = causal_features(model.first_layer_v(calibration.tokens), starts)[calibration.counted]
+        features = causal_features(FirstLayer.of(model).v(calibration.tokens), starts)[calibration.counted]
         decision = new_decision_module(model, features, plan.features, plan.rank, plan.seed)
     return LearnedRouter(decision, prior, plan.prior_weight, "training").to(device)
 

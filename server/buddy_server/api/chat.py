@@ -5,8 +5,8 @@ from functools import partial
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
+from buddy_server.api.chat_responses import ChunkWriter, collect_completion
 from buddy_server.api.endpoint import complete
-from buddy_server.api.responses import ChunkWriter, collect_completion
 from buddy_server.api.schemas import ChatRequest
 from buddy_server.api.services import Services
 

@@ -5,8 +5,8 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
+from buddy_server.api.chat_responses import LOWEST_LOGPROB
 from buddy_server.api.generation import Generation
-from buddy_server.api.responses import LOWEST_LOGPROB
 from buddy_server.api.schemas import CompletionRequest
 from buddy_server.engine.messages import AnswerEvent, FinishEvent, PromptEvent, TokenEvent, TokenLogprob
 from buddy_server.tokenizer import ChatTokenizer, TextOffsets

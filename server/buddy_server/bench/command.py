@@ -5,9 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-PEERS = ("transformers", "llama.cpp")
-DTYPES = {"fp32": "float32", "bf16": "bfloat16", "int8": "int8"}
-SHAPE_NAMES = ("16x256", "12x768", "24x896")
+from buddy_server.bench.names import DTYPES, PEERS, SHAPE_NAMES
 
 
 def add_engine_arguments(parser: ArgumentParser) -> None:

@@ -10,9 +10,9 @@ from statistics import median
 from tqdm import tqdm
 
 from buddy_routing.embedded import MODEL_ID, embedded_router, model_directory
-from buddy_server.bench.command import DTYPES
 from buddy_server.bench.contender import Contender, PeerError, Timing, Tokens
 from buddy_server.bench.llama_cpp_peer import LlamaCppPeer
+from buddy_server.bench.names import DTYPES
 from buddy_server.bench.ours import OurEngine
 from buddy_server.bench.row import BenchRow, commit, machine
 from buddy_server.bench.shapes import save_random_model

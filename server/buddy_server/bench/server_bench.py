@@ -12,11 +12,11 @@ from pathlib import Path
 from tqdm import tqdm
 
 from buddy_routing.embedded import MODEL_ID
-from buddy_server.bench.command import DTYPES
 from buddy_server.bench.http_load import Target, closed_loop, run_undisturbed
 from buddy_server.bench.load import ClosedLoop, PoissonArrivals
 from buddy_server.bench.long_prompt import LongPrompt
 from buddy_server.bench.memory import memory_rows
+from buddy_server.bench.names import DTYPES
 from buddy_server.bench.ours import OurEngine
 from buddy_server.bench.row import commit, machine
 from buddy_server.bench.served import ServedCheckpoint, served_model, served_shape, write_config

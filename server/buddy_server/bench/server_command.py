@@ -9,7 +9,6 @@ from contextlib import closing, contextmanager
 from urllib.parse import urlsplit
 
 from buddy_server.bench.command import (
-    SHAPE_NAMES,
     add_output_arguments,
     budgets,
     check_counts,
@@ -17,6 +16,7 @@ from buddy_server.bench.command import (
     counts,
     dtypes,
 )
+from buddy_server.bench.names import SHAPE_NAMES
 
 
 def add_server_arguments(parser: ArgumentParser) -> None:

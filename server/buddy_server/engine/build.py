@@ -15,6 +15,7 @@ from buddy_routing.artifact import load_predictor, load_router
 from buddy_routing.checkpoint import CheckpointError, LoadedModel, end_token_ids, load_model
 from buddy_routing.decoder import RoutedDecoder
 from buddy_routing.embedded import MODEL_ID, embedded_router, model_directory
+from buddy_routing.first_layer import FirstLayer
 from buddy_routing.kv_cache import KVCache
 from buddy_routing.model_spec import ModelSpec, UnsupportedModelError
 from buddy_routing.planner import PathPlanner
@@ -101,11 +102,7 @@ def build_engine(
         if model is not None:
             log.warning("no router given, a static prior measured now chooses the layers", extra={"router": router})
     served = load_served_model(model, router, device, dtype)
-    built = assemble(served, make_routing(router, served), settings)
-    if isinstance(built.engine.runner.stepper, NativeStepper):
-        # It has packed the weights; the Budget Predictor looks at the first layer.
-        served.loaded.model.keep_first_layer()
-    return built
+    return assemble(served, make_routing(router, served), settings)
 
 
 def default_router(model: str | None) -> str:
@@ -170,7 +167,9 @@ def assemble(served: ServedModel, routing: Routing, settings: EngineSettings) ->
         has_predictor=routing.predictor is not None,
     )
     directory = served.loaded.directory
-    depth_predictor = DepthPredictor(model, routing.predictor, settings.cost_weight) if routing.predictor else None
+    depth_predictor = None
+    if routing.predictor is not None:
+        depth_predictor = DepthPredictor(FirstLayer.of(model), routing.predictor, settings.cost_weight)
     engine = Engine(scheduler, ModelRunner(stepper), served.tokenizer, end_token_ids(directory), depth_predictor)
     return BuiltEngine(engine, info, directory)
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from buddy_routing.action_space import MILLI_LAYERS
-from buddy_routing.decoder import RoutedDecoder
 from buddy_routing.features import causal_features
+from buddy_routing.first_layer import FirstLayer
 from buddy_routing.predictor import BudgetPredictor
 from buddy_server.engine.messages import GenerationRequest
 
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 class DepthPredictor:
     """`cost_weight` as in BudgetPredictor.choose."""
 
-    model: RoutedDecoder
+    first_layer: FirstLayer
     predictor: BudgetPredictor
     cost_weight: float = 0.0
 
@@ -53,9 +53,9 @@ class DepthPredictor:
     @torch.inference_mode()
     def _of_group(self, prompts: Sequence[tuple[int, ...]], bounds: Sequence[tuple[int, int]]) -> list[int]:
         """All prompts at once through the first layer's V."""
-        device = self.model.inv_freq.device
+        device = self.first_layer.device
         tokens = torch.tensor([token for prompt in prompts for token in prompt], device=device)
-        of_prompts = self.model.first_layer_v(tokens).split([len(prompt) for prompt in prompts])  # [T, Hkv, Dh] each
+        of_prompts = self.first_layer.v(tokens).split([len(prompt) for prompt in prompts])  # [T, Hkv, Dh] each
         features = torch.cat([causal_features(v[None])[:, -1] for v in of_prompts])  # [S, 2F]
         lowest = torch.tensor([-(-cost // MILLI_LAYERS) for cost, _ in bounds], device=device)
         highest = torch.tensor([cost // MILLI_LAYERS for _, cost in bounds], device=device)
