@@ -22,6 +22,7 @@ def of_torch(vectors: str, onednn: str, mkl: str) -> dict[str, str]:
     return {"ATEN_CPU_CAPABILITY": vectors, "ONEDNN_MAX_CPU_ISA": onednn, "MKL_CBWR": mkl}
 
 
+# What fixes the native step to one of its arithmetics is a line here, too.
 ARITHMETICS = {
     # Name: (what the processor must have, in Linux's words, and the environment)
     "torch without vectors": ("sse4_1", of_torch("default", "SSE41", "COMPATIBLE")),
