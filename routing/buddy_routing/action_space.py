@@ -38,17 +38,17 @@ class ActionSpace:
     def num_layers(self) -> int:
         return len(self.costs)
 
-    @property
+    @cached_property
     def free(self) -> list[int]:
         """The layers that are not forced, in order."""
         return [layer for layer in range(self.num_layers) if layer not in self.forced]
 
-    @property
+    @cached_property
     def full_cost(self) -> int:
         """Of a token that runs every layer."""
         return sum(of_layer[RUN] for of_layer in self.costs)
 
-    @property
+    @cached_property
     def smallest_cost(self) -> int:
         """Of a token that runs the forced layers alone."""
         return sum(of_layer[RUN if layer in self.forced else SKIP] for layer, of_layer in enumerate(self.costs))
