@@ -23,7 +23,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
     The CPU's fp32 and fp16 libraries pick a kernel by the number of rows and these round differently, which would make
     a seeded request's text depend on its neighbours: such rows go through in tiles of one size, the last one padded.
-    The bf16 kernels keep one order from two rows on. Training needs none of this and takes the plain product.
+    The bf16 kernels keep one order from two rows on; only those for AVX-512 without its bf16 instructions, on several
+    threads, do not, and tiles would take four times as long. Training needs none of this and takes the plain product.
 
     Args:
         x: [N, I].

@@ -7,7 +7,7 @@ from buddy_kernels import linear, linear_reference
 from tolerances import assert_close, assert_far
 
 
-@pytest.fixture(params=[1, 2], ids=["1thread", "2threads"])
+@pytest.fixture
 def threads(request: pytest.FixtureRequest) -> Iterator[None]:
     """Of torch, which cuts a product into parts for them."""
     before = torch.get_num_threads()
@@ -17,7 +17,12 @@ def threads(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("threads")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("dtype", "threads"),
+    # bfloat16 on several threads is not promised: see `linear`.
+    [(torch.float32, 1), (torch.float16, 1), (torch.bfloat16, 1), (torch.float32, 2), (torch.float16, 2)],
+    indirect=["threads"],
+)
 @pytest.mark.parametrize(("width_in", "width_out"), [(32, 48), (192, 512), (512, 192), (63, 257), (1536, 2048)])
 @pytest.mark.parametrize("with_bias", [False, True])
 def test_a_row_has_the_same_bits_whatever_the_number_of_rows(
