@@ -1,4 +1,4 @@
-"""What the scheduler hands to the runner, and what comes back."""
+"""What the scheduler passes to the runner, and what the runner returns."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -13,10 +13,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """Tokens `start` to `start + length - 1` of a sequence, one segment of one step, each at `max_cost` milli-layers.
+    """Tokens `start` to `start + length - 1` of a sequence: a segment of one step, each at up to `max_cost`
+    milli-layers.
 
-    A route block may run in pieces: the first looks `ahead` to the rest of it, from which its path follows, and the
-    others, `continues`, take that path too.
+    A route block may run in pieces. The first piece reads `ahead` tokens further, to the end of the route block, to
+    choose the path. The other pieces, with `continues`, take the same path.
     """
 
     sequence: Sequence
@@ -32,7 +33,7 @@ class Work:
 
     @property
     def scored(self) -> range:
-        """Positions here whose successor is a prompt token with a log probability to be told, the first time only."""
+        """Positions whose next token is a prompt token that still needs a log probability."""
         if self.sequence.request.sampling.prompt_logprobs is None:
             return range(0)
         first = max(self.start, len(self.sequence.scored_prompt))
@@ -44,14 +45,14 @@ class Work:
 
     @property
     def is_decode(self) -> bool:
-        """Whether it is the newest token of an answer; not so of a prompt, nor of an answer that is computed again."""
+        """Whether the work is the newest token of an answer; false for a prompt and for recomputed answer tokens."""
         return self.makes_token and self.start >= self.sequence.num_prompt
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """The works of one call to the model: one step, or up to `most_steps` of answers that go on by themselves for about
-    `most_s` seconds, with blocks for all of them."""
+    """The works of one call to the model: one step, or up to `most_steps` decode steps of multi-step within about
+    `most_s` seconds, with blocks reserved for all of them."""
 
     works: list[Work]
     most_steps: int = 1
@@ -59,14 +60,14 @@ class Batch:
 
     @property
     def num_tokens(self) -> int:
-        """Of one step."""
+        """Tokens in one step."""
         return sum(work.length for work in self.works)
 
 
 @dataclass(frozen=True, slots=True)
 class WorkResult:
-    """What became of a work: the path of each step it took part in, the token that each made if it makes tokens, the
-    log probabilities of prompt tokens that were asked for, and the running features' `sums` [F] fp64 after it."""
+    """What a work produced: the path of each step it took part in, the token each step made if it makes tokens, the
+    requested log probabilities of prompt tokens, and the running features' `sums` [F] fp64 after it."""
 
     paths: "list[bytes]"
     tokens: "list[SampledToken]"
@@ -76,8 +77,8 @@ class WorkResult:
 
 @dataclass(frozen=True, slots=True)
 class BatchResult:
-    """One entry a work. `num_layers_read` adds up, over the steps, the layers that any token ran; `router_s` are the
-    seconds of choosing paths, `seconds` those of the whole call."""
+    """One entry per work. `num_layers_read` sums, over the steps, the layers that any token ran. `router_s` is the time
+    spent on choosing paths, `seconds` that of the whole call."""
 
     works: list[WorkResult]
     num_steps: int

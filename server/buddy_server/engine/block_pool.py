@@ -1,4 +1,4 @@
-"""KV cache blocks: who holds them, and which are worth keeping when nobody does."""
+"""KV cache blocks: who holds them, and which ones to keep when nobody holds them."""
 
 from array import array
 from collections import Counter, OrderedDict
@@ -9,8 +9,8 @@ from itertools import chain
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CachedPrefix:
-    """Blocks that together hold a full prefill block, under the `key` of what it is (prefix_keys.py); `sums` are the
-    router's running features after it. They are held, let go and evicted as one."""
+    """Blocks that together hold a full route block, under the `key` of its content (prefix_keys.py). `sums` are the
+    router's running features after it. The blocks are held, released and evicted together."""
 
     key: bytes
     blocks: tuple[int, ...]
@@ -18,18 +18,18 @@ class CachedPrefix:
 
 
 class BlockPool:
-    """Hands out block numbers 0 .. num_blocks - 1 and counts who holds each.
+    """Hands out block numbers 0 .. num_blocks - 1 and counts the holders of each.
 
-    A block that nobody holds is free or, as part of a `CachedPrefix`, idle: what it contains stays until the room is
-    needed. Idle ones are evicted in the order in which they were let go. A table lets go of its last blocks first, and
-    whoever holds cached blocks holds those before them in the prompt too; so of a chain the end goes first and what is
-    left can be found.
+    A block without holders is free or, as part of a `CachedPrefix`, idle: its content stays until its room is needed.
+    Idle prefixes are evicted in the order of their release. A block table releases its last blocks first, and a holder
+    of cached blocks also holds those before them in the prompt. So a chain is evicted from its end, and what remains
+    can still be found.
     """
 
     def __init__(self, num_blocks: int, block_size: int) -> None:
         self.num_blocks = num_blocks
         self.block_size = block_size
-        # Taken from the end; reversed so that low numbers go first, which keeps tests readable.
+        # Blocks are taken from the end; reversed so that low numbers come first, which keeps tests readable.
         self._free = list(reversed(range(num_blocks)))
         self._num_holders = [0] * num_blocks
         self._num_held = 0
@@ -39,7 +39,7 @@ class BlockPool:
 
     @property
     def num_free(self) -> int:
-        """Blocks that can be had: the idle ones count."""
+        """Blocks that can be allocated, idle ones included."""
         return self.num_blocks - self._num_held
 
     @property
@@ -54,7 +54,7 @@ class BlockPool:
         return -(-num_tokens // self.block_size)
 
     def grow(self, table: list[int], num_tokens: int) -> bool:
-        """Extend `table` to hold `num_tokens`; False, and nothing taken, when too few blocks are free."""
+        """Extend `table` to hold `num_tokens`. Returns False and takes nothing if too few blocks are free."""
         missing = self.blocks_for(num_tokens) - len(table)
         if missing > self.num_free:
             return False
@@ -66,13 +66,13 @@ class BlockPool:
         return True
 
     def trim(self, table: list[int], num_tokens: int) -> None:
-        """Let go of what `table` has beyond `num_tokens`."""
+        """Release the blocks of `table` beyond `num_tokens`."""
         num_blocks = self.blocks_for(num_tokens)
         self._let_go(table[num_blocks:])
         del table[num_blocks:]
 
     def release(self, table: list[int]) -> None:
-        """Let go of every block of `table` and empty it."""
+        """Release every block of `table` and empty it."""
         self._let_go(table)
         table.clear()
 
@@ -80,14 +80,14 @@ class BlockPool:
         return self._cached.get(key)
 
     def cache(self, key: bytes, blocks: Sequence[int], sums: "array[float]") -> None:
-        """From now on `blocks`, which someone holds, are cached under `key`, which is new."""
+        """Cache `blocks`, which must have a holder, under the new key `key`."""
         assert key not in self._cached, "cached twice"
         cached = CachedPrefix(key, tuple(blocks), sums)
         self._cached[key] = cached
         self._cached_by_block.update(dict.fromkeys(cached.blocks, cached))
 
     def share(self, cached: CachedPrefix, table: list[int], start: int) -> None:
-        """Put `cached` into `table` at index `start`, at its end or in place of blocks of its own."""
+        """Put `cached` into `table` at index `start`: at its end, or in place of blocks it already has."""
         replaced = table[start : start + len(cached.blocks)]
         self._hold(cached.blocks)
         self._idle.pop(cached, None)
@@ -95,8 +95,8 @@ class BlockPool:
         self._let_go(replaced)
 
     def check(self, tables: list[list[int]]) -> None:
-        """The integrity check: free, idle and borrowed blocks are all blocks, each once; and `tables` are who holds
-        them."""
+        """The integrity check: free, idle and held blocks are all blocks, each exactly once, and `tables` are the
+        holders."""
         num_holders = Counter(chain.from_iterable(tables))
         wrong = [block for block, count in enumerate(self._num_holders) if count != num_holders[block]]
         assert not wrong, f"blocks lost or held twice: {wrong} of {self.num_blocks}"

@@ -1,4 +1,4 @@
-"""The Budget Predictor at work: how deep to run prompts whose requests leave it open."""
+"""The Budget Predictor in use: chooses the depth of prompts whose requests leave it open."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,7 @@ from buddy_routing.predictor import BudgetPredictor
 from buddy_server.engine.messages import GenerationRequest
 
 MOST_TOKENS = 16384
-"""Of prompts that are looked at together."""
+"""Prompt tokens that are predicted together."""
 
 log = logging.getLogger(__name__)
 
@@ -27,15 +27,15 @@ class DepthPredictor:
     cost_weight: float = 0.0
 
     def settle(self, requests: Sequence[GenerationRequest]) -> list[GenerationRequest]:
-        """The requests, in order, each that leaves its depth open with the cost chosen for it. Should the predictor
-        fail, that is the largest it allows."""
+        """The requests in order; each that leaves its depth open gets the cost chosen for it. If the predictor fails,
+        that is the highest cost it allows."""
         is_open = [request for request in requests if request.min_cost is not None]
         prompts = [request.prompt_tokens for request in is_open]
         bounds = [(request.min_cost or 0, request.max_cost) for request in is_open]
         try:
             chosen = iter(self.costs(prompts, bounds))
         except Exception:
-            # Nobody's answer should fail for it.
+            # A failed prediction should not fail the answer.
             log.exception("predicting depths failed")
             chosen = iter([highest for _, highest in bounds])
         return [
@@ -44,7 +44,7 @@ class DepthPredictor:
         ]
 
     def costs(self, prompts: Sequence[tuple[int, ...]], bounds: Sequence[tuple[int, int]]) -> list[int]:
-        """The milli-layers that a token of each prompt may cost, within its bounds: the lowest and the highest."""
+        """The milli-layers that a token of each prompt may cost, within its bounds (lowest, highest)."""
         chosen: list[int] = []
         for group in _in_groups(prompts):
             chosen += self._of_group(prompts[group], bounds[group])
@@ -52,7 +52,7 @@ class DepthPredictor:
 
     @torch.inference_mode()
     def _of_group(self, prompts: Sequence[tuple[int, ...]], bounds: Sequence[tuple[int, int]]) -> list[int]:
-        """All prompts at once through the first layer's V."""
+        """Runs all prompts through the first layer's V at once."""
         device = self.first_layer.device
         tokens = torch.tensor([token for prompt in prompts for token in prompt], device=device)
         of_prompts = self.first_layer.v(tokens).split([len(prompt) for prompt in prompts])  # [T, Hkv, Dh] each
@@ -64,7 +64,7 @@ class DepthPredictor:
 
 
 def _in_groups(prompts: Sequence[tuple[int, ...]]) -> Iterator[slice]:
-    """Prompts in order, of at most MOST_TOKENS in all or a single one."""
+    """Splits prompts, in order, into groups of at most MOST_TOKENS tokens; a longer prompt is a group by itself."""
     start = num_tokens = 0
     for index, prompt in enumerate(prompts):
         num_tokens += len(prompt)

@@ -1,11 +1,11 @@
-"""Text of one request as its tokens arrive, with stop strings cut out."""
+"""The text of one request as its tokens arrive, with stop strings cut out."""
 
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
 
 class Detokenizer:
-    """Releases text only once it can no longer be half a character or the beginning of a stop string."""
+    """Releases text only when it can no longer be half a character or the start of a stop string."""
 
     def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...]) -> None:
         self._tokenizer = tokenizer
@@ -16,7 +16,7 @@ class Detokenizer:
         self.stopped = False
 
     def add(self, token_id: int) -> str:
-        """The text that this token releases, maybe none; sets `stopped` when a stop string is complete."""
+        """The text that this token releases, possibly empty. Sets `stopped` when a stop string is complete."""
         self._held += self._decode(token_id)
         found = [at for at in (self._held.find(stop) for stop in self._stop) if at >= 0]
         if found:
@@ -28,11 +28,11 @@ class Detokenizer:
         return released
 
     def name(self, token_id: int) -> str:
-        """The text of a token by itself, special ones included."""
+        """The text of a single token, special tokens included."""
         return str(self._tokenizer.decode([token_id], skip_special_tokens=False))
 
     def flush(self) -> str:
-        """What was held back, when the request ends without the stop string."""
+        """The text held back, for a request that ends without a stop string."""
         released, self._held = self._held, ""
         return released
 
@@ -42,8 +42,8 @@ class Detokenizer:
         try:
             text = self._stream.step(self._tokenizer, token_id)
         except Exception:
-            # Byte tokens that turn out to be no character change how the ones before them decode, which the stream
-            # refuses with a bare Exception. What is pending decodes on its own; the stream goes on from this token.
+            # Byte tokens that do not form a character change how the tokens before them decode, which the stream
+            # refuses with a bare Exception. Decode the pending tokens alone and restart the stream at this token.
             text = self._tokenizer.decode(self._pending, skip_special_tokens=True)
             self._stream = DecodeStream(ids=[token_id], skip_special_tokens=True)
         if text is None:
@@ -52,7 +52,7 @@ class Detokenizer:
         return text
 
     def _num_held(self) -> int:
-        """Length of the longest end of the text that begins a stop string."""
+        """Length of the longest suffix of the text that begins a stop string."""
         longest = max((len(stop) - 1 for stop in self._stop), default=0)
         for length in range(min(longest, len(self._held)), 0, -1):
             if any(stop.startswith(self._held[-length:]) for stop in self._stop):

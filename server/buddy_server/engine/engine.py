@@ -17,7 +17,7 @@ from buddy_server.engine.sequence import Sequence
 
 @dataclass(slots=True)
 class Engine:
-    """`end_token_ids` end every request. After a FinishEvent nothing more comes for that request."""
+    """`end_token_ids` end every request. A FinishEvent is the last event of its request."""
 
     scheduler: Scheduler
     runner: ModelRunner
@@ -28,7 +28,7 @@ class Engine:
     _arrivals: Iterator[int] = field(default_factory=itertools.count)
 
     def add(self, *requests: GenerationRequest) -> list[tuple[str, Event]]:
-        """Take on requests; the depths chosen for those that leave them open."""
+        """Add requests. Returns the depths chosen for those that leave them open."""
         settled = self.depth_predictor.settle(requests) if self.depth_predictor else list(requests)
         for request in settled:
             params = request.sampling
@@ -45,17 +45,17 @@ class Engine:
         return [(one.request_id, DepthEvent(one.max_cost)) for before, one in pairs if one is not before]
 
     def change_depth(self, request_id: str, max_cost: int) -> None:
-        """Tokens that no step has run yet may cost `max_cost` milli-layers. Unknown ids have ended already."""
+        """Limit tokens that no step has run yet to `max_cost` milli-layers. Unknown ids have already ended."""
         if request_id in self._sequences:
             self._sequences[request_id].change_depth(max_cost, self.scheduler.route_block)
 
     def cancel(self, request_id: str) -> list[tuple[str, Event]]:
-        """End a request at any point; nothing for unknown ids, which have ended already."""
+        """End a request at any point. Returns no events for unknown ids, which have already ended."""
         known = [self._sequences[request_id]] if request_id in self._sequences else []
         return self._end(known, "cancelled")
 
     def end_all(self, reason: FinishReason, message: str) -> list[tuple[str, Event]]:
-        """End every request, after a step that raised or because the engine stops."""
+        """End every request, after a step that raised or when the engine stops."""
         return self._end(list(self._sequences.values()), reason, message)
 
     @property

@@ -1,4 +1,4 @@
-"""The engine's loop: takes commands, steps, reports. The same in a process (worker.py) and on a thread, in tests."""
+"""The engine's loop: reads commands, steps, reports. The same in a process (worker.py) and, in tests, on a thread."""
 
 import logging
 import queue
@@ -16,10 +16,10 @@ STEP_FAILED = "the engine failed while generating"
 
 
 class EngineLoop:
-    """Commands come through `inbox`, from any thread. `deliver` is called on the loop's thread, after every step and
-    whenever requests end without one. Every request that was put before `closed` ends once, whatever ends it.
+    """Commands arrive through `inbox`, from any thread. `deliver` is called on the loop's thread, after every step and
+    whenever requests end without one. Every request put before `closed` is set ends exactly once.
 
-    `step_started_s` is when the step at hand began, by the monotonic clock; None between steps.
+    `step_started_s` is when the current step began, by the monotonic clock; None between steps.
     """
 
     def __init__(self, engine: Engine, deliver: Callable[[Report], None]) -> None:
@@ -31,7 +31,7 @@ class EngineLoop:
         self._open: dict[str, GenerationRequest] = {}
 
     def run(self) -> None:
-        """Until Stop."""
+        """Run until Stop."""
         try:
             while self._handle_commands():
                 if self._engine.has_work:
@@ -53,14 +53,14 @@ class EngineLoop:
             output = self._engine.step()
             self._report(output.events, output.usages, output.stats)
         except Exception:
-            # A bug must not hang anyone: everybody in flight gets an answer, the next request a fresh start.
+            # A bug must not hang any client: every open request gets an answer, and the next request starts clean.
             log.exception("engine step failed")
             self._end_all("error", STEP_FAILED)
         finally:
             self.step_started_s = None
 
     def _handle_commands(self) -> bool:
-        """Act on what has arrived, waiting for something when there is nothing to do; False to stop."""
+        """Act on the commands that have arrived; wait for one if there is no work. Returns False to stop."""
         wait = not self._engine.has_work
         submitted: list[GenerationRequest] = []
         while wait or not self.inbox.empty():
@@ -80,7 +80,7 @@ class EngineLoop:
         return True
 
     def _add(self, requests: list[GenerationRequest]) -> None:
-        """Those that came together, together: the Budget Predictor looks at them at once."""
+        """Add requests that arrived together in one call, so that the Budget Predictor runs once for all of them."""
         self._open.update((request.request_id, request) for request in requests)
         try:
             events = self._engine.add(*requests)
@@ -94,7 +94,7 @@ class EngineLoop:
 
     def _end_all(self, reason: FinishReason, message: str) -> None:
         self._report(self._engine.end_all(reason, message))
-        # The engine knows nothing, or nothing more, of those whose last event was lost in a step that failed.
+        # The engine does not know, or no longer knows, requests whose last event was lost in a failed step.
         self._report([(name, unused(request, reason, message)) for name, request in self._open.items()])
 
     def _report(

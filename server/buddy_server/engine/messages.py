@@ -1,7 +1,7 @@
-"""The plain types in which the HTTP layer and the engine meet: no torch, no FastAPI, no pydantic.
+"""The plain types shared by the HTTP layer and the engine: no torch, no FastAPI, no pydantic.
 
-Everything here can cross a thread or a process boundary unchanged. What every step makes is a msgspec struct: several
-times as quick as a frozen dataclass to make, to encode and to decode.
+Everything here can cross a thread or a process boundary unchanged. Types made in every step are msgspec structs, which
+are several times faster than a frozen dataclass to create, encode and decode.
 """
 
 from collections.abc import AsyncGenerator, Mapping
@@ -13,17 +13,16 @@ from msgspec import Struct
 from buddy_routing.action_space import ActionSpace
 
 FinishReason = Literal["stop", "length", "error", "cancelled", "lost"]
-"""How a request ends: by the model, at its limit, by a failure, by its client or a shutdown, with its engine."""
+"""Why a request ended: the model, its limit, a failure, its client or a shutdown, the loss of its engine."""
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How one request turns logits into tokens. Ranges are checked where requests enter, not here.
+    """How one request turns logits into tokens. Ranges are checked in the API, not here.
 
-    `top_k` 0 switches it off; `temperature` 0 is greedy; `seed` None draws a fresh one.
-    `stop_token_ids` end the request besides the model's own end tokens. `top_logprobs` None asks for no
-    log probabilities, 0 for the sampled token's only, k for the k likeliest as well; `prompt_logprobs` the same for
-    the prompt's tokens.
+    `top_k` 0 switches it off; `temperature` 0 is greedy; `seed` None draws a fresh one. `stop_token_ids` end the
+    request besides the model's own end tokens. `top_logprobs` None requests no log probabilities, 0 only the sampled
+    token's, k those of the k likeliest as well; `prompt_logprobs` does the same for the prompt's tokens.
     """
 
     max_tokens: int
@@ -44,7 +43,7 @@ class SamplingParams:
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
     """One admitted request. Every token costs at most `max_cost` milli-layers; with a `min_cost` the Budget Predictor
-    chooses between the two. With `align_paths` its tokens may share their paths with the tenant's others of the same
+    chooses between the two. With `align_paths` its tokens may share paths with the tenant's other requests of the same
     cost."""
 
     request_id: str
@@ -57,9 +56,9 @@ class GenerationRequest:
 
 
 class Usage(Struct, frozen=True, array_like=True):
-    """What a request has used so far. Costs are the milli-layers that its tokens ran, each token once however often it
-    was computed; the first `cached_tokens` of the prompt were found computed and ran none. The last token of an answer
-    is generated and never run."""
+    """What a request has used so far. Costs are the milli-layers that its tokens ran; recomputed tokens count once. The
+    first `cached_tokens` of the prompt came from the prefix cache and ran none. The last token of an answer is
+    generated but never run."""
 
     prompt_tokens: int
     cached_tokens: int = 0
@@ -73,7 +72,7 @@ class Usage(Struct, frozen=True, array_like=True):
 
 
 class Account(Struct, frozen=True, array_like=True):
-    """What one request used, whatever ended it. There is exactly one for every request."""
+    """What one request used, however it ended. Every request has exactly one."""
 
     request_id: str
     tenant: str
@@ -88,23 +87,23 @@ class TokenLogprob(Struct, frozen=True, array_like=True, gc=False):
 
 
 class DepthEvent(Struct, frozen=True, array_like=True, tag=True):
-    """What the Budget Predictor chose: milli-layers that a token may cost. Comes first, and only when the request left
-    it open."""
+    """The Budget Predictor's choice: milli-layers that a token may cost. Comes first, and only if the request left it
+    open."""
 
     max_cost: int
 
 
 class PromptEvent(Struct, frozen=True, array_like=True, tag=True):
-    """The prompt's tokens from the second on, each with the likeliest ones in its place. Comes before the first
-    TokenEvent, and only when prompt_logprobs was asked for."""
+    """The prompt's tokens from the second on, each with the likeliest tokens at its position. Comes before the first
+    TokenEvent, and only if prompt_logprobs was requested."""
 
     logprobs: tuple[TokenLogprob, ...]
     top_logprobs: tuple[tuple[TokenLogprob, ...], ...]
 
 
 class TokenEvent(Struct, frozen=True, array_like=True, tag=True):
-    """Exactly one generated token. `text` may be empty: the end token, half a character, or text held back
-    because it could become a stop string. `path` [L] are the actions that made it."""
+    """Exactly one generated token. `text` may be empty: for the end token, half a character, or text held back because
+    it could become a stop string. `path` [L] holds the actions of the layers that produced it."""
 
     token_id: int
     text: str
@@ -114,7 +113,7 @@ class TokenEvent(Struct, frozen=True, array_like=True, tag=True):
 
 
 class FinishEvent(Struct, frozen=True, array_like=True, tag=True):
-    """The last event of every request, exactly once. `text` is what was held back and is now released."""
+    """The last event of every request, exactly once. `text` was held back until now."""
 
     reason: FinishReason
     usage: Usage
@@ -127,8 +126,8 @@ Event = DepthEvent | AnswerEvent
 
 
 class DepthCount(Struct, frozen=True, array_like=True):
-    """Milli-layers of one tenant's tokens in one call to the model. Executed and skipped add up to the cost of whole
-    tokens; of what was executed, `uncharged` was run again after a preemption, or for tokens behind the end."""
+    """Milli-layers of one tenant's tokens in one call to the model. Executed and skipped add up to the full cost of the
+    tokens. `uncharged` is the part of executed that was rerun after a preemption, or that ran past the end."""
 
     executed: int = 0
     skipped: int = 0
@@ -136,8 +135,8 @@ class DepthCount(Struct, frozen=True, array_like=True):
 
 
 class StepStats(Struct, frozen=True, array_like=True):
-    """What one call to the model did, in `num_steps` steps of the same sequences. `num_layers_read` adds up the sizes
-    of each step's union of layers that any row ran."""
+    """What one call to the model did, in `num_steps` steps of the same sequences. `num_layers_read` sums, over the
+    steps, the number of layers that any row ran."""
 
     num_steps: int
     num_rows: int
@@ -150,7 +149,7 @@ class StepStats(Struct, frozen=True, array_like=True):
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """What the HTTP layer may know about the engine: `kv_capacity_tokens` bounds any single request."""
+    """What the HTTP layer may know about the engine. `kv_capacity_tokens` limits any single request."""
 
     model_id: str
     actions: ActionSpace
@@ -168,7 +167,7 @@ class EngineInfo:
 
 
 class EngineClient(Protocol):
-    """What the HTTP layer sees of the engine."""
+    """The HTTP layer's view of the engine."""
 
     @property
     def info(self) -> EngineInfo: ...
@@ -178,7 +177,7 @@ class EngineClient(Protocol):
 
     @property
     def ready_in_s(self) -> float:
-        """Seconds until it can probably take work."""
+        """Estimated seconds until it can accept work."""
         ...
 
     @property
@@ -191,16 +190,16 @@ class EngineClient(Protocol):
     def kv_usage_ratio(self) -> float: ...
 
     def submit(self, request: GenerationRequest) -> AsyncGenerator[list[Event], None]:
-        """Start a request and yield its events, those that come at the same time as one list; a FinishEvent that is
-        neither by "stop" nor by "length" comes alone. Closing the iterator at any point cancels the request."""
+        """Start a request and yield its events; events that arrive together come as one list. A FinishEvent with a
+        reason other than "stop" or "length" comes alone. Closing the iterator at any point cancels the request."""
         ...
 
 
 class OwnedEngine(EngineClient, Protocol):
-    """The same for who starts and stops the engine."""
+    """The same, for the owner that starts and stops the engine."""
 
     def start(self) -> None: ...
 
     def stop(self) -> None:
-        """End every request as cancelled, then the engine. May be called again, and from any thread."""
+        """End every request as cancelled, then the engine. May be called more than once, and from any thread."""
         ...

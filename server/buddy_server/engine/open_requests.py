@@ -1,7 +1,7 @@
-"""The requests that an engine has not ended, seen from the side of its clients.
+"""The requests that an engine has not ended yet, seen from its clients' side.
 
-A request is opened, hears its events as long as its client listens, and is settled once, whatever ended it and whoever
-still listens: its Account goes to `settle`.
+A request is opened, receives events while its client listens, and is settled exactly once, however it ends and whether
+or not its client still listens: its Account goes to `settle`.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ _Queue = asyncio.Queue[list[Event]]
 
 @dataclass(slots=True)
 class _OpenRequest:
-    """`usage` is what the engine last told. `events` are None when the client has gone."""
+    """`usage` is the last reported by the engine. `events` is None when the client has left."""
 
     request: GenerationRequest
     usage: Usage
@@ -31,8 +31,8 @@ class _OpenRequest:
 
 
 class OpenRequests:
-    """`send` gives a command to the engine, from any thread, and says whether the engine will answer it. `settle` is
-    called on the thread that delivers, before the client hears of the end."""
+    """`send` passes a command to the engine, from any thread, and returns whether the engine will answer it. `settle`
+    is called on the thread that calls `deliver`, before the client receives the last event."""
 
     def __init__(self, send: Callable[[Submit | Cancel], bool], settle: Callable[[Account], None]) -> None:
         self._send = send
@@ -43,8 +43,8 @@ class OpenRequests:
         return len(self._open)
 
     async def events(self, request: GenerationRequest) -> AsyncGenerator[list[Event], None]:
-        """Submit `request`: its events until the FinishEvent, those delivered together as one list. Closing the
-        iterator at any point cancels it."""
+        """Submit `request` and yield its events up to the FinishEvent; events delivered together come as one list.
+        Closing the iterator at any point cancels the request."""
         name, queue = request.request_id, _Queue()
         opened = _OpenRequest(request, Usage(len(request.prompt_tokens)), asyncio.get_running_loop(), queue)
         self._open[name] = opened
@@ -62,14 +62,14 @@ class OpenRequests:
                 self._send(Cancel(name))
 
     def deliver(self, report: Report) -> None:
-        """Hand over what the engine tells, waking each event loop once. On one thread at a time."""
+        """Pass on what the engine reports, waking each event loop once. Call from one thread at a time."""
         for name, usage in report.usages:
             if name in self._open:
                 self._open[name].usage = usage
         self._hand_over(report.events)
 
     def end_all(self, reason: FinishReason, message: str) -> None:
-        """End every request of which the engine will say nothing more, with what it last told of them."""
+        """End every request that the engine will report no more on, with its last reported usage."""
         waiting = list(self._open.items())
         self._hand_over([(name, FinishEvent(reason, opened.usage, error=message)) for name, opened in waiting])
 
@@ -94,7 +94,7 @@ class OpenRequests:
                 self._forget(loop)
 
     def _forget(self, loop: asyncio.AbstractEventLoop) -> None:
-        """The clients' event loop is gone, and the clients with it."""
+        """Drop the clients of an event loop that has closed."""
         for name, opened in list(self._open.items()):
             if opened.loop is loop and opened.events is not None:
                 log.info("event loop closed", extra={"request_id": name})
@@ -103,7 +103,7 @@ class OpenRequests:
 
 
 def unused(request: GenerationRequest, reason: FinishReason, message: str) -> FinishEvent:
-    """The end of a request of which the engine has computed nothing."""
+    """The end of a request for which the engine has computed nothing."""
     return FinishEvent(reason, Usage(len(request.prompt_tokens)), error=message)
 
 

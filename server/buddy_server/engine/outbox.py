@@ -1,4 +1,4 @@
-"""Sends a worker's events from a thread of its own."""
+"""Sends a worker's events from a separate thread."""
 
 import queue
 import threading
@@ -8,11 +8,11 @@ import zmq
 from buddy_server.engine.wire import WorkerEvent, encode
 
 LINGER_MS = 2000
-"""How long the last events may take to be sent."""
+"""How long sending the last events may take."""
 
 
 class Outbox:
-    """`put` may be called from any thread and does not wait. Events are sent in order."""
+    """`put` may be called from any thread and does not block. Events are sent in order."""
 
     def __init__(self, address: str) -> None:
         self._address = address
@@ -22,7 +22,7 @@ class Outbox:
         self._thread.start()
 
     def close(self) -> None:
-        """Returns when everything has been sent."""
+        """Send everything, then return."""
         self._events.put(None)
         self._thread.join()
 

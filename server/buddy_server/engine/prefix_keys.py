@@ -1,4 +1,4 @@
-"""Names for what a route block holds, so that the same work is found again and nobody else's ever is."""
+"""Keys for the content of a route block, so that the same work is found again, but never another tenant's."""
 
 import secrets
 from array import array
@@ -8,11 +8,11 @@ from buddy_server.engine.messages import GenerationRequest
 
 
 class PrefixKeys:
-    """A chain of hashes: the key of a route block is made of the one before and its own `route_block` tokens.
+    """A chain of hashes: the key of a route block is made from the previous key and its own `route_block` tokens.
 
-    Before the first stands what else K/V and running features depend on: the router and what a token may cost, for
-    these choose the paths. The tenant is there too, so that nobody learns by the clock what another has asked. A
-    salt of this object's own keeps keys from being computed beforehand.
+    The chain starts with what else K/V and running features depend on: the router and the cost limit of a token, which
+    determine the paths. It includes the tenant, so that nobody can learn from timing what another tenant has asked. A
+    random salt per object keeps keys from being precomputed.
     """
 
     def __init__(self, router_id: str, route_block: int) -> None:

@@ -1,4 +1,4 @@
-"""The engine in a process of its own, which is started again when it dies."""
+"""The engine in a separate process, which is restarted when it dies."""
 
 import logging
 import math
@@ -17,18 +17,18 @@ log = logging.getLogger(__name__)
 
 DIED = "the engine's process ended"
 STOP_TIMEOUT_S = 2.0
-"""How long the child may take over its last step; then it is killed."""
+"""How long the child may take for its last step before it is killed."""
 STABLE_S = 60.0
-"""A child that lived as long is replaced at once, another after a pause, which doubles from time to time."""
+"""A child that lived this long is replaced at once; any other after a pause, which doubles each time."""
 LONGEST_PAUSE_S = 30.0
 HEARTBEAT_TIMEOUT_S = 5.0
-"""A child that is silent for as long has stopped, or hangs: it is ended like one that died."""
+"""A child that is silent for this long has stopped or hangs, and is treated like one that died."""
 
 
 class EngineProcess:
-    """An OwnedEngine (messages.py). It takes over `worker`, of which `ready` came, and closes it.
+    """An OwnedEngine (messages.py). It takes over `worker`, which has sent `ready`, and closes it.
 
-    On a thread of its own `on_step` is called after every step, `on_restart` for every new process, and `settle` once
+    On a separate thread, `on_step` is called after every step, `on_restart` for every new process, and `settle` once
     for every request, with its Account.
     """
 
@@ -53,7 +53,7 @@ class EngineProcess:
         self._lost_s = 0.0
         self._stopping = threading.Event()
         self._lock = threading.Lock()
-        # Under the lock: to send to it, or to say that nobody is there.
+        # Guarded by the lock, both for sending to the worker and for marking it as gone.
         self._worker: WorkerProcess | None = worker
         self._thread = threading.Thread(target=self._supervise, args=(worker,), name="engine", daemon=True)
 
@@ -67,20 +67,20 @@ class EngineProcess:
 
     @property
     def ready_in_s(self) -> float:
-        """By the pause before the next child and what the last one took to load."""
+        """Estimated from the pause before the next child and the load time of the last one."""
         if self.is_ready:
             return 0.0
         return max(1.0, self._pause_s + self._load_s - (time.monotonic() - self._lost_s))
 
     @property
     def pid(self) -> int | None:
-        """Of the child; None while there is none."""
+        """Process id of the child; None while there is none."""
         worker = self._worker
         return None if worker is None else worker.pid
 
     @property
     def num_waiting(self) -> int:
-        """Counted here, so that those on their way to the child are among them."""
+        """Counted here, to include requests on their way to the child."""
         return max(0, len(self._requests) - self._num_running)
 
     @property
@@ -95,16 +95,16 @@ class EngineProcess:
         self._thread.start()
 
     def stop(self) -> None:
-        """End every request as cancelled, then the child. May be called again, and from any thread but its own."""
+        """End every request as cancelled, then the child. May be called more than once, from any thread but its own."""
         self._stopping.set()
         self._thread.join()
 
     def submit(self, request: GenerationRequest) -> AsyncGenerator[list[Event], None]:
-        """As EngineClient has it: events until the FinishEvent."""
+        """As in EngineClient: yields events up to the FinishEvent."""
         return self._requests.events(request)
 
     def _send(self, command: Submit | Cancel | Stop) -> bool:
-        """Whether there is a child to answer."""
+        """Send `command`; returns whether there is a child to answer it."""
         with self._lock:
             if self._worker is not None:
                 self._worker.send(command)
@@ -115,13 +115,13 @@ class EngineProcess:
             try:
                 self._relay(worker)
             except Exception:
-                # A bug must not hang anyone, so it ends the child as well.
+                # A bug must not hang any client, so it ends the child as well.
                 log.exception("relaying the engine's events failed")
             self._lose(worker)
             worker = self._replacement()
 
     def _relay(self, worker: WorkerProcess) -> None:
-        """Until the child has ended, is silent for too long, or has been told to end and took too long over it."""
+        """Relay events until the child has ended, is silent for too long, or takes too long to stop."""
         deadline_s, heard_s = math.inf, time.monotonic()
         for event in worker.events():
             now_s = time.monotonic()
@@ -145,7 +145,7 @@ class EngineProcess:
             self._on_step(report.stats)
 
     def _lose(self, worker: WorkerProcess) -> None:
-        """The child has ended, or is ended here: so does every request that it had."""
+        """End the child, if it has not ended yet, and every request it had."""
         with self._lock:
             self._worker = None
         self._lost_s = time.monotonic()
@@ -160,14 +160,14 @@ class EngineProcess:
             self._pause_s = 0.0
 
     def _replacement(self) -> WorkerProcess | None:
-        """A new child that is ready; None when stopping."""
+        """A new child that is ready; None if stopping."""
         while not self._stopping.wait(self._pause_s):
             self._pause_s = min(LONGEST_PAUSE_S, max(1.0, 2 * self._pause_s))
             self._on_restart()
             try:
                 worker = self._start_again()
             except Exception as error:
-                # Whatever it is: while this thread goes on, there will be an engine again.
+                # Any error is retried: as long as this thread runs, the engine comes back.
                 if not self._stopping.is_set():
                     expected = isinstance(error, (EngineStartError, OSError))
                     log.error("engine does not start again", extra={"reason": error}, exc_info=not expected)
@@ -183,6 +183,6 @@ class EngineProcess:
         worker = WorkerProcess(self._plan)
         if worker.wait_until_ready(self._stopping.is_set) != self._ready:
             worker.close()
-            # The tokenizer and what clients were told belong to the model of before.
+            # The tokenizer and what clients have been sent belong to the previous model.
             raise EngineStartError("the model or its router has changed; start the server again to serve it")
         return worker

@@ -1,4 +1,4 @@
-"""Turns a batch into rows, runs the model, and sorts what it made by work. Never asks about tenants' policies."""
+"""Turns a batch into rows, runs the model, and sorts its output by work. Never asks about tenants' policies."""
 
 # S works, W wanted rows, L layers
 
@@ -22,7 +22,7 @@ class ModelRunner:
         return self.stepper.num_layers
 
     def run(self, batch: Batch) -> BatchResult:
-        """One step, or up to the batch's `most_steps`."""
+        """Run one step, or up to the batch's `most_steps`."""
         started = time.perf_counter()
         planner = self.stepper.planner
         for work in batch.works:
@@ -40,7 +40,7 @@ class ModelRunner:
 
 
 def work_results(batch: Batch, output: RoutedOutput) -> list[WorkResult]:
-    """What each work ran and made: its scored prompt tokens are wanted before its own."""
+    """What each work ran and made. In the output, a work's scored prompt tokens precede its own."""
     num_steps, num_works, num_layers = output.paths.shape
     paths = output.paths.numpy().tobytes()
     made = iter(output.tokens)
@@ -49,14 +49,14 @@ def work_results(batch: Batch, output: RoutedOutput) -> list[WorkResult]:
         scored = [next(made)[0] for _ in work.scored]
         tokens: list[SampledToken] = list(next(made)) if work.makes_token else []
         starts = range(index * num_layers, len(paths), num_works * num_layers)
-        # A work that has left the later of several steps ran no path there.
+        # A work that ended before the last of several steps ran no path in the later ones.
         own = [paths[start : start + num_layers] for start in starts[: len(tokens) if num_steps > 1 else 1]]
         results.append(WorkResult(own, tokens, scored, output.sums[index]))
     return results
 
 
 def step_rows(batch: Batch, reroute_every: int) -> StepRows:
-    """A batch as the stepper takes it."""
+    """A batch in the stepper's format."""
     tokens: list[int] = []
     positions: list[int] = []
     path_actions: list[PathAction] = []
@@ -72,7 +72,8 @@ def step_rows(batch: Batch, reroute_every: int) -> StepRows:
         positions += range(work.start, work.end)
         path_action = path_action_of(work, reroute_every)
         path_actions.append(path_action)
-        # Newest tokens only: a prompt's path is its own, for the prefix cache, and what is computed again has had its.
+        # Newest tokens only: a prompt keeps its own path, for the prefix cache, and recomputed tokens already have
+        # theirs.
         shares = request.align_paths and work.is_decode and path_action == PathAction.CHOOSE
         aligned.append(leaders.setdefault((request.tenant, work.max_cost), index) if shares else index)
     return StepRows(
@@ -99,7 +100,7 @@ def path_action_of(work: Work, reroute_every: int) -> PathAction:
 
 
 def wanted_rows(work: Work, first_row: int, most_steps: int) -> list[Wanted]:
-    """The rows of a work whose logits are wanted: those whose next token is scored, then the last if it makes one."""
+    """The rows of a work whose logits are needed: those whose next token is scored, then the last if it makes one."""
     sequence, params = work.sequence, work.sequence.request.sampling
     rows = [
         Wanted(first_row + place - work.start, given=sequence.tokens[place + 1], num_likeliest=params.prompt_logprobs)
@@ -122,7 +123,7 @@ def wanted_rows(work: Work, first_row: int, most_steps: int) -> list[Wanted]:
 
 
 def sampling_of(params: SamplingParams) -> Sampling:
-    """As the step takes it; `GREEDY` itself for the usual case, which it recognises."""
+    """Sampling in the step's format; `GREEDY` itself for the usual case, which the step recognises."""
     if params.temperature == 0 and not (params.presence_penalty or params.frequency_penalty or params.logit_bias):
         return GREEDY
     return Sampling(

@@ -1,6 +1,6 @@
-"""Decides what each step computes and books what it has made: continuous batching, chunked prefill, preemption.
+"""Decides what each step computes and records its results: continuous batching, chunked prefill, preemption.
 
-Knows no torch.
+Does not import torch.
 """
 
 from array import array
@@ -18,12 +18,12 @@ from buddy_server.engine.sequence import Sequence
 from buddy_server.engine.waiting_queue import FirstComeFirstServed, WaitingQueue
 
 MOST_STEPS = 64
-"""Steps that may be asked for at once: as many as the smallest models take in a burst (pace.py)."""
+"""Most steps of one call: as many as the smallest models run in a burst (pace.py)."""
 
 
 @dataclass(frozen=True, slots=True)
 class StepOutput:
-    """Events by request id, in order; what the requests of the step that go on have used by now; the step's figures."""
+    """Events by request id, in order; usage so far of the step's unfinished requests; the step's statistics."""
 
     events: list[tuple[str, Event]]
     usages: list[tuple[str, Usage]]
@@ -31,12 +31,12 @@ class StepOutput:
 
 
 class Scheduler:
-    """Decode and prefill share one token budget a step. Beside decodes, prefill gets as many tokens as leave these
-    their pace (pace.py). The `waiting` queue says who comes next.
+    """Decode and prefill share one token budget per step. Beside decodes, prefill gets only as many tokens as keep
+    their pace (pace.py). The `waiting` queue decides who is next.
 
-    `route_block` is the unit of routing in a prompt: such a block runs one path, at once or in pieces, so chunking
-    changes no result. With `prefix_keys` full route blocks stay in the pool as long as there is room, and prompts that
-    begin with them take them from there. `multi_step`: one call of the runner can be several steps.
+    `route_block` is the unit of routing in a prompt: each route block runs one path, at once or in pieces, so chunking
+    changes no result. With `prefix_keys`, full route blocks stay in the pool while there is room, and prompts that
+    begin with them reuse them. With `multi_step`, one call of the runner can run several steps.
     """
 
     def __init__(
@@ -76,8 +76,8 @@ class Scheduler:
         return bool(self.waiting or self.running)
 
     def add(self, sequence: Sequence) -> None:
-        """Queue a sequence. It must fit the cache on its own, which admission has seen to: then it can always finish,
-        for blocks that nobody holds can be had, whatever they contain."""
+        """Queue a sequence. It must fit the cache on its own, as admission ensures. Then it can always finish, because
+        blocks without holders can be allocated whatever they contain."""
         num_tokens = sequence.num_prompt + sequence.request.sampling.max_tokens
         assert self.pool.blocks_for(num_tokens) <= self.pool.num_blocks, f"{num_tokens} tokens can never fit"
         if self._prefix_keys:
@@ -85,12 +85,12 @@ class Scheduler:
         self.waiting.push(sequence)
 
     def schedule(self) -> Batch:
-        """The next step's segments: decodes first, then prefill, both in order of arrival. Where only decodes are left,
-        and no prompt can join them, the batch may take several steps."""
+        """The next step's segments: decodes first, then prefill, both in order of arrival. If only decodes run and no
+        prompt can join them, the batch may take several steps."""
         works = [
             self._work(sequence, sequence.num_computed, 1)
             for sequence in [s for s in self.running if s.is_decoding]
-            # One preempted for the sake of an earlier one has lost its lane.
+            # A sequence preempted in favour of an earlier one has lost its lane.
             if sequence.lane >= 0 and self._make_room(sequence, len(sequence.tokens))
         ]
         most = self._max_step_tokens - len(works)
@@ -107,7 +107,7 @@ class Scheduler:
         return Batch(works)
 
     def commit(self, batch: Batch, result: BatchResult) -> StepOutput:
-        """Book what a batch has made: tokens and their cost, blocks for the prefix cache, requests that ended."""
+        """Record what a batch produced: tokens and their cost, blocks for the prefix cache, requests that ended."""
         self.pace.observe(batch, result)
         sequences = dict.fromkeys(work.sequence for work in batch.works)
         depth: defaultdict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
@@ -119,7 +119,7 @@ class Scheduler:
             if sequence.has_ended:
                 self.finish(sequence)
             elif batch.most_steps > 1:
-                # Blocks that were reserved for steps which did not come about.
+                # Frees blocks reserved for steps that did not run.
                 self.pool.trim(sequence.block_table, len(sequence.tokens))
         for tenant, (executed, _, _) in depth.items():
             self.waiting.charge(tenant, executed)
@@ -136,22 +136,22 @@ class Scheduler:
         return StepOutput(events, usages, stats)
 
     def finish(self, sequence: Sequence) -> None:
-        """Take everything back from a sequence, wherever it stands."""
+        """Release all that a sequence holds, whether it runs or waits."""
         if sequence in self.running:
             self._leave(sequence)
         else:
             self.waiting.remove(sequence)
 
     def check_idle(self) -> None:
-        """The integrity check between steps: nothing but running sequences holds blocks, cached prefixes apart."""
+        """The integrity check between steps: apart from cached prefixes, only running sequences hold blocks."""
         self.pool.check([sequence.block_table for sequence in self.running])
 
     def _work(self, sequence: Sequence, start: int, length: int, ahead: int = 0, continues: bool = False) -> Work:
         return Work(sequence, start, length, sequence.max_cost(start), ahead, continues)
 
     def _reserve_steps(self, works: list[Work]) -> int:
-        """How many steps in a row the decodes may take, with blocks for all of them: limited by burst length, tokens
-        remaining and free blocks."""
+        """How many steps in a row the decodes may take: limited by burst length, tokens remaining and free blocks.
+        Reserves blocks for all of them."""
         remaining = [work.sequence.request.sampling.max_tokens - work.sequence.num_output for work in works]
         steps = min(self.pace.burst_steps(MOST_STEPS), max(remaining, default=1))
         while self._num_missing(works, remaining, steps) > self.pool.num_free:
@@ -161,7 +161,7 @@ class Scheduler:
         return steps
 
     def _num_missing(self, works: list[Work], remaining: list[int], steps: int) -> int:
-        """Blocks that so many steps need beyond those there are; none for one step."""
+        """Blocks that `steps` steps need beyond the block tables; none for one step."""
         missing = 0
         for work, left in zip(works, remaining, strict=True):
             num_tokens = len(work.sequence.tokens) + min(steps, left) - 1
@@ -169,7 +169,7 @@ class Scheduler:
         return missing
 
     def _book(self, work: Work, made: WorkResult, depth: list[int]) -> Iterator[Event]:
-        """Book one work; `depth` counts executed, skipped and uncharged milli-layers."""
+        """Record one work. `depth` counts executed, skipped and uncharged milli-layers."""
         sequence, whole = work.sequence, self._actions.full_cost
         sequence.scored_prompt += made.scored
         for step, path in enumerate(made.paths):
@@ -177,7 +177,7 @@ class Scheduler:
             executed = cost * work.length
             depth[0] += executed
             depth[1] += whole * work.length - executed
-            # Behind a stop string, steps may have gone on.
+            # Steps may have run past a stop string.
             charged = 0 if sequence.has_ended else sequence.charge(work.start + step, work.length, cost)
             depth[2] += executed - charged
             if not sequence.has_ended and made.tokens:
@@ -190,7 +190,7 @@ class Scheduler:
         return work.end % self.route_block == 0 and work.end // self.route_block <= len(work.sequence.prefix_keys)
 
     def _cache(self, work: Work, sums: "array[float]") -> None:
-        """Keep the route block that a cacheable work has completed; `sums` are the running features after it."""
+        """Cache the route block that a cacheable work completed; `sums` are the running features after it."""
         table = work.sequence.block_table
         index = work.end // self.route_block - 1
         num_blocks = self.route_block // self.pool.block_size
@@ -199,15 +199,16 @@ class Scheduler:
         if cached is None:
             self.pool.cache(key, table[first : first + num_blocks], sums)
         else:
-            # Someone else was quicker. To hold theirs saves room, and keeps the chain before what this one adds to it.
+            # Another sequence was faster. Holding its blocks saves room, and keeps the chain before what this one adds.
             self.pool.share(cached, table, first)
 
     def _prefilling(self) -> Iterator[Sequence]:
-        """Running sequences with a prompt to compute, then newly admitted ones, as long as the caller asks."""
+        """Running sequences with a prompt to compute, then newly admitted ones, while the caller iterates."""
         yield from [s for s in self.running if not s.is_decoding]
         while self._free_lanes and (first := self.waiting.peek()):
             self._reuse(first)
-            # All its blocks at once: two half-prefilled prompts could otherwise wait for each other's for ever.
+            # Allocates all blocks at once: otherwise two half-prefilled prompts could wait for each other's blocks
+            # forever.
             if not self.pool.grow(first.block_table, len(first.tokens)):
                 self._empty(first)
                 return
@@ -217,10 +218,10 @@ class Scheduler:
             yield first
 
     def _reuse(self, sequence: Sequence) -> None:
-        """Take what follows on the computed tokens from the prefix cache, as far as it has it."""
+        """Extend the computed tokens from the prefix cache, as far as it holds the next ones."""
         if sequence.request.sampling.prompt_logprobs is not None:
             return
-        # The last token of the prompt is always computed: its logits are wanted.
+        # The last prompt token is always computed, because its logits are needed.
         last = min(len(sequence.prefix_keys), (sequence.num_prompt - 1) // self.route_block)
         for index in range(sequence.num_computed // self.route_block, last):
             cached = self.pool.find(sequence.prefix_keys[index])
@@ -231,8 +232,8 @@ class Scheduler:
             sequence.restored_sums = cached.sums
 
     def _chunk(self, sequence: Sequence, budget: int, in_pieces: bool) -> Iterator[Work]:
-        """The sequence's next segments, of at most `budget` tokens in all."""
-        # Again: those admitted together with others of the same prompt find what the first of them has computed since.
+        """The sequence's next segments, at most `budget` tokens in total."""
+        # Look again: among sequences admitted together, an earlier one may have cached the shared prefix since.
         self._reuse(sequence)
         start = sequence.num_computed
         while start < len(sequence.tokens):
@@ -246,7 +247,8 @@ class Scheduler:
             budget -= length
 
     def _make_room(self, sequence: Sequence, num_tokens: int) -> bool:
-        """Blocks for a decode step, taken from the latest arrivals if need be; False if it was its own turn."""
+        """Get blocks for a decode step, preempting the latest arrivals if needed; False if `sequence` itself was
+        preempted."""
         while not self.pool.grow(sequence.block_table, num_tokens):
             latest = self.running[-1]
             self._preempt(latest)
@@ -271,7 +273,7 @@ class Scheduler:
         sequence.lane = -1
 
     def _empty(self, sequence: Sequence) -> None:
-        """As if nothing of the sequence had been computed."""
+        """Reset the sequence to nothing computed."""
         self.pool.release(sequence.block_table)
         sequence.num_computed = sequence.num_restored = 0
         sequence.restored_sums = None

@@ -1,4 +1,4 @@
-"""One request inside the engine: its tokens, where they stand, and what they have cost."""
+"""One request inside the engine: its tokens, its progress and its cost."""
 
 from array import array
 from bisect import bisect_right
@@ -27,13 +27,13 @@ class Sequence:
     """`tokens` are prompt and output; the first `num_computed` have their K/V in the cache. `arrival` numbers the
     requests of an engine. `end_token_ids` end the answer.
 
-    Tokens are charged once, up to `num_charged`, however often preemption makes the engine compute them. `depths` says
-    from which position on a token may cost how many milli-layers. `scored_prompt` holds the prompt's tokens from the
-    second on, as far as log probabilities of them were asked for. `lane` is the small integer under which the router
-    keeps the running features; -1 while waiting.
+    Tokens are charged once, up to `num_charged`, however often they are recomputed after preemption. `depths` lists
+    pairs: a position, and the milli-layers that a token may cost from there on. `scored_prompt` holds the prompt's
+    tokens from the second on, if their log probabilities were requested. `lane` is the small integer under which the
+    router keeps the running features; -1 while waiting.
 
-    `prefix_keys` name the full route blocks of the prompt, none where there is no prefix cache. The first
-    `num_restored` of the computed tokens were taken from it, and `restored_sums` are the running features after them.
+    `prefix_keys` are the keys of the prompt's full route blocks, empty without a prefix cache. The first `num_restored`
+    of the computed tokens came from it, and `restored_sums` are the running features after them.
     """
 
     request: GenerationRequest
@@ -70,7 +70,7 @@ class Sequence:
 
     @property
     def is_decoding(self) -> bool:
-        """Whether all but its newest token, one of the answer, is computed."""
+        """Whether everything except the newest token, which belongs to the answer, is computed."""
         return self.num_prompt <= self.num_computed == len(self.tokens) - 1
 
     @property
@@ -83,18 +83,19 @@ class Sequence:
         return self.depths[index][1]
 
     def change_depth(self, max_cost: int, route_block: int) -> None:
-        """Tokens that no step has run yet may cost so much. A route block that has begun keeps its path."""
+        """Limit tokens that no step has run yet to `max_cost` milli-layers. A route block that has begun keeps its
+        path."""
         start = max(self.num_charged, self.num_computed)
         if start < self.num_prompt:
             start = min(-(-start // route_block) * route_block, self.num_prompt)
         self.depths = [depth for depth in self.depths if depth[0] < start] + [(start, max_cost)]
-        # The keys of what comes later name the depth of before.
+        # The later keys contain the old depth.
         self.prefix_keys = self.prefix_keys[: start // route_block]
 
     def next_segment(self, route_block: int, start: int) -> int:
         """Length of the segment at `start`: to the end of its route block, or one output token.
 
-        Recomputed output tokens stay segments of one, so that they run the paths, and the arithmetic, of the
+        Recomputed output tokens stay segments of one, so that they run the same paths, and the same arithmetic, as the
         first time.
         """
         if start >= self.num_prompt:
@@ -103,9 +104,9 @@ class Sequence:
         return min(block_end, self.num_prompt) - start
 
     def charge(self, start: int, num_tokens: int, cost: int) -> int:
-        """The tokens from `start` on, all of the prompt or of the answer, have run at `cost` milli-layers each. The
-        milli-layers of those that had not run before."""
-        # What nobody has computed for this request came from the prefix cache.
+        """Record that `num_tokens` tokens from `start`, all of the prompt or all of the answer, ran at `cost`
+        milli-layers each. Returns the milli-layers of those that had not run before."""
+        # Tokens never computed for this request came from the prefix cache.
         self.cached_tokens += max(0, start - self.num_charged)
         charged = cost * max(0, start + num_tokens - max(start, self.num_charged))
         if start < self.num_prompt:
@@ -117,7 +118,7 @@ class Sequence:
         return charged
 
     def accept(self, token: "SampledToken", path: bytes) -> list[Event]:
-        """Append a token that `path` has made; its event, and the last one if it ends the request."""
+        """Append a token made by `path`. Returns its event, and the last one if it ends the request."""
         sampling = self.request.sampling
         self.tokens.append(token.token_id)
         self.sampler.accept(token.token_id)
@@ -133,7 +134,7 @@ class Sequence:
         return events
 
     def end(self, reason: FinishReason, error: str | None = None) -> FinishEvent:
-        """The last event. Its place in the scheduler is the caller's to take back."""
+        """The last event. The caller removes the sequence from the scheduler."""
         self.has_ended = True
         return FinishEvent(reason, self.usage, self.detokenizer.flush(), error)
 

@@ -1,14 +1,14 @@
-"""What an engine is built from, as plain data."""
+"""The settings from which an engine is built, as plain data."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
-    """`kv_cache_gib` bounds the cache; it is smaller when `max_sequences` full contexts need less. A block holds
-    `block_size` tokens, a step computes at most `max_step_tokens`. `cost_weight` makes the Budget Predictor choose less
-    depth (BudgetPredictor.choose). `native` runs steps on the CPU in C++ where that can be built. `prefix_cache` keeps
-    what prompts of the same tenant and depth begin with in the cache as long as there is room."""
+    """`kv_cache_gib` bounds the cache; it is smaller if `max_sequences` full contexts need less. A block holds
+    `block_size` tokens, and a step computes at most `max_step_tokens`. `cost_weight` makes the Budget Predictor choose
+    less depth (BudgetPredictor.choose). `native` runs CPU steps in C++ where that can be built. `prefix_cache` keeps
+    the beginnings of prompts for prompts of the same tenant and depth, while there is room."""
 
     kv_cache_gib: float = 1.0
     block_size: int = 16

@@ -1,4 +1,4 @@
-"""Who runs next: the sequences that wait for a lane and blocks."""
+"""The sequences that wait for a lane and blocks, and the order in which they run."""
 
 from bisect import insort
 from typing import Protocol
@@ -7,33 +7,33 @@ from buddy_server.engine.sequence import Sequence
 
 
 class WaitingQueue(Protocol):
-    """An order of service. The scheduler takes from the front and tells what everybody has run."""
+    """An order of service. The scheduler takes sequences from the front and reports what each tenant has run."""
 
     def __len__(self) -> int: ...
 
     def push(self, sequence: Sequence) -> None:
-        """A sequence that has arrived, or that was preempted."""
+        """Add a sequence that has arrived or was preempted."""
         ...
 
     def peek(self) -> Sequence | None:
-        """The one to run next; None when nobody waits."""
+        """The sequence to run next; None if none waits."""
         ...
 
     def pop(self) -> Sequence:
-        """Take the one that `peek` names."""
+        """Remove and return the sequence that `peek` returns."""
         ...
 
     def remove(self, sequence: Sequence) -> bool:
-        """Take out one that is not to run any more; False when it does not wait."""
+        """Remove a sequence that should no longer run; False if it does not wait."""
         ...
 
     def charge(self, tenant: str, cost: int) -> None:
-        """The tenant's tokens have run so many milli-layers."""
+        """Record that the tenant's tokens ran `cost` milli-layers."""
         ...
 
 
 class FirstComeFirstServed:
-    """By arrival: one that was preempted stands before all that came later."""
+    """In order of arrival: a preempted sequence goes before all later ones."""
 
     def __init__(self) -> None:
         self._waiting: list[Sequence] = []
@@ -57,4 +57,4 @@ class FirstComeFirstServed:
         return waits
 
     def charge(self, tenant: str, cost: int) -> None:
-        """Makes no difference here."""
+        """Has no effect here."""

@@ -1,4 +1,4 @@
-"""What goes to the engine's loop and what comes from it: queued within a process, as msgpack between two."""
+"""What goes to the engine's loop and what comes back: queued within a process, as msgpack between two."""
 
 from msgspec import Struct, msgpack
 
@@ -29,25 +29,25 @@ Command = Build | LoopCommand
 
 
 class Building(Struct, frozen=True, array_like=True, tag=True):
-    """Build has arrived: both sockets are connected."""
+    """Build has arrived, and both sockets are connected."""
 
 
 class Ready(Struct, frozen=True, array_like=True, tag=True):
-    """`directory` is the model's, which has the tokenizer too."""
+    """`directory` is the model's, which also contains the tokenizer."""
 
     info: EngineInfo
     directory: str
 
 
 class BuildFailed(Struct, frozen=True, array_like=True, tag=True):
-    """`reason` is for the user, and one line."""
+    """`reason` is one line for the user."""
 
     reason: str
 
 
 class Report(Struct, frozen=True, array_like=True, tag=True):
-    """Events by request id, in order, what the requests of the step that go on have used by now, and the step's
-    figures, if there was one; how the engine stands after it."""
+    """Events by request id, in order; the usage so far of the step's unfinished requests; the step's statistics, if
+    there was one; the engine's state after it."""
 
     events: list[tuple[str, Event]]
     usages: list[tuple[str, Usage]]
@@ -57,7 +57,7 @@ class Report(Struct, frozen=True, array_like=True, tag=True):
 
 
 class Heartbeat(Struct, frozen=True, array_like=True, tag=True):
-    """The engine goes on: it waits for work, or its step has not taken too long yet."""
+    """The engine is alive: it waits for work, or its step has not taken too long yet."""
 
 
 WorkerEvent = Building | Ready | BuildFailed | Report | Heartbeat
@@ -68,10 +68,10 @@ decode_event = msgpack.Decoder(WorkerEvent).decode
 
 
 def commands_address(directory: str) -> str:
-    """Where a worker takes commands: a socket in a directory that only its user may enter."""
+    """Where a worker receives commands: a socket in a directory that only its user may enter."""
     return f"ipc://{directory}/commands"
 
 
 def events_address(directory: str) -> str:
-    """Where its parent takes events."""
+    """Where its parent receives events."""
     return f"ipc://{directory}/events"

@@ -1,8 +1,7 @@
-"""The engine's own process: `python -m buddy_server.engine.worker DIRECTORY`, in which its parent's sockets are.
+"""The engine's own process: `python -m buddy_server.engine.worker DIRECTORY`, which contains its parent's sockets.
 
-Its main thread steps. One thread takes commands, another sends events: a step's events are encoded and sent while the
-next step computes, which it does without the GIL. A third says that all goes on. The process lives no longer than its
-parent.
+The main thread runs the steps. One thread reads commands, another sends events: a step's events are encoded and sent
+while the next step computes without the GIL. A third sends heartbeats. The process ends with its parent.
 """
 
 import ctypes
@@ -39,7 +38,7 @@ log = logging.getLogger(__name__)
 
 HEARTBEAT_S = 1.0
 STEP_LIMIT_S = 120.0
-"""A step takes at most seconds, on the slowest machine with the largest model that anyone has patience for."""
+"""A step takes a few seconds at most, on the slowest machine with the largest model that anyone has patience for."""
 _PR_SET_PDEATHSIG = 1
 
 
@@ -62,13 +61,13 @@ def main() -> None:
         log.exception("engine process failed")
         status = 1
     outbox.close()
-    # All is said. The interpreter would wait for threads that wait for commands.
+    # Everything is sent. A normal exit would wait for threads that wait for commands.
     os._exit(status)
 
 
 def serve(plan: "EnginePlan", commands: "zmq.Socket[bytes]", outbox: Outbox) -> None:
-    """Build the engine and run it until Stop. What the user can put right goes to the parent in one line."""
-    # Only now, with the parent being followed: torch takes a while to import.
+    """Build the engine and run it until Stop. Errors that the user can fix go to the parent as one line."""
+    # Imported only now, while the process already follows its parent: torch takes a while to import.
     from buddy_routing.embedded import MODEL_ID
     from buddy_server.engine.build import BUILD_ERRORS, build_engine, pin_threads
     from buddy_server.engine.loop import EngineLoop
@@ -83,16 +82,16 @@ def serve(plan: "EnginePlan", commands: "zmq.Socket[bytes]", outbox: Outbox) -> 
     threading.Thread(target=read_commands, args=(commands, loop), name="commands", daemon=True).start()
     outbox.put(Ready(built.info, str(built.directory)))
     threading.Thread(target=beat, args=(loop, outbox), name="heartbeat", daemon=True).start()
-    # What is there now stays. To sweep over all of it would hold up every stream for a tenth of a second, now and then.
+    # Existing objects stay: a full garbage collection would now and then hold up every stream for a tenth of a second.
     gc.collect()
     gc.freeze()
-    # The last thing before the loop: threads inherit where they may run.
+    # Comes right before the loop: threads inherit their CPU affinity.
     pin_threads(built.engine)
     loop.run()
 
 
 def read_commands(commands: "zmq.Socket[bytes]", loop: "EngineLoop") -> None:
-    """Hand commands on, until Stop."""
+    """Pass on commands until Stop."""
     command = None
     while not isinstance(command, Stop):
         command = decode_command(commands.recv())
@@ -101,7 +100,7 @@ def read_commands(commands: "zmq.Socket[bytes]", loop: "EngineLoop") -> None:
 
 
 def beat(loop: "EngineLoop", outbox: Outbox) -> None:
-    """Say every HEARTBEAT_S that the engine goes on, unless its step has taken longer than any step does."""
+    """Send a heartbeat every HEARTBEAT_S, unless the current step has exceeded STEP_LIMIT_S."""
     while True:
         started_s = loop.step_started_s
         if started_s is None or time.monotonic() - started_s < STEP_LIMIT_S:
@@ -110,25 +109,25 @@ def beat(loop: "EngineLoop", outbox: Outbox) -> None:
 
 
 def follow_parent() -> None:
-    """End when the parent has ended, however it did, and not before: SIGINT from a terminal and SIGTERM from a service
-    manager reach the whole group of processes, but running requests have a grace period that the parent keeps."""
+    """End when the parent has ended, however it ended, and not before. SIGINT from a terminal and SIGTERM from a
+    service manager reach the whole process group, but running requests have a grace period, which the parent keeps."""
     for ignored in (signal.SIGINT, signal.SIGTERM):
         signal.signal(ignored, signal.SIG_IGN)
     if sys.platform == "linux":
-        # The kernel needs no GIL for it, should a step hang while it holds that.
+        # The kernel does this without the GIL, which a hanging step may hold.
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     threading.Thread(target=_exit_at_end_of_input, name="parent", daemon=True).start()
 
 
 def _exit_at_end_of_input() -> None:
-    """The parent holds the other end of standard input for as long as it lives."""
+    """The parent holds the other end of standard input while it lives."""
     while os.read(sys.stdin.fileno(), 1):
         pass
     os._exit(1)
 
 
 def _end_with_thread(failed: threading.ExceptHookArgs) -> None:
-    """The others would wait for a thread that failed, and clients for them; a new process is better."""
+    """Other threads would wait for one that failed, and clients for them; a new process is better."""
     log.critical("engine thread failed", exc_info=failed.exc_value)
     os._exit(1)
 

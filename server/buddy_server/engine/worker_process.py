@@ -1,4 +1,4 @@
-"""A worker (worker.py) seen from its parent: one child process, from its start to its end."""
+"""A worker (worker.py) seen from its parent: one child process, from start to end."""
 
 import subprocess
 import sys
@@ -24,33 +24,33 @@ from buddy_server.engine.wire import (
 from buddy_server.errors import EngineStartError
 
 TICK_S = 0.1
-"""How often a silent child is looked at."""
+"""How often a silent child is checked."""
 
 
 class WorkerProcess:
-    """A child that has been started. It ends with `close`, and on Linux also with the thread that made it. `load_s` is
-    how long it took to be ready.
+    """A started child process. It ends with `close`, and on Linux also with the thread that started it. `load_s` is how
+    long it took to be ready.
 
-    `send` is for one thread at a time, all else for one thread.
+    Call `send` from one thread at a time, everything else from a single thread.
     """
 
     def __init__(self, plan: EnginePlan) -> None:
-        """Raises EngineStartError when there is no place for the sockets or no such process; OSError when there is no
-        directory for temporary files."""
+        """Raises EngineStartError if the sockets or the process cannot be created, OSError if there is no directory for
+        temporary files."""
         self.started_s = time.monotonic()
         self.load_s = 0.0
         self._directory = tempfile.TemporaryDirectory(prefix="buddy-")
         self._context = zmq.Context()
-        # Nobody waits on a full queue: requests in flight bound what can be in it.
+        # Sending never waits on a full queue: the number of open requests bounds its length.
         for option in (zmq.SNDHWM, zmq.RCVHWM, zmq.LINGER):
             self._context.setsockopt(option, 0)
-        # -P: what lies in the current directory is not ours to import.
+        # -P: do not import from the current directory.
         command = [sys.executable, "-P", "-m", "buddy_server.engine.worker", self._directory.name]
         try:
             self._events = self._context.socket(zmq.PULL)
             self._commands = self._context.socket(zmq.PUSH)
             self._events.bind(events_address(self._directory.name))
-            # Connected, not bound: commands then wait for the child where a bound socket would refuse them.
+            # Connected, not bound: commands then wait for the child, where a bound socket would refuse them.
             self._commands.connect(commands_address(self._directory.name))
             self._process = subprocess.Popen(command, stdin=subprocess.PIPE)  # noqa: S603, all of it is ours
         except (zmq.ZMQError, OSError) as error:
@@ -65,11 +65,11 @@ class WorkerProcess:
 
     @property
     def returncode(self) -> int | None:
-        """None while it runs; negative after a signal."""
+        """None while it runs; negative if a signal ended it."""
         return self._process.poll()
 
     def wait_until_ready(self, given_up: Callable[[], bool] = lambda: False) -> Ready:
-        """Raises EngineStartError, with the child closed: it cannot build the engine, has ended, or was given up."""
+        """Raises EngineStartError and closes the child if it cannot build the engine, has ended, or was given up."""
         try:
             return self._first_event(given_up)
         except BaseException:
@@ -79,7 +79,7 @@ class WorkerProcess:
     def _first_event(self, given_up: Callable[[], bool]) -> Ready:
         for event in self.events():
             if isinstance(event, Building):
-                # Nobody else is to find the sockets, and nothing is left behind should we be killed.
+                # Removed now, so that nobody else finds the sockets and nothing is left behind if we are killed.
                 self._directory.cleanup()
             if isinstance(event, Ready):
                 self.load_s = time.monotonic() - self.started_s
@@ -94,7 +94,7 @@ class WorkerProcess:
         self._commands.send(encode(command), zmq.NOBLOCK)
 
     def events(self) -> Iterator[WorkerEvent | None]:
-        """What the child says, and None after every TICK_S of silence, until it has ended and all has been read."""
+        """The child's events, and None after every TICK_S of silence, until it has ended and all events are read."""
         has_ended = False
         while True:
             if self._events.poll(round(TICK_S * 1000)):
@@ -106,7 +106,7 @@ class WorkerProcess:
                 yield None
 
     def close(self) -> None:
-        """End the child at once, if it has not ended. May be called again."""
+        """End the child at once, if it has not ended. May be called more than once."""
         self._process.kill()
         assert self._process.stdin is not None
         self._process.stdin.close()
