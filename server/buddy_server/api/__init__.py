@@ -1,1 +1,1 @@
-"""The HTTP layer: the contract of the OpenAI client libraries over `EngineClient`. Imports no torch."""
+"""The HTTP layer: OpenAI-compatible endpoints on top of `EngineClient`. Imports no torch."""

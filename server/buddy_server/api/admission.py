@@ -1,4 +1,4 @@
-"""Whether a request may run, how deep and how long: decided once, before the engine sees it."""
+"""Decides, once and before the engine sees a request, whether it may run, how deep and how long."""
 
 import time
 import uuid
@@ -31,8 +31,8 @@ BUDGET_HEADER = "x-buddy-budget"
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """A completion that may run: one engine request for each choice, all of the same depth; the `n` choices of a prompt
-    stand together.
+    """A completion that may run: one engine request per choice, all of the same depth; the `n` choices of a prompt are
+    adjacent.
 
     `id` and `created` are those of the response; `request_id` is the x-request-id, for logs.
     """
@@ -47,12 +47,12 @@ class Admitted:
 
     @property
     def prompts(self) -> list[tuple[int, ...]]:
-        """The tokens of each prompt once."""
+        """The tokens of each prompt, once per prompt."""
         return [choice.prompt_tokens for choice in self.choices[:: self.body.n or 1]]
 
 
 async def admit(services: Services, life: RequestLife, tenant: Tenant, request: Request, body: Body) -> Admitted:
-    """Decide everything about `body` that the engine is not to ask about, and reserve for it in `life`.
+    """Decide everything about `body` that the engine should not have to, and reserve capacity for it in `life`.
 
     Raises ModelNotFound, InvalidBudget, NotReady, Overloaded, ContextLengthExceeded or InvalidRequest.
     """
@@ -90,7 +90,7 @@ def _asked_budget(body: Body, header: str | None, actions: ActionSpace) -> float
 
 
 def _max_tokens(num_prompt_tokens: int, body: Body, info: EngineInfo) -> int:
-    """The output limit: what was asked for if it fits, all that remains if nothing was asked for."""
+    """The output limit: the requested one if it fits; without one, all the remaining context."""
     field, wanted = source(body), body.wanted_tokens
     if num_prompt_tokens == 0:
         raise InvalidRequest(f"There is not a single token in the {field}.", param=field)
@@ -106,7 +106,8 @@ def _max_tokens(num_prompt_tokens: int, body: Body, info: EngineInfo) -> int:
 
 
 def _sampling(body: Body, max_tokens: int, choice: int) -> SamplingParams:
-    """The sampling of one choice. Choices of one seed get consecutive ones, or all would be the same."""
+    """The sampling of one choice. The choices of a seeded request get consecutive seeds; otherwise all would be
+    equal."""
     return SamplingParams(
         max_tokens=max_tokens,
         temperature=1.0 if body.temperature is None else body.temperature,

@@ -1,4 +1,4 @@
-"""The application: routers, middleware and error handlers put together."""
+"""The application: combines routers, middleware and error handlers."""
 
 from fastapi import FastAPI
 
@@ -20,15 +20,15 @@ from buddy_server.version import server_version
 
 
 def create_app(config: ServerConfig, engine: EngineClient, tokenizer: ChatTokenizer, metrics: Metrics) -> FastAPI:
-    """The ASGI application that serves `engine` to the tenants of `config`. It starts and stops nothing.
+    """The ASGI application that serves `engine` to the tenants of `config`. It does not start or stop the engine.
 
-    Raises ConfigError when a tier's budgets cannot be honoured by the engine's model.
+    Raises ConfigError if the engine's model cannot honour a tier's budgets.
     """
     for tenant in config.tenants:
         check_tier(tenant.tier, engine.info.actions)
     capacity = Capacity(engine, config.max_waiting)
     services = Services(config, engine, tokenizer, metrics, TenantDirectory(config.tenants), capacity)
-    # No pages of documentation and no redirects: this server answers in JSON alone.
+    # No documentation pages and no redirects: this server answers only in JSON.
     app = FastAPI(
         title="Buddy Serve", version=server_version(), openapi_url=None, docs_url=None, redoc_url=None,
         redirect_slashes=False,

@@ -1,4 +1,4 @@
-"""The body of a request, read and checked."""
+"""Reads and checks the body of a request."""
 
 from typing import TypeVar
 
@@ -12,14 +12,14 @@ from buddy_server.api.json_bound import JsonBound
 from buddy_server.errors import ClientDisconnected
 
 _SMALL_BYTES = 2**16
-"""A body without room for enough values to matter, which is read on the spot."""
+"""A body up to this size cannot hold enough values to matter, and is parsed on the event loop."""
 T = TypeVar("T", bound=BaseModel)
 
 
 async def read_body(request: Request, schema: type[T]) -> T:
-    """The body of `request`, checked.
+    """The validated body of `request`.
 
-    Raises InvalidRequest (malformed JSON included), BodyTooLarge, or ClientDisconnected when it ends early.
+    Raises InvalidRequest (malformed JSON included), BodyTooLarge, or ClientDisconnected if the body ends early.
     """
     try:
         body = await request.body()
@@ -27,7 +27,7 @@ async def read_body(request: Request, schema: type[T]) -> T:
         raise ClientDisconnected from None
     if len(body) <= _SMALL_BYTES:
         return _parsed(body, schema)
-    # Others are answered meanwhile.
+    # Parsed on a thread, so that other requests do not wait.
     return await to_thread.run_sync(_bounded_and_parsed, body, schema)
 
 

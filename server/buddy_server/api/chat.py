@@ -17,7 +17,7 @@ def chat_router(services: Services) -> APIRouter:
     collect = partial(collect_completion, tokenizer=services.tokenizer)
     write = partial(ChunkWriter, tokenizer=services.tokenizer)
 
-    # response_model=None: the shapes are built by hand, FastAPI is not to check or copy them.
+    # response_model=None: the bodies are built by hand, and FastAPI should not check or copy them.
     @router.post("/v1/chat/completions", response_model=None)
     async def create_chat_completion(request: Request) -> Response:
         return await complete(services, request, ChatRequest, collect, write)

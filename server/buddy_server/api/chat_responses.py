@@ -1,4 +1,4 @@
-"""The shapes of chat completions, exactly as OpenAI's specification has them, and `buddy` beside."""
+"""The response formats of chat completions, exactly as in OpenAI's specification, plus `buddy`."""
 
 from collections.abc import Iterator
 from contextlib import aclosing
@@ -9,11 +9,11 @@ from buddy_server.engine.messages import AnswerEvent, FinishEvent, PromptEvent, 
 from buddy_server.tokenizer import ChatTokenizer
 
 LOWEST_LOGPROB = -9999.0
-"""What OpenAI sends for "never"; JSON has no infinity."""
+"""OpenAI's value for "never"; JSON has no infinity."""
 
 
 async def collect_completion(generation: Generation, tokenizer: ChatTokenizer) -> dict[str, Any]:
-    """Run `generation` to its end; the body of the response. Raises what `Generation.events` raises."""
+    """Run `generation` to its end and return the response body. Raises what `Generation.events` raises."""
     choices = [_Choice(index, tokenizer) for index in range(len(generation.admitted.choices))]
     async with aclosing(generation.events()) as events:
         async for index, together in events:
@@ -62,7 +62,8 @@ class ChunkWriter:
         self._opened: set[int] = set()
 
     def chunks(self, index: int, events: list[AnswerEvent]) -> Iterator[dict[str, Any]]:
-        """The chunks for `events` of choice `index`, which came together; none for tokens without text and logprobs."""
+        """The chunks for `events` of choice `index`, which arrived together; none for tokens without text and
+        logprobs."""
         if index not in self._opened:
             self._opened.add(index)
             yield self._chunk(index, {"role": "assistant", "content": ""})
@@ -76,7 +77,7 @@ class ChunkWriter:
             yield chunk
 
     def usage_chunk(self) -> dict[str, Any]:
-        """The last chunk of a stream whose client asked for usage."""
+        """The last chunk of a stream whose client requested usage."""
         return self._envelope([]) | {"usage": self._generation.usage(), "buddy": self._generation.buddy()}
 
     def _chunk(
@@ -118,7 +119,7 @@ def _finish_reason(events: list[AnswerEvent]) -> str | None:
 
 
 def _logprob_entries(events: list[AnswerEvent], tokenizer: ChatTokenizer) -> list[dict[str, Any]]:
-    """One a token, or none at all: an engine gives log probabilities only when asked for."""
+    """One entry per token, or none at all: an engine returns log probabilities only on request."""
     return [
         _logprob(event.logprob, tokenizer)
         | {"top_logprobs": [_logprob(other, tokenizer) for other in event.top_logprobs]}
@@ -130,7 +131,7 @@ def _logprob_entries(events: list[AnswerEvent], tokenizer: ChatTokenizer) -> lis
 def _logprob(token: TokenLogprob, tokenizer: ChatTokenizer) -> dict[str, Any]:
     known: bytes | None = token.token.encode()
     if "\ufffd" in token.token:
-        # It stands for a part of a character, whose bytes the text no longer tells.
+        # Stands for part of a character, whose bytes cannot be recovered from the text.
         known = tokenizer.token_bytes(token.token_id)
     return {
         "token": token.token,

@@ -1,4 +1,4 @@
-"""The shapes of plain completions, as OpenAI's specification has them, and `buddy` beside."""
+"""The response formats of plain completions, as in OpenAI's specification, plus `buddy`."""
 
 from collections.abc import Iterator
 from contextlib import aclosing
@@ -14,7 +14,7 @@ from buddy_server.tokenizer import ChatTokenizer, TextOffsets
 
 @dataclass(slots=True)
 class _Logprobs:
-    """The legacy shape: four lists side by side, one entry a token, offsets counted from the start of the choice."""
+    """The legacy format: four parallel lists, one entry per token, offsets counted from the start of the choice."""
 
     tokenizer: ChatTokenizer
     tokens: list[str] = field(default_factory=list)
@@ -29,14 +29,14 @@ class _Logprobs:
         self.text_offset.append(offset)
 
     def add_first(self, token: str) -> None:
-        """The prompt's first token, which nothing came before."""
+        """Add the prompt's first token, which has no log probability."""
         self.tokens.append(token)
         self.token_logprobs.append(None)
         self.top_logprobs.append(None)
         self.text_offset.append(0)
 
     def _name(self, token: TokenLogprob) -> str:
-        """Its text; parts of characters, which have none, by their bytes, as OpenAI writes them, to tell them apart."""
+        """The token's text. Parts of characters have none; their bytes tell them apart, in OpenAI's notation."""
         if "\ufffd" not in token.token or (known := self.tokenizer.token_bytes(token.token_id)) is None:
             return token.token
         return token.token if known == token.token.encode() else "bytes:" + "".join(f"\\x{byte:02x}" for byte in known)
@@ -51,7 +51,7 @@ class _Logprobs:
 
 
 class CompletionChoices:
-    """What each event of a plain completion says: a piece of text, its log probabilities, perhaps the end."""
+    """Turns events of a plain completion into pieces of choices: text, log probabilities and the finish reason."""
 
     def __init__(self, generation: Generation, tokenizer: ChatTokenizer) -> None:
         admitted = generation.admitted
@@ -63,7 +63,7 @@ class CompletionChoices:
         self._offsets: dict[int, TextOffsets] = {}
 
     def piece(self, index: int, events: list[AnswerEvent]) -> dict[str, Any]:
-        """The choice `index` as far as `events`, which came together, tell of it."""
+        """The part of choice `index` in `events`, which arrived together."""
         logprobs, last = _Logprobs(self._tokenizer), events[-1]
         text = "".join([self._text(index, event, logprobs) for event in events])
         return {
@@ -74,7 +74,7 @@ class CompletionChoices:
         }
 
     def _text(self, index: int, event: AnswerEvent, logprobs: _Logprobs) -> str:
-        """What `event` adds to the choice; its log probabilities go to `logprobs`."""
+        """The text that `event` adds to the choice; its log probabilities go to `logprobs`."""
         text = ""
         if isinstance(event, PromptEvent) or self._echoes_now(index):
             text = self._echo(index, event, logprobs)
@@ -88,7 +88,7 @@ class CompletionChoices:
         return text
 
     def _echoes_now(self, index: int) -> bool:
-        """Whether the prompt is to be echoed now, nobody having asked for its log probabilities."""
+        """Whether to echo the prompt now: its log probabilities were not requested, so no PromptEvent comes."""
         return bool(self._body.echo) and self._body.logprobs is None and self._lengths[index] == 0
 
     def _echo(self, index: int, event: AnswerEvent, logprobs: _Logprobs) -> str:
@@ -103,7 +103,7 @@ class CompletionChoices:
 
 
 async def collect_plain_completion(generation: Generation, tokenizer: ChatTokenizer) -> dict[str, Any]:
-    """Run `generation` to its end; the body of the response. Raises what `Generation.events` raises."""
+    """Run `generation` to its end and return the response body. Raises what `Generation.events` raises."""
     choices = CompletionChoices(generation, tokenizer)
     pieces: list[list[dict[str, Any]]] = [[] for _ in generation.admitted.choices]
     async with aclosing(generation.events()) as events:
@@ -135,7 +135,7 @@ class CompletionChunkWriter:
         self._choices = CompletionChoices(generation, tokenizer)
 
     def chunks(self, index: int, events: list[AnswerEvent]) -> Iterator[dict[str, Any]]:
-        """One for `events` that came together; none for tokens without text and log probabilities."""
+        """One chunk for `events` that arrived together; none for tokens without text and log probabilities."""
         piece = self._choices.piece(index, events)
         if piece["text"] or piece["logprobs"] or piece["finish_reason"]:
             chunk = _envelope(self._generation, [piece])

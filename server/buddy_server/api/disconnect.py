@@ -1,4 +1,4 @@
-"""Stopping work whose client has gone, where no stream would notice it."""
+"""Stops work whose client has disconnected, for responses that are not streamed."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -12,10 +12,9 @@ T = TypeVar("T")
 
 
 async def unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """The result of `work`, which is cancelled when the client of `request` leaves.
+    """The result of `work`, which is cancelled if the client of `request` disconnects.
 
-    The body of `request` must have been read already.
-    Raises what `work` raises, or ClientDisconnected.
+    The body of `request` must already have been read. Raises what `work` raises, or ClientDisconnected.
     """
     working = asyncio.create_task(work)
     watching = asyncio.create_task(_disconnected(request))

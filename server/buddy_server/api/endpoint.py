@@ -1,4 +1,4 @@
-"""What both kinds of completion do with a request, streamed or not."""
+"""The handling common to both kinds of completion, streamed or not."""
 
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
@@ -24,16 +24,16 @@ async def complete(
     collect: Callable[[Generation], Coroutine[Any, Any, dict[str, Any]]],
     write: Callable[[Generation], ChunkWriter],
 ) -> Response:
-    """The response to `request`: `collect` makes its body, `write` the chunks of its stream."""
-    # Before the body is read: who has no key gets neither memory nor work out of us.
+    """The response to `request`: `collect` creates its body, `write` the chunks of its stream."""
+    # Before the body is read: a client without a key should cost us neither memory nor work.
     tenant = services.authenticate(request)
     async with AsyncExitStack() as stack:
         life = await stack.enter_async_context(services.begin(tenant))
         admitted = await admit(services, life, tenant, request, await read_body(request, schema))
         generation = Generation(services.engine, admitted, life.metrics)
         if admitted.body.stream:
-            # The response outlives this function and leaves `life` itself.
+            # The response outlives this function and exits `life` itself.
             return CompletionStream(generation, write(generation), stack.pop_all(), services.config.ping_interval_s)
         body = await unless_disconnected(request, collect(generation))
-        # Log probabilities of long prompts are megabytes, over which the json module takes a second.
+        # Log probabilities of long prompts are megabytes, which take the json module a second.
         return Response(msgspec.json.encode(body), media_type="application/json")

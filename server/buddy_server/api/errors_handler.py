@@ -19,14 +19,14 @@ from buddy_server.errors import (
 
 
 def add_error_handlers(app: FastAPI) -> None:
-    """Make every error of `app` leave in the one shape; the unforeseen ones `RequestContext` answers."""
+    """Give every error of `app` the same JSON format; `RequestContext` answers unforeseen exceptions."""
     app.add_exception_handler(ApiError, _handle_api_error)
     app.add_exception_handler(RequestValidationError, _handle_validation_error)
     app.add_exception_handler(HTTPException, _handle_http_error)
 
 
 def error_body(error: ApiError) -> dict[str, Any]:
-    """The JSON of an error, in a response or in the middle of a stream."""
+    """The JSON of an error, for a response or the middle of a stream."""
     return {"error": {"message": error.message, "type": error.type, "param": error.param, "code": error.code}}
 
 
@@ -36,7 +36,7 @@ def render_error(error: ApiError) -> Response:
 
 
 def invalid_request(errors: Sequence[Mapping[str, Any]]) -> InvalidRequest:
-    """The first of pydantic's error details, as one of ours."""
+    """The first of pydantic's error details, as an InvalidRequest."""
     details = errors[0]
     if details["type"] == "json_invalid":
         return InvalidRequest(f"The request body is not valid JSON: {details['ctx']['error']}")
@@ -46,7 +46,7 @@ def invalid_request(errors: Sequence[Mapping[str, Any]]) -> InvalidRequest:
         return InvalidRequest(f"{where}: this field is required", param=param)
     reason = str(details["ctx"]["error"]) if details["type"] == "value_error" else details["msg"]
     if details["type"] == "value_error" and isinstance(details["input"], dict | list):
-        # The reason names what is wrong in it; the rest of it would only hide that.
+        # The reason names what is wrong inside; showing the whole value would only hide that.
         return InvalidRequest(f"{where}: {reason}", param=param)
     return InvalidRequest(f"{where}: {shown(details['input'])} is not allowed: {reason}", param=param)
 

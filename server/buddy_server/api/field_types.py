@@ -1,5 +1,5 @@
-"""The fields of requests whose values have a shape of their own. Each stops at the first thing that is wrong and names
-it; so much is not worth finding out about a list of a million."""
+"""Request fields with a format of their own. Validation stops at the first error and names it: on a list of a million
+values, more is not worth the time."""
 
 import re
 from typing import Annotated, Any
@@ -30,7 +30,7 @@ def _is_integer(value: object) -> bool:
 
 
 def _joined_text(value: object) -> object:
-    """A list of text parts becomes one text, a part per line, as vLLM and llama.cpp do."""
+    """Joins a list of text parts into one text, one part per line, as vLLM and llama.cpp do."""
     if not isinstance(value, list):
         return value
     if len(value) > MAX_CONTENT_PARTS:
@@ -75,9 +75,9 @@ def _logit_bias(value: object) -> dict[int, float]:
     if not isinstance(value, dict) or len(value) > MAX_BIASES:
         raise refused("logit_bias", value, allowed)
     for key, bias in value.items():
-        # Other digits than these are decimal as well, and a long number is not worth parsing.
+        # Python accepts other decimal digits as well, and a long number is not worth parsing.
         if not re.fullmatch("[0-9]{1,9}", key):
-            raise InvalidRequest(f"logit_bias: {shown(key)} is no token id: give {allowed}", param="logit_bias")
+            raise InvalidRequest(f"logit_bias: {shown(key)} is not a token id: give {allowed}", param="logit_bias")
         if isinstance(bias, bool) or not isinstance(bias, int | float) or not -100 <= bias <= 100:
             raise InvalidRequest(
                 f"logit_bias: {shown(bias)} for token {key} is not allowed: give {allowed}", param="logit_bias"

@@ -1,4 +1,4 @@
-"""One admitted completion while the engine works on it."""
+"""One admitted completion while the engine runs it."""
 
 import logging
 from collections.abc import AsyncGenerator
@@ -17,7 +17,7 @@ _log = logging.getLogger(__name__)
 
 
 class Generation:
-    """Runs the choices of `admitted`, measures them, and adds up what they used. Iterate `events` once."""
+    """Runs the choices of `admitted`, measures them, and sums their usage. Iterate `events` only once."""
 
     def __init__(self, engine: EngineClient, admitted: Admitted, metrics: RequestMetrics):
         self.admitted = admitted
@@ -29,10 +29,10 @@ class Generation:
         self._finishes: dict[int, FinishEvent] = {}
 
     async def events(self) -> AsyncGenerator[tuple[int, list[AnswerEvent]], None]:
-        """The events of all choices with the choice's index, those that come at the same time as one list. Closing it
-        cancels what still runs.
+        """The events of all choices, each with its choice's index; events that arrive together come as one list.
+        Closing the iterator cancels what still runs.
 
-        Raises InternalError when the engine fails, NotReady when it stops the request by itself.
+        Raises InternalError if the engine fails, NotReady if the engine stops the request.
         """
         streams = [self._engine.submit(choice) for choice in self.admitted.choices]
         async with aclosing(merge(streams)) as merged:
@@ -56,8 +56,8 @@ class Generation:
         return sum(min(cached[first : first + n]) for first in range(0, len(cached), n))
 
     def usage(self) -> dict[str, Any]:
-        """OpenAI's usage: every prompt counts once, the completions of all choices add up. Where only the prompt was
-        scored, the token that the engine makes all the same does not count."""
+        """OpenAI's usage: every prompt counts once, the completions of all choices add up. If only the prompt was
+        scored, the token that the engine generates anyway does not count."""
         num_prompt = sum(map(len, self.admitted.prompts))
         answered = [] if self.admitted.body.scores_only else self._finishes.values()
         num_completion = sum(finish.usage.completion_tokens for finish in answered)
@@ -71,9 +71,9 @@ class Generation:
     def buddy(self) -> dict[str, Any]:
         """The `buddy` object of the response, over all choices.
 
-        `layer_tokens` is what the request is charged: every token that was computed for it, at the layers it ran, so
-        nothing for cached ones, nor for the last token of an answer. With trace, `paths` has the layer indices that
-        made each token; with several choices it is a list of such lists, one for each choice.
+        `layer_tokens` is what the request is charged: every token computed for it, at the layers it ran. Cached tokens
+        and the last token of an answer cost nothing. With trace, `paths` lists the layer indices that made each token;
+        with several choices it is a list of such lists, one per choice.
         """
         actions = self.admitted.actions
         paths = [path for choice in self._paths for path in choice]
@@ -94,7 +94,7 @@ class Generation:
         return buddy
 
     def _take(self, index: int, events: list[Event]) -> list[AnswerEvent]:
-        """Note what events tell; those that are part of the answer."""
+        """Record `events`; returns those that are part of the answer."""
         if isinstance(first := events[0], DepthEvent):
             self._settle_depth(first.max_cost)
         answer = [event for event in events if not isinstance(event, DepthEvent)]
@@ -108,7 +108,7 @@ class Generation:
         return answer
 
     def _settle_depth(self, max_cost: int) -> None:
-        """One choice's depth was predicted. Of several prompts the deepest counts as the request's."""
+        """Record one choice's predicted depth. With several prompts, the deepest counts as the request's."""
         self._predicted.append(max_cost)
         self._depth = predicted_depth(self.admitted.depth, max(self._predicted), self.admitted.actions)
         if len(self._predicted) == len(self.admitted.choices):
@@ -116,7 +116,7 @@ class Generation:
 
     def _check(self, finish: FinishEvent) -> None:
         if finish.reason == "error":
-            # The engine's own words may tell of its inside; they are for the log.
+            # The engine's message may reveal internals, so it goes only to the log.
             _log.error(
                 "generation failed",
                 extra={

@@ -1,4 +1,4 @@
-"""Is it alive, can it take work, what is it, how is it doing. None of these asks for a key."""
+"""Liveness, readiness, version and metrics. None of these endpoints needs a key."""
 
 from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST

@@ -1,11 +1,11 @@
-"""How much JSON one request may hold, told before it is parsed: what it becomes is a hundred times as large."""
+"""Limits the JSON of one request before it is parsed, because the parsed values are a hundred times as large."""
 
 import re
 
 from buddy_server.errors import InvalidRequest, shown
 
 MAX_VALUES = 2**18
-"""Numbers, texts and so on; so also token ids of all prompts together."""
+"""Numbers, texts and so on, which includes the token ids of all prompts together."""
 MAX_CONTAINERS = 2**14
 """Lists and objects. A parser spends hundreds of bytes on an empty one."""
 MAX_DEPTH = 64
@@ -13,19 +13,19 @@ _STRING = re.compile(rb'"[^"]*+"?')
 
 
 class JsonBound:
-    """Adds up what the JSON texts of one request hold. Commas and brackets outside of strings are counted, so malformed
-    JSON is bounded as well."""
+    """Counts the values in the JSON texts of one request. It counts commas and brackets outside strings, so it bounds
+    malformed JSON as well."""
 
     def __init__(self) -> None:
         self._num_commas = 0
         self._num_containers = 0
 
     def add(self, text: bytes, field: str | None = None) -> None:
-        """Raise InvalidRequest when `text` and those before hold too much, or `text` is nested too deep.
+        """Raise InvalidRequest if `text` and the earlier texts together hold too much, or `text` is nested too deep.
 
-        The error names `field`, or the field of the object in `text` that it happens in.
+        The error names `field`, or else the field of the object in `text` where it occurs.
         """
-        # What is left of escapes can neither begin nor end a string.
+        # After this, no escaped quote can begin or end a string.
         text = text.replace(rb"\\", b"").replace(rb"\"", b"")
         depth = start = 0
         names_fields = field is None
@@ -37,7 +37,7 @@ class JsonBound:
         self._add_between(text[start:], depth, field)
 
     def _add_between(self, text: bytes, depth: int, field: str | None) -> int:
-        """Count what stands between two strings, `depth` levels deep; the depth after it."""
+        """Count the text between two strings, `depth` levels deep. Returns the depth after it."""
         num_opened = text.count(b"[") + text.count(b"{")
         self._num_commas += text.count(b",")
         self._num_containers += num_opened

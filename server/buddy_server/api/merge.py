@@ -1,4 +1,4 @@
-"""Several engine requests read as one stream of events."""
+"""Merges several engine requests into one stream of events."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
@@ -11,20 +11,20 @@ EventStream = AsyncGenerator[list[Event], None]
 
 
 async def merge(streams: Sequence[EventStream]) -> AsyncGenerator[tuple[int, list[Event]], None]:
-    """The events of all `streams` as they come, each with the index of its stream.
+    """The events of all `streams` as they arrive, each with the index of its stream.
 
-    However this ends, every stream is closed, which cancels its work. The first exception of one ends all.
+    However this ends, every stream is closed, which cancels its work. The first exception in any stream ends all.
     """
     try:
         if len(streams) == 1:
-            # The usual case does without a task and a queue, which would cost at every burst.
+            # The usual case avoids a task and a queue, which would cost time at every burst.
             async for events in streams[0]:
                 yield 0, events
         else:
             async for pair in _merge_many(streams):
                 yield pair
     finally:
-        # A disconnect cancels again at every await; the engine must hear of it all the same.
+        # A disconnect cancels again at every await, but the engine must still receive the cancellation.
         with anyio.CancelScope(shield=True):
             for stream in streams:
                 await stream.aclose()

@@ -1,4 +1,4 @@
-"""What surrounds every request: ids, timing, the last resort for errors, the size limit.
+"""What wraps every request: ids, timing, the fallback for errors, the size limit.
 
 Pure ASGI: Starlette's BaseHTTPMiddleware hides a client's disconnect from the endpoint.
 """
@@ -21,9 +21,9 @@ _NOT_IN_REQUEST_ID = re.compile(r"[^A-Za-z0-9._-]")
 
 
 class RequestContext:
-    """Gives each request its x-request-id (the client's, cleaned, or a new one), adds openai-processing-ms.
+    """Gives each request its x-request-id (the client's, cleaned, or a new one) and adds openai-processing-ms.
 
-    Answers an unforeseen exception with a 500 in the usual shape; the trace goes to the log alone.
+    Answers an unforeseen exception with a 500 in the usual format; the traceback goes only to the log.
     """
 
     def __init__(self, app: ASGIApp):
@@ -52,7 +52,7 @@ class RequestContext:
         except Exception:
             _log.exception("request failed", extra={"request_id": request_id})
             if response_started:
-                # Nothing sensible can follow half a response; the server closes the connection.
+                # No valid response can follow half of another; the server closes the connection.
                 raise
             await render_error(InternalError())(scope, receive, send_with_headers)
 

@@ -1,4 +1,4 @@
-"""The tokens that a request asks about: its prompts', and those that it names."""
+"""The tokens in a request: those of its prompts, and those it names in other fields."""
 
 from anyio import to_thread
 
@@ -18,7 +18,7 @@ async def prompt_tokens(tokenizer: ChatTokenizer, body: Body, info: EngineInfo) 
     """
     limit = context_limit(info)[0]
     if isinstance(body, ChatRequest) or isinstance(body.prompt[0], str):
-        # A long text takes the tokenizer a while; other requests must not wait for it.
+        # Tokenizing a long text takes a while; other requests must not wait for it.
         prompts = await to_thread.run_sync(_tokenized, tokenizer, body, limit)
     else:
         prompts = _tokenized(tokenizer, body, limit)
@@ -27,7 +27,7 @@ async def prompt_tokens(tokenizer: ChatTokenizer, body: Body, info: EngineInfo) 
 
 
 def check_named_tokens(body: Body, vocab_size: int) -> None:
-    """Raise InvalidRequest when logit_bias or stop_token_ids name a token that the model does not have."""
+    """Raise InvalidRequest if logit_bias or stop_token_ids contains a token that the model does not have."""
     for field, tokens in (("logit_bias", body.logit_bias or ()), ("stop_token_ids", body.stop_token_ids or ())):
         for token in tokens:
             if token >= vocab_size:
@@ -35,13 +35,13 @@ def check_named_tokens(body: Body, vocab_size: int) -> None:
 
 
 def context_limit(info: EngineInfo) -> tuple[int, str]:
-    """How many tokens a request may have, prompt and answer together, and what sets that limit."""
+    """How many tokens a request may have, prompt and answer together, and what sets this limit."""
     limit = min(info.max_context, info.kv_capacity_tokens)
     return limit, "the model's context" if limit == info.max_context else "the cache of this server"
 
 
 def source(body: Body) -> str:
-    """The field that prompts come from."""
+    """The field that contains the prompts."""
     return "messages" if isinstance(body, ChatRequest) else "prompt"
 
 
@@ -60,7 +60,7 @@ def _tokenized(tokenizer: ChatTokenizer, body: Body, limit: int) -> list[tuple[i
 
 
 def _check_vocabulary(prompts: list[tuple[int, ...]], vocab_size: int, body: Body) -> None:
-    """Some published tokenizers know a token more than their model has, and clients may send any."""
+    """Some published tokenizers have a token more than their model, and clients may send any token id."""
     highest = max((max(prompt) for prompt in prompts if prompt), default=0)
     if highest >= vocab_size:
         raise InvalidRequest(

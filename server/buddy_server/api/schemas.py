@@ -1,6 +1,6 @@
-"""What the requests for completions may hold.
+"""The schemas of completion requests.
 
-Fields not named here are ignored: the unknown ones, and the known ones that cannot change the answer.
+Fields not named here are ignored: unknown ones, and known ones that cannot change the answer.
 """
 
 from collections.abc import Callable, Mapping
@@ -44,7 +44,7 @@ class ToolCall(_Schema):
 
 
 class ChatMessage(_Schema):
-    """One message; roles may come in any order. `content` is one text after validation."""
+    """One message; roles may come in any order. After validation, `content` is a single text."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Text = None
@@ -69,7 +69,7 @@ class BuddyOptions(_Schema):
     @model_validator(mode="before")
     @classmethod
     def _refuse_unknown(cls, raw: object) -> object:
-        # Our own field: nobody sends us another server's options here, so what is unknown is a mistake.
+        # This field is ours alone, so clients of other servers never send it: an unknown option is a mistake.
         for option in raw if isinstance(raw, dict) else ():
             if option != "trace":
                 raise refused("buddy", option, 'the option "trace" alone')
@@ -89,11 +89,11 @@ _HARMLESS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "web_search_options": (lambda _: False, "null; web search is not supported"),
 }
-"""Known fields this server cannot honour: which values change nothing, and what to tell who sends another."""
+"""Known fields that this server cannot honour: which values change nothing, and the error text for all others."""
 
 
 class GenerationFields(_Schema):
-    """What requests for chat completions and for plain ones share. An explicit null is the same as leaving a field out.
+    """The fields shared by chat and plain completions. An explicit null is the same as leaving a field out.
 
     `budget` is checked later, against the model (`tenancy.depth.parse_budget`).
     """
@@ -126,14 +126,14 @@ class GenerationFields(_Schema):
 
     @property
     def scores_only(self) -> bool:
-        """Whether the prompt's log probabilities are all that is asked for."""
+        """Whether only the prompt's log probabilities are requested."""
         return self.max_tokens == 0
 
 
 class ChatRequest(GenerationFields):
     """The body of POST /v1/chat/completions.
 
-    Validation raises UnsupportedField for fields whose silent loss would give a wrong answer.
+    Validation raises UnsupportedField for fields that would give a wrong answer if they were silently ignored.
     """
 
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
@@ -152,7 +152,7 @@ class ChatRequest(GenerationFields):
 
     @model_validator(mode="after")
     def _bounded_arguments(self) -> Self:
-        # Templates print arguments as the JSON they are, so they are parsed as well.
+        # Templates print arguments as JSON, so they are parsed as well.
         bound = JsonBound()
         for place, message in enumerate(self.messages):
             for index, call in enumerate(message.tool_calls or ()):
@@ -168,12 +168,12 @@ class ChatRequest(GenerationFields):
 
     @property
     def wanted_tokens(self) -> int | None:
-        """The limit the client set, by the newer name if it gave both."""
+        """The client's limit; the newer field wins if both are set."""
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
     @property
     def wanted_logprobs(self) -> int | None:
-        """How many of the likeliest tokens to tell beside each token; None tells no log probabilities."""
+        """How many of the likeliest tokens to return with each token; None for no log probabilities."""
         return (self.top_logprobs or 0) if self.logprobs else None
 
 
@@ -182,10 +182,10 @@ DEFAULT_COMPLETION_TOKENS = 16
 
 
 class CompletionRequest(GenerationFields):
-    """The body of POST /v1/completions. A prompt is a text or token ids; several give several choices.
+    """The body of POST /v1/completions. A prompt is a text or token ids; several prompts give several choices.
 
-    With `echo` the prompt stands before its completion, with log probabilities if those are asked for; `max_tokens` 0
-    then scores the prompt alone.
+    With `echo` the prompt precedes its completion, with log probabilities if requested; `max_tokens` 0 then only scores
+    the prompt.
     """
 
     prompt: Prompts
@@ -205,7 +205,7 @@ class CompletionRequest(GenerationFields):
 
     @property
     def wanted_tokens(self) -> int:
-        # The engine always makes a token; one that nobody wants is dropped again.
+        # The engine always makes a token; an unwanted one is dropped later.
         return max(1, DEFAULT_COMPLETION_TOKENS if self.max_tokens is None else self.max_tokens)
 
     @property

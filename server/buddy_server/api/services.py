@@ -1,4 +1,4 @@
-"""What every endpoint needs, handed over as one object."""
+"""The objects that every endpoint needs, passed as one."""
 
 from dataclasses import dataclass
 
@@ -28,5 +28,5 @@ class Services:
         return self.tenants.authenticate(request.headers.get("authorization"))
 
     def begin(self, tenant: Tenant) -> RequestLife:
-        """The life of a request that `tenant` has sent."""
+        """Start the life of a request sent by `tenant`."""
         return RequestLife(self.capacity, self.metrics.request(tenant))

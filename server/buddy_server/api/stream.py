@@ -1,4 +1,4 @@
-"""A generation as server-sent events."""
+"""Sends a generation as server-sent events."""
 
 import logging
 import math
@@ -20,11 +20,11 @@ class ChunkWriter(Protocol):
     """Turns the events of a generation into the chunks of its stream."""
 
     def chunks(self, index: int, events: list[AnswerEvent]) -> Iterable[dict[str, Any]]:
-        """The chunks for `events` of choice `index`, which came together; perhaps none."""
+        """The chunks for `events` of choice `index`, which arrived together; possibly none."""
         ...
 
     def usage_chunk(self) -> dict[str, Any]:
-        """The last chunk of a stream whose client asked for usage."""
+        """The last chunk of a stream whose client requested usage."""
         ...
 
 
@@ -32,9 +32,9 @@ _log = logging.getLogger(__name__)
 
 
 class CompletionStream(EventSourceResponse):
-    """The streamed response. A client that leaves cancels the generation.
+    """The streamed response. Cancels the generation if the client disconnects.
 
-    It takes over `life`, the context of the request, and leaves it when the stream ends, even before its first byte.
+    It takes over `life`, the context of the request, and exits it when the stream ends, even before its first byte.
     """
 
     def __init__(self, generation: Generation, writer: ChunkWriter, life: AsyncExitStack, ping_interval_s: float):
@@ -42,7 +42,7 @@ class CompletionStream(EventSourceResponse):
             _lines(generation, writer),
             ping=ping_interval_s,
             sep="\n",
-            # By default every stream is cut at SIGTERM. How long a shutdown may take is the server's to say.
+            # By default every stream is cut off at SIGTERM, but the server decides how long a shutdown may take.
             shutdown_grace_period=math.inf,
         )
         self._life = life
@@ -56,7 +56,7 @@ async def _lines(generation: Generation, writer: ChunkWriter) -> AsyncGenerator[
     try:
         async with aclosing(generation.events()) as events:
             async for index, together in events:
-                # Each thing sent has its price.
+                # One send for all chunks, because each send costs time.
                 if lines := b"".join(map(_data, writer.chunks(index, together))):
                     yield lines
         usage = _data(writer.usage_chunk()) if generation.admitted.body.wants_usage_chunk else b""

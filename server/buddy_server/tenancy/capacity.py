@@ -1,12 +1,12 @@
-"""How many answers the server takes on at once."""
+"""How many answers the server accepts at once."""
 
 from buddy_server.engine.messages import EngineClient
 from buddy_server.errors import NotReady, Overloaded
 
 
 class Capacity:
-    """Room for the answers that run, and `max_waiting` that wait. Reserved and released on the event loop alone, where
-    nothing comes between a check and the reservation."""
+    """Admits the running answers and up to `max_waiting` waiting ones. Reserve and release only on the event loop,
+    where nothing can run between a check and its reservation."""
 
     def __init__(self, engine: EngineClient, max_waiting: int) -> None:
         self._engine = engine
@@ -14,7 +14,7 @@ class Capacity:
         self._num_reserved = 0
 
     def reserve(self, num_answers: int) -> None:
-        """Raises NotReady without an engine, Overloaded when too many would wait."""
+        """Raises NotReady without an engine, Overloaded if too many would wait."""
         if not self._engine.is_ready:
             raise NotReady("The engine cannot take work yet.", retry_after_s=self._engine.ready_in_s)
         num_waiting = max(0, self._num_reserved - self._engine.num_running)

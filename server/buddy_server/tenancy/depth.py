@@ -1,4 +1,5 @@
-"""Deciding what each token of a request may cost: once, at admission. The request asks, the tier clamps."""
+"""Decides what each token of a request may cost: once, at admission. The request states a budget, the tier clamps
+it."""
 
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -13,9 +14,9 @@ ClampReason = Literal["tier_min", "tier_max"]
 
 @dataclass(frozen=True, slots=True)
 class DepthDecision:
-    """`requested` is what the request said, None if nothing. `granted` is the budget after clamping, which pays for
-    `max_cost` milli-layers a token. `decided_by` is "request" only when the request got what it asked for; `clamped`
-    says which bound of the tier changed it. With a `min_cost` the Budget Predictor chooses between the two."""
+    """`requested` is the budget in the request, None if absent. `granted` is the budget after clamping, which pays for
+    `max_cost` milli-layers per token. `decided_by` is "request" only if the request got the budget it stated; `clamped`
+    is the bound of the tier that changed it. With a `min_cost` the Budget Predictor chooses between the two."""
 
     requested: float | Auto | None
     granted: float
@@ -26,7 +27,7 @@ class DepthDecision:
 
 
 def parse_budget(value: object, actions: ActionSpace) -> float | Auto:
-    """A budget as a request gives it: "auto" or a number that pays for the forced layers, at most 1.
+    """Check a budget from a request: "auto" or a number that pays for the forced layers, at most 1.
 
     Raises InvalidBudget, naming the value and the allowed range.
     """
@@ -37,7 +38,7 @@ def parse_budget(value: object, actions: ActionSpace) -> float | Auto:
     try:
         actions.max_cost(value)
         return float(value)
-    # OverflowError: JSON knows integers that no float holds.
+    # OverflowError: JSON allows integers too large for a float.
     except (BudgetError, OverflowError):
         raise InvalidBudget(
             f'budget {shown(value)} is outside the allowed range: give {actions.allowed_budgets}, or "auto"'
@@ -58,9 +59,9 @@ def parse_budget_header(value: str, actions: ActionSpace) -> float | Auto:
 def decide_depth(
     requested: float | Auto | None, tier: Tier, actions: ActionSpace, has_predictor: bool
 ) -> DepthDecision:
-    """The depth of one request of a tenant in `tier`, which `check_tier` has accepted for this model.
+    """The depth of one request from a tenant in `tier`, which `check_tier` has accepted for this model.
 
-    Without a budget in the request, the tier's default counts as asked for.
+    Without a budget in the request, the tier's default applies.
     """
     asked = tier.default_budget if requested is None else requested
     if asked == "auto":
@@ -77,14 +78,14 @@ def decide_depth(
 
 
 def predicted_depth(decision: DepthDecision, max_cost: int, actions: ActionSpace) -> DepthDecision:
-    """An open decision that the predictor has settled."""
+    """The decision after the Budget Predictor has chosen the depth that it left open."""
     return replace(
         decision, granted=max_cost / actions.full_cost, max_cost=max_cost, decided_by="predictor", min_cost=None
     )
 
 
 def check_tier(tier: Tier, actions: ActionSpace) -> None:
-    """Raise ConfigError when a budget of `tier` cannot pay for the layers that always run in this model."""
+    """Raise ConfigError if a budget of `tier` cannot pay for the layers that always run in this model."""
     budgets = {"max_budget": tier.max_budget, "default_budget": tier.default_budget}
     for field, budget in budgets.items():
         if budget != "auto" and budget < actions.smallest_budget - 1e-9:

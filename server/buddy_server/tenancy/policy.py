@@ -8,9 +8,9 @@ Auto = Literal["auto"]
 
 @dataclass(frozen=True, slots=True)
 class Tier:
-    """A class of tenants. Budgets lie in [0, 1], min <= default <= max; a default of "auto" leaves the choice
-    to the server. `align_paths` lets tokens of one tenant and depth that are generated in the same step share a path:
-    fewer layers are read, and a text then depends on what it is generated with."""
+    """A class of tenants. Budgets lie in [0, 1], min <= default <= max; a default of "auto" leaves the choice to the
+    server. With `align_paths`, tokens of one tenant and depth that are generated in the same step may share a path:
+    fewer layers are read, but a text then depends on the others in its batch."""
 
     name: str
     min_budget: float = 0.0
@@ -21,7 +21,7 @@ class Tier:
 
 @dataclass(frozen=True, slots=True)
 class Tenant:
-    """One customer. `key_digests` are the SHA-256 digests of its API keys; without any it needs no key."""
+    """One customer. `key_digests` are the SHA-256 digests of its API keys; a tenant without any needs no key."""
 
     name: str
     tier: Tier

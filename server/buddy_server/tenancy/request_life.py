@@ -1,4 +1,4 @@
-"""The life of one HTTP request, from its arrival to its end, however it ends."""
+"""The life of one HTTP request, from arrival to end, however it ends."""
 
 from types import TracebackType
 from typing import Self
@@ -10,7 +10,7 @@ from buddy_server.tenancy.depth import DepthDecision
 
 
 class RequestLife:
-    """An async context: what a request reserves is released when it is left. Metrics observe it."""
+    """An async context that releases what a request reserved when it exits, and records the outcome in the metrics."""
 
     def __init__(self, capacity: Capacity, metrics: RequestMetrics) -> None:
         self.metrics = metrics
@@ -24,14 +24,14 @@ class RequestLife:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._capacity.release(self._num_reserved)
-        # Where nothing was said before: what was raised, or a client that left.
+        # Only counts if no outcome is recorded yet: an exception was raised, or the client left.
         if isinstance(error, ApiError):
             self.metrics.finish(error.outcome)
         else:
             self.metrics.finish("error" if isinstance(error, Exception) else "cancelled")
 
     def admit(self, num_answers: int, num_prompt_tokens: int, depth: DepthDecision) -> None:
-        """Take the request on. Raises NotReady, Overloaded."""
+        """Admit the request. Raises NotReady, Overloaded."""
         self._capacity.reserve(num_answers)
         self._num_reserved = num_answers
         self.metrics.admitted(num_prompt_tokens, depth)

@@ -1,4 +1,4 @@
-"""Finding the tenant behind an API key."""
+"""Finds the tenant behind an API key."""
 
 import hashlib
 import hmac
@@ -18,7 +18,7 @@ class TenantDirectory:
     def authenticate(self, authorization: str | None) -> Tenant:
         """The tenant whose key the `authorization` header carries as `Bearer <key>`.
 
-        Raises InvalidApiKey when the header is absent, has another form, or holds an unknown key.
+        Raises InvalidApiKey if the header is absent, has another form, or holds an unknown key.
         """
         if self._open_tenant is not None:
             return self._open_tenant
@@ -27,7 +27,7 @@ class TenantDirectory:
             raise InvalidApiKey("No API key was given; send it as 'Authorization: Bearer <key>'.")
         digest = hashlib.sha256(key.strip().encode()).digest()
         found: Tenant | None = None
-        # Every digest is compared, so the time taken says nothing of which one matched.
+        # Compares every digest, so that the time taken does not reveal which one matched.
         for known, tenant in self._digests:
             if hmac.compare_digest(known, digest):
                 found = tenant
