@@ -1,1 +1,1 @@
-"""Buddy Serve: an OpenAI-compatible server in which every request says how much of the model it may use."""
+"""Buddy Serve: an OpenAI-compatible server in which every request states how much of the model it may use."""

@@ -1,4 +1,4 @@
-"""`buddy chat`: a terminal client that shows the answer as it comes, and what it cost in layers."""
+"""`buddy chat`: a terminal client that streams the answer and shows what it cost in layers."""
 
 import json
 import os
@@ -11,7 +11,7 @@ import httpx
 
 
 class ChatError(Exception):
-    """The server is not there, or it refused the request; the message is for the user, `code` the API's."""
+    """The server is unreachable or refused the request. The message is for the user, `code` is the API's error code."""
 
     def __init__(self, message: str, code: str | None = None) -> None:
         super().__init__(message)
@@ -19,20 +19,20 @@ class ChatError(Exception):
 
 
 class ChatClient:
-    """Talks to `url`. `budget` is a number, "auto" or None for the tenant's default."""
+    """A client of the server at `url`. `budget` is a number, "auto" or None for the tenant's default."""
 
     def __init__(self, url: str, api_key: str | None, budget: str | None, temperature: float) -> None:
         key = api_key or os.environ.get("BUDDY_API_KEY", "")
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         if budget is not None:
             headers["x-buddy-budget"] = budget
-        # People copy the base_url of an openai client.
+        # Accepts the base_url of an openai client, which people copy.
         url = url.rstrip("/").removesuffix("/v1")
         self._http = httpx.Client(base_url=url, headers=headers, timeout=httpx.Timeout(10, read=120))
         self._temperature = temperature
 
     def run(self, prompt: str) -> None:
-        """One answer to `prompt`, or a conversation until end of input when it is empty."""
+        """Answer `prompt`; if it is empty, hold a conversation until end of input."""
         try:
             model = self._json("/v1/models")["data"][0]["id"]
             if prompt:
@@ -56,7 +56,7 @@ class ChatClient:
                 messages.append({"role": "assistant", "content": answer})
 
     def _answer_within_context(self, model: str, messages: list[dict[str, str]]) -> str:
-        """The answer, after the oldest turns have been forgotten if the conversation has become too long."""
+        """The answer; drops the oldest turns if the conversation has become too long."""
         while True:
             try:
                 return self._answer(model, messages)

@@ -11,7 +11,7 @@ OPTIONAL_PACKAGES = ("accelerate", "matplotlib", "peft", "tensorboard")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point. Mistakes of the user end with one line on stderr: status 2 for the command line's own, else 1."""
+    """Entry point. User errors end with one line on stderr: status 2 for errors in the command line, otherwise 1."""
     parsed = make_parser().parse_args(arguments)
     try:
         parsed.run(parsed)
