@@ -1,7 +1,7 @@
-"""The configuration file: read and checked here, then frozen dataclasses.
+"""The configuration file: read and validated here, then turned into frozen dataclasses.
 
-Limits, quotas, fair-share weights and elastic floors join later as further fields of a tier, beside the
-budgets; the admission of a request reads them from the `Tier` that travels with it.
+Limits, quotas, fair-share weights and elastic floors will be further fields of a tier, next to the budgets; admission
+reads them from the `Tier` that travels with a request.
 """
 
 from dataclasses import dataclass, field
@@ -24,13 +24,13 @@ from buddy_server.errors import ConfigError, shown
 from buddy_server.tenancy.policy import Auto, Tenant, Tier
 
 OPEN_TENANT = Tenant(name="default", tier=Tier(name="default"))
-"""Who everyone is when no tenants are configured: no key, the whole model."""
+"""The tenant of every request if none are configured: no key, the whole model."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServerConfig:
-    """What the server is told. Without tenants in the file, everyone is `OPEN_TENANT`; `allow_open` lets such a
-    server listen beyond the loopback."""
+    """The server's configuration. Without tenants in the file, every client is `OPEN_TENANT`; `allow_open` lets such a
+    server listen on more than the loopback interface."""
 
     tenants: tuple[Tenant, ...] = (OPEN_TENANT,)
     max_waiting: int = 256
@@ -46,7 +46,7 @@ class ServerConfig:
 
 
 def load_config(path: Path | None) -> ServerConfig:
-    """The configuration in the YAML file at `path`; None is the server without tenants.
+    """The configuration in the YAML file at `path`; None gives a server without tenants.
 
     Raises ConfigError naming the file, the field, its value and what is allowed.
     """
@@ -157,7 +157,7 @@ def _explain_one(details: Any) -> str:
     if details["type"] == "extra_forbidden":
         return f"{field}: is not a known field"
     if "key_sha256" in details["loc"]:
-        # The value may be a plain key that someone pasted here; it must not reach a log.
+        # The value may be a plain key pasted here by mistake; it must not reach a log.
         return f"{field}: allowed are SHA-256 digests in 64 lower-case hexadecimal digits, at least one"
     reason = str(details["ctx"]["error"]) if details["type"] == "value_error" else details["msg"]
     return f"{field}: {shown(details['input'])} is not allowed: {reason}"

@@ -1,10 +1,10 @@
-"""Control tokens: what a chat template may write and a user may not.
+"""Control tokens: a chat template may write them, a user may not.
 
-Tokenizers find their added tokens (`<|assistant|>`, `[INST]`, `<tool_call>`) wherever these stand in a text. A user who
-writes one would make turns of others, so here they are looked for in what the template wrote alone.
+Tokenizers find their added tokens (`<|assistant|>`, `[INST]`, `<tool_call>`) anywhere in a text. A user who writes one
+could forge other roles' turns, so control tokens are recognized only in what the template wrote.
 
-transformers' `sanitize_control_tokens` has the same aim. It leaves out the keys of arguments and the tokens that arise
-where texts meet, and cuts texts up for the tokenizer; here the tokenizer sees the prompt as a whole.
+transformers' `sanitize_control_tokens` has the same aim. It misses the keys of arguments and the tokens that arise
+where texts meet, and splits texts before tokenizing; here the tokenizer sees the whole prompt.
 """
 
 import re
@@ -22,36 +22,36 @@ from buddy_server.errors import InvalidRequest
 from buddy_server.user_text import UserText
 
 _WINDOW_CHARS = 2**16
-"""How much one call of a pattern searches: nothing else in the process runs meanwhile."""
+"""How much one pattern call searches: nothing else in the process runs meanwhile."""
 _RUN_CHARS = 2**12
-"""How many stand-ins are taken back at a time, for the same reason."""
+"""How many stand-ins are replaced at a time, for the same reason."""
 _PRIVATE = range(0xF0000, 0x10FFFE)
-"""The characters that Unicode leaves to anyone (planes 15 and 16)."""
+"""Unicode's private-use characters (planes 15 and 16)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Marked:
-    """Messages for a template, what of them is users' marked by stand-ins for characters."""
+    """Messages for a template, in which stand-in characters mark what comes from users."""
 
     messages: list[dict[str, Any]]
     stand_ins: re.Pattern[str] | None
     originals: Mapping[int, int]
 
     def plain(self, text: str) -> str:
-        """`text` with the characters of users in place of their stand-ins."""
+        """`text` with the users' characters in place of their stand-ins."""
         if self.stand_ins is None:
             return text
         return self.stand_ins.sub(lambda run: run[0].translate(self.originals), text)
 
 
 class ControlTokens:
-    """The added tokens of `tokenizer`, special or not, but for those of one character or of white space alone, which
-    are text. Safe to use from any thread."""
+    """The added tokens of `tokenizer`, special or not. Tokens of one character or only white space count as text. Safe
+    to use from any thread."""
 
     def __init__(self, tokenizer: Tokenizer, unknown: int | None) -> None:
         added = tokenizer.get_added_tokens_decoder()
         self._ids = {t.content: i for i, t in added.items() if len(t.content) > 1 and not t.content.isspace()}
-        # The token `unknown` stands for any text that the model has no other token for.
+        # The token `unknown` represents any text that the model has no other token for.
         self._tokens = frozenset(self._ids.values()) - {unknown}
         self._pattern = re.compile(_any_of(self._ids)) if self._ids else re.compile("(?!)")
         self._longest = max(map(len, self._ids), default=0)
@@ -60,7 +60,7 @@ class ControlTokens:
         self._endings = frozenset(name[start:] for name in self._ids for start in range(1, len(name)))
         self._alphabet = sorted({ord(char) for name in self._ids for char in name})
         self._tokenizer = tokenizer
-        # The same tokenizer, to which no text is a control token: these go by names that nobody can guess.
+        # The same tokenizer, except that control tokens have names that nobody can guess, so no text contains one.
         secret = secrets.token_hex(8)
         self._names = {name: f"\U0010fffd{secret}:{token}\U0010fffd" for name, token in self._ids.items()}
         self._break = f"\U0010fffd{secret}\U0010fffd"
@@ -75,10 +75,10 @@ class ControlTokens:
         self._break_id = new_id(self._break)
 
     def mark(self, messages: Sequence[Mapping[str, Any]]) -> Marked:
-        """`messages` with every text but the roles marked where it holds control tokens, or parts of them at its ends,
-        that what stands beside it could complete.
+        """Mark `messages`, all texts but the roles: control tokens in a text, and parts of them at its ends that
+        adjacent text could complete.
 
-        Raises InvalidRequest when no characters are left for it.
+        Raises InvalidRequest if no characters are free to serve as stand-ins.
         """
         texts = {text for message in messages for key in message if key != "role" for text in _texts(message[key])}
         found = [text for text in texts if next(self._spans(text), None) or any(self._edges(text))]
@@ -94,17 +94,17 @@ class ControlTokens:
         )
 
     def encode(self, rendered: str, marked: Marked) -> list[int]:
-        """The tokens of what a template made of `marked`: its own control tokens, and text.
+        """The tokens of a template's output for `marked`: the template's own control tokens, and text.
 
-        Without control tokens in texts of users these are the tokens that the tokenizer gives.
-        Raises InvalidRequest for a text that can be nothing but a control token.
+        If no user's text contains control tokens, these are the tokens that the tokenizer itself gives. Raises
+        InvalidRequest for a text that can only be a control token.
         """
         plain = marked.plain(rendered)
         honest = list(self._spans(rendered))
         if marked.stand_ins is None or honest == list(self._spans(plain)):
             tokens = encode(self._tokenizer, plain)
             written = Counter(self._ids[rendered[start:end]] for start, end in honest)
-            # A normalizer may make control tokens of other texts.
+            # A normalizer may turn other texts into control tokens.
             if Counter(filter(self._tokens.__contains__, tokens)) <= written:
                 return tokens
         return self._encode_strictly(marked, rendered)
@@ -113,7 +113,7 @@ class ControlTokens:
         text = marked.plain(self._rewritten(rendered, self._names.__getitem__))
         while True:
             encoding = _encoding(self._strict, text)
-            # A model may have a control token among its words as well; then the text is cut within it.
+            # A control token may also be in the model's ordinary vocabulary; then the text is split inside it.
             cuts = [at for token, at in zip(encoding.ids, encoding.offsets, strict=True) if self._is_leaked(token)]
             if not cuts:
                 return [self._originals.get(token, token) for token in encoding.ids if token != self._break_id]
@@ -126,7 +126,7 @@ class ControlTokens:
         return token in self._tokens and token not in self._originals
 
     def _spans(self, text: str) -> Iterator[tuple[int, int]]:
-        """Where control tokens stand in `text`: of those that begin first, the longest."""
+        """Where control tokens occur in `text`: the earliest first, and of those with the same start the longest."""
         start = 0
         while start < len(text):
             end = start + _WINDOW_CHARS
@@ -138,7 +138,7 @@ class ControlTokens:
             start = max(start, end)
 
     def _rewritten(self, text: str, rewrite: Callable[[str], str]) -> str:
-        """`text` with what `rewrite` makes of its control tokens."""
+        """`text` with each control token replaced by what `rewrite` makes of it."""
         written, end = StringIO(), 0
         for start, stop in self._spans(text):
             written.write(text[end:start])
@@ -151,12 +151,12 @@ class ControlTokens:
         """`text` with stand-ins in its control tokens and at its edges."""
         printed = self._rewritten(text, cache(lambda name: name.translate(stand_ins)))
         for start, end in self._edges(text):
-            # What is a stand-in already stays one.
+            # A character that is already a stand-in stays one.
             printed = "".join((printed[:start], printed[start:end].translate(stand_ins), printed[end:]))
         return printed
 
     def _edges(self, text: str) -> Iterator[tuple[int, int]]:
-        """What of `text` could become a control token with what stands beside it. Templates strip texts."""
+        """The parts of `text` that could become a control token with adjacent text. Templates strip texts."""
         bare = text.strip()
         if bare and len(bare) < self._longest and bare in self._all:
             yield 0, len(text)
@@ -169,7 +169,7 @@ class ControlTokens:
             yield from [(start, start + n) for n in lengths if text[start : start + n] in self._endings][:1]
 
     def _free_characters(self, texts: Iterable[str]) -> int:
-        """The first of as many characters as the alphabet has, none of them in `texts`."""
+        """The first character of a range as long as the alphabet, none of which occurs in `texts`."""
         pattern = re.compile(f"[{chr(_PRIVATE.start)}-{chr(_PRIVATE.stop - 1)}]")
         taken = {ord(char) for text in texts for char in pattern.findall(text)}
         size = len(self._alphabet)
@@ -187,7 +187,7 @@ class ControlTokens:
 
 def encode(tokenizer: Tokenizer, text: str, add_special_tokens: bool = False) -> list[int]:
     """The tokens of `text`; other threads may run meanwhile."""
-    # A batch, because the other ways hold the interpreter's lock.
+    # A batch, because the other methods hold the GIL.
     return list(tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids)
 
 

@@ -13,7 +13,7 @@ BuddyError
     ├── RouteNotFound            404   route_not_found
     ├── MethodNotAllowed         405   method_not_allowed
     ├── BodyTooLarge             413   request_too_large
-    ├── ClientDisconnected       499   nobody reads it; it ends the request's bookkeeping
+    ├── ClientDisconnected       499   never seen by a client; closes the request's records
     ├── InternalError            500   internal_error
     └── Overloaded               503   overloaded, with retry-after
         └── NotReady             503   not_ready, with retry-after
@@ -30,7 +30,7 @@ Outcome = Literal["finished", "refused", "overloaded", "cancelled", "error"]
 
 _SHOWN_CHARS = 80
 _SHOWN_BITS = 4096
-"""Python writes out no integers of more than 4,300 digits."""
+"""Python refuses to print integers of more than 4,300 digits."""
 
 
 class _Shortened(reprlib.Repr):
@@ -50,7 +50,7 @@ class _Shortened(reprlib.Repr):
         return repr(x // 10 ** (int(x.bit_length() * math.log10(2)) - _SHOWN_CHARS)) + "..."
 
     def repr_dict(self, x: dict[Any, Any], level: int) -> str:
-        # The one of the base class sorts all keys.
+        # The base class sorts all keys.
         return super().repr_dict(dict(itertools.islice(x.items(), self.maxdict + 1)), level)
 
 
@@ -58,13 +58,13 @@ _shortened = _Shortened()
 
 
 def shown(value: object) -> str:
-    """`value` as an error message shows it: its repr, shortened. Never for secrets."""
+    """`value` for an error message: its repr, shortened. Never use it for secrets."""
     text = _shortened.repr(value)
     return text if len(text) <= _SHOWN_CHARS else text[:_SHOWN_CHARS] + "..."
 
 
 class BuddyError(Exception):
-    """Anything this server refuses or fails at on purpose."""
+    """Anything this server deliberately refuses or reports as failed."""
 
 
 class ConfigError(BuddyError):
@@ -72,8 +72,8 @@ class ConfigError(BuddyError):
 
 
 class EngineStartError(BuddyError):
-    """The engine's process could not build the engine; the message is that of one of BUILD_ERRORS (engine/build.py), or
-    says how the process ended."""
+    """The engine's process could not build the engine. The message is that of one of BUILD_ERRORS (engine/build.py), or
+    states how the process ended."""
 
 
 class ApiError(BuddyError):
@@ -114,13 +114,13 @@ class ContextLengthExceeded(InvalidRequest):
 
 
 class UnsupportedField(InvalidRequest):
-    """A known field that would silently give a wrong answer, were it ignored."""
+    """A known field that would give a wrong answer if it were silently ignored."""
 
     code = "unsupported_parameter"
 
 
 class InvalidApiKey(ApiError):
-    """No key, or one that no tenant holds. The message never repeats the key."""
+    """No key, or a key of no tenant. The message never repeats the key."""
 
     status = 401
     type = "invalid_request_error"
@@ -163,7 +163,7 @@ class BodyTooLarge(ApiError):
 
 
 class ClientDisconnected(ApiError):
-    """The client closed the connection; 499 is the status nginx made customary for logs."""
+    """The client closed the connection; 499 is nginx's status for this in logs."""
 
     status = 499
     type = "invalid_request_error"
@@ -174,7 +174,7 @@ class ClientDisconnected(ApiError):
 
 
 class InternalError(ApiError):
-    """Our fault. The message says nothing of the inside; the log has the rest under the x-request-id."""
+    """A failure of the server. The message reveals no internals; the log has the rest under the x-request-id."""
 
     status = 500
     type = "server_error"
@@ -186,7 +186,7 @@ class InternalError(ApiError):
 
 
 class Overloaded(ApiError):
-    """Too many requests wait already; another try may succeed."""
+    """Too many requests are waiting; a retry may succeed."""
 
     status = 503
     type = "server_error"
@@ -198,6 +198,6 @@ class Overloaded(ApiError):
 
 
 class NotReady(Overloaded):
-    """The engine is not there: it is started again after it failed, or stopping."""
+    """The engine is not available: it is restarting after a failure, or stopping."""
 
     code = "not_ready"

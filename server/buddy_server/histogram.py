@@ -1,4 +1,4 @@
-"""A Prometheus histogram that takes many equal observations at once."""
+"""A Prometheus histogram that records many equal observations in one call."""
 
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
@@ -12,8 +12,8 @@ from prometheus_client.utils import floatToGoString
 
 
 class CountedHistogram(Collector):
-    """As prometheus_client's, with a `count` besides: that one takes a microsecond for each observation, and tokens
-    and steps come in groups that have the same. Methods may be called from any thread."""
+    """prometheus_client's histogram with a `count` argument: the original takes a microsecond per observation, and
+    tokens and steps come in groups with equal values. Methods may be called from any thread."""
 
     def __init__(
         self,
@@ -33,18 +33,18 @@ class CountedHistogram(Collector):
         registry.register(self)
 
     def labels(self, *labels: str) -> "CountedSeries":
-        """Observed or not, it is in the exposition from now on."""
+        """The series with these labels. From this call on it is exported, even without observations."""
         if len(labels) != len(self._labelnames):
             raise ValueError(f"labels are {labels}, allowed is one for each of {tuple(self._labelnames)}")
         with self._lock:
             return self._series.setdefault(labels, CountedSeries(self._bounds))
 
     def describe(self) -> Iterator[HistogramMetricFamily]:
-        """The name, for the registry to see that nobody else has it."""
+        """Returns the name, so that the registry can check that it is unique."""
         yield HistogramMetricFamily(self._name, self._documentation, labels=self._labelnames)
 
     def collect(self) -> Iterator[HistogramMetricFamily]:
-        """One family, as the registry asks for it at every scrape."""
+        """One metric family, as the registry requests it at every scrape."""
         family = HistogramMetricFamily(self._name, self._documentation, labels=self._labelnames)
         with self._lock:
             all_series = list(self._series.items())
@@ -54,7 +54,7 @@ class CountedHistogram(Collector):
 
 
 class CountedSeries:
-    """The observations with the same labels."""
+    """The observations with one set of labels."""
 
     def __init__(self, bounds: Sequence[float]) -> None:
         self._bounds = bounds
@@ -63,13 +63,13 @@ class CountedSeries:
         self._sum = 0.0
 
     def observe(self, value: float, count: int = 1) -> None:
-        """`value` was seen `count` times."""
+        """Record `value` `count` times."""
         with self._lock:
             self._counts[bisect_left(self._bounds, value)] += count
             self._sum += value * count
 
     def buckets_and_sum(self) -> tuple[list[tuple[str, float]], float]:
-        """As HistogramMetricFamily takes them: counts up to each bound, and the sum of all values."""
+        """The format of HistogramMetricFamily: cumulative counts up to each bound, and the sum of all values."""
         with self._lock:
             counts, total = list(self._counts), self._sum
         names = map(floatToGoString, (*self._bounds, float("inf")))

@@ -1,4 +1,4 @@
-"""Log lines as events with fields: `time level event key=value ...`. Configured by the CLI alone."""
+"""Log lines as events with fields: `time level event key=value ...`. Configured only by the CLI."""
 
 import logging
 
@@ -6,7 +6,7 @@ _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", 
 
 
 class EventFormatter(logging.Formatter):
-    """What was passed as `extra` follows the message as key=value."""
+    """Appends the `extra` fields to the message as key=value."""
 
     def format(self, record: logging.LogRecord) -> str:
         fields = {key: value for key, value in vars(record).items() if key not in _STANDARD}

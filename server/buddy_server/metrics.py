@@ -1,7 +1,7 @@
-"""All Prometheus metrics of the server, and the only place that names them.
+"""All Prometheus metrics of the server; metric names appear only here.
 
-Tenant labels come from the configured tenants alone, at most 200 of them; the rest is "other". Two identities
-hold at any time:
+Tenant labels come only from the configured tenants, at most 200 of them; all others are "other". Two identities hold at
+any time:
 
     completion_tokens_total = inter_token_latency_seconds_count + time_to_first_token_seconds_count
     layers_executed_total + layers_skipped_total = L x tokens routed
@@ -24,7 +24,7 @@ MAX_TENANT_LABELS = 200
 _OTHER = "other"
 _TENANT = ("tenant", "tier")
 
-# vLLM's where the meaning is the same, so people's queries carry over; inter-token starts lower, as we do.
+# vLLM's buckets where the meaning is the same, so that queries carry over; inter-token latency starts lower here.
 _FIRST_TOKEN_S = (
     *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75),
     *(1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0, 160.0),
@@ -43,7 +43,7 @@ _BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 
 
 class Metrics:
-    """The server's metrics in a registry of their own. Methods may be called from any thread."""
+    """The server's metrics in a separate registry. Methods may be called from any thread."""
 
     def __init__(self, info: EngineInfo, tenants: Sequence[Tenant]):
         self._num_layers = info.num_layers
@@ -168,7 +168,7 @@ class Metrics:
         )
 
     def observe_step(self, stats: StepStats) -> None:
-        """Count an engine's steps; those that were one call count alike."""
+        """Record the steps of one call to the model; each counts with the average of the call."""
         num_steps = stats.num_steps
         self._layers_read_ratio.observe(stats.num_layers_read / num_steps / self._num_layers, num_steps)
         self._batch_size.observe(stats.num_sequences, num_steps)
@@ -180,20 +180,21 @@ class Metrics:
             self._layers_skipped.labels(*labels).inc(depth.skipped / MILLI_LAYERS)
 
     def observe_account(self, account: Account) -> None:
-        """A request has been settled."""
+        """Record the usage of a settled request."""
         labels = self._labels.get(account.tenant, (_OTHER, _OTHER))
         self._layer_tokens.labels(*labels).inc(account.usage.cost / self._full_cost)
 
     def count_restart(self) -> None:
-        """The engine's process is started again."""
+        """Count a restart of the engine's process."""
         self._engine_restarts.inc()
 
     def request(self, tenant: Tenant) -> "RequestMetrics":
-        """What measures one request of `tenant`, from now on."""
+        """Metrics for one request of `tenant`, starting now."""
         return RequestMetrics(self, self._labels.get(tenant.name, (_OTHER, tenant.tier.name)))
 
     def render(self, engine: EngineClient) -> bytes:
-        """What Prometheus scrapes. Gauges are asked of the engine now: a stuck or idle one reports no step."""
+        """The text for a Prometheus scrape. Gauges are read from the engine now: a stuck or idle engine reports no
+        steps."""
         self._engine_up.set(engine.is_ready)
         self._waiting.set(engine.num_waiting)
         self._running.set(engine.num_running)
@@ -202,7 +203,7 @@ class Metrics:
 
 
 class RequestMetrics:
-    """Measures one request, which is counted as ended exactly once (tenancy/request_life.py)."""
+    """Measures one request, which counts as ended exactly once (tenancy/request_life.py)."""
 
     def __init__(self, metrics: Metrics, labels: tuple[str, str]):
         self._metrics = metrics
@@ -217,7 +218,7 @@ class RequestMetrics:
         self._layers_per_token = metrics._layers_per_token.labels(*labels)
 
     def admitted(self, num_prompt_tokens: int, depth: DepthDecision) -> None:
-        """The request goes to the engine; at this depth, unless that is left to the Budget Predictor."""
+        """Record that the request goes to the engine, and its depth unless the Budget Predictor will choose it."""
         self._num_prompt_tokens = num_prompt_tokens
         if depth.min_cost is None:
             self.granted(depth.granted)
@@ -225,12 +226,12 @@ class RequestMetrics:
             self._metrics._budget_clamped.labels(depth.clamped).inc()
 
     def granted(self, budget: float) -> None:
-        """The depth of the request is settled."""
+        """Record the final budget of the request."""
         self._metrics._budget_granted.labels(*self._labels).observe(budget)
 
     def tokens(self, costs: Sequence[int], choice: int = 0) -> None:
-        """Tokens of `choice` that came together, with the milli-layers that made each of them; none is fine. They
-        share the time since the ones before them."""
+        """Record tokens of `choice` that arrived together, with the milli-layers that each ran; may be empty. They
+        share the time since the previous tokens."""
         if not costs:
             return
         now = time.perf_counter()
@@ -249,11 +250,11 @@ class RequestMetrics:
             self._layers_per_token.observe(cost / MILLI_LAYERS, costs.count(cost))
 
     def cached(self, num_prompt_tokens: int) -> None:
-        """So many prompt tokens were found in the prefix cache."""
+        """Record how many prompt tokens came from the prefix cache."""
         self._metrics._prefix_cache_hits.labels(*self._labels).inc(num_prompt_tokens)
 
     def finish(self, outcome: Outcome) -> None:
-        """The request has ended. Only the first call counts."""
+        """Record the end of the request. Only the first call counts."""
         if self._finished:
             return
         self._finished = True

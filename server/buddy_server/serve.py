@@ -1,4 +1,4 @@
-"""`buddy serve`: configuration, engine, HTTP application, and their beginning and end."""
+"""`buddy serve`: configuration, engine and HTTP application, from start to shutdown."""
 
 import gc
 import ipaddress
@@ -29,9 +29,9 @@ from buddy_server.tokenizer import ChatTokenizer, import_transformers_without_to
 log = logging.getLogger(__name__)
 
 GRACE_PERIOD_S = 10
-"""How long requests may go on after SIGTERM."""
+"""How long requests may continue after SIGTERM."""
 LAST_WORDS_S = 3
-"""How long their last events may then take to reach the clients."""
+"""How long delivering their last events to the clients may then take."""
 KEEP_ALIVE_S = 75
 BACKLOG = 4096
 START_ERRORS = (ConfigError, EngineStartError, OSError)
@@ -51,8 +51,8 @@ class ServeOptions:
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server, which asks the engine to end what still runs when the grace period is over: clients then get
-    an error in the API's shape, where uvicorn would cut them off."""
+    """uvicorn's server, which has the engine end open requests when the grace period is over. Clients then get an error
+    in the API's format, where uvicorn would cut them off."""
 
     def __init__(
         self, config: uvicorn.Config, engine: OwnedEngine, listener: socket.socket, grace_period_s: float
@@ -63,8 +63,8 @@ class Server(uvicorn.Server):
         self._grace_period_s = grace_period_s
 
     def serve_forever(self) -> None:
-        """Until SIGINT or SIGTERM."""
-        # What is there now stays. To sweep over all of it would hold up every stream for 30 ms, now and then.
+        """Serve until SIGINT or SIGTERM."""
+        # Existing objects stay: a full garbage collection would now and then hold up every stream for 30 ms.
         gc.collect()
         gc.freeze()
         self.run(sockets=[self._listener])
@@ -81,7 +81,7 @@ class Server(uvicorn.Server):
 
 
 def make_server(options: ServeOptions) -> Server:
-    """Everything loaded and checked, the address taken. Raises one of START_ERRORS."""
+    """Load and check everything, and bind the address. Raises one of START_ERRORS."""
     configure_logs()
     config = load_config(options.config)
     check_exposure(config, options.host)
@@ -89,7 +89,7 @@ def make_server(options: ServeOptions) -> Server:
     plan = EnginePlan(options.model, options.router, config.engine, options.device, options.dtype)
     worker = WorkerProcess(plan)
     try:
-        # While the child loads the model.
+        # Runs while the child loads the model.
         import_transformers_without_torch()
         ready = worker.wait_until_ready()
         metrics = Metrics(ready.info, config.tenants)
@@ -104,10 +104,10 @@ def make_server(options: ServeOptions) -> Server:
         log_config=None,
         access_log=False,
         ws="none",
-        # Longer than clients and load balancers keep an idle connection: closing it is theirs, not ours at the moment
-        # that they send the next request on it.
+        # Longer than clients and load balancers keep an idle connection, so that they close it. If we did, it could be
+        # at the moment they send the next request on it.
         timeout_keep_alive=KEEP_ALIVE_S,
-        # A burst of clients is answered, if with a 503; a full queue of the kernel's would reset them.
+        # A burst of clients should get an answer, even if a 503; when the kernel's queue is full, it resets them.
         backlog=BACKLOG,
         timeout_graceful_shutdown=GRACE_PERIOD_S + LAST_WORDS_S,
     )
@@ -115,7 +115,7 @@ def make_server(options: ServeOptions) -> Server:
 
 
 def settler(metrics: Metrics) -> Callable[[Account], None]:
-    """Where the account of every request goes, whatever ended it."""
+    """Returns the function that receives the account of every request, however it ended."""
 
     def settle(account: Account) -> None:
         metrics.observe_account(account)
@@ -137,9 +137,9 @@ def settler(metrics: Metrics) -> Callable[[Account], None]:
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """The socket, bound before a model is loaded for nothing. Raises ConfigError when the address cannot be had.
+    """A bound socket, before time is spent on loading a model. Raises ConfigError if the address is not available.
 
-    It does not listen yet: until the model is there, clients are refused at once rather than left waiting.
+    It does not listen yet: until the model is loaded, clients are refused at once instead of left waiting.
     """
     try:
         (family, *_, address), *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
@@ -156,7 +156,8 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def check_exposure(config: ServerConfig, host: str) -> None:
-    """Raises ConfigError when anyone on a network could use the server without a key, and nobody said so."""
+    """Raises ConfigError if anyone on a network could use the server without a key, and the config does not allow
+    it."""
     if config.is_open and not config.allow_open and not _is_loopback(host):
         raise ConfigError(
             f"host {host!r} is reachable from other machines and no tenant has a key; allowed: 127.0.0.1, "
@@ -165,7 +166,7 @@ def check_exposure(config: ServerConfig, host: str) -> None:
 
 
 def make_app(config: ServerConfig, engine: OwnedEngine, tokenizer: ChatTokenizer, metrics: Metrics) -> FastAPI:
-    """The application, which starts the engine with itself and stops it at its end."""
+    """The application, which starts the engine at its start and stops it at its end."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

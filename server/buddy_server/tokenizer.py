@@ -1,4 +1,4 @@
-"""From chat messages to prompt tokens, with the model's own published template and tokenizer."""
+"""Turns chat messages into prompt tokens, with the model's own published template and tokenizer."""
 
 import contextlib
 import json
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Message = Mapping[str, Any]
-"""A chat message as the OpenAI API has it, its content already one text or None."""
+"""A chat message as in the OpenAI API, with its content already one text or None."""
 
 _REASON_CHARS = 200
 _FEW_TOKEN_CHARS = 2
-"""Fewer characters than a token of ordinary text has: a text that may be far too long has more than so many a token."""
+"""Less than the average characters per token of ordinary text: a longer text may be far too long and is checked."""
 _PIECE_CHARS = 2**14
 _CUT_TOKENS = 64
 _BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")
 
 
 class PromptTooLong(Exception):
-    """A prompt of more tokens than there is room for: at least `num_tokens`, counted no further."""
+    """A prompt with more tokens than allowed: at least `num_tokens`, where counting stopped."""
 
     def __init__(self, num_tokens: int) -> None:
         super().__init__(num_tokens)
@@ -41,14 +41,14 @@ class PromptTooLong(Exception):
 class ChatTokenizer:
     """A Hugging Face tokenizer with its chat template. Safe to call from any thread.
 
-    With a `limit`, texts that are far too long for so many tokens raise PromptTooLong before they are tokenized as a
+    With a `limit`, texts that are far too long for that many tokens raise PromptTooLong before they are tokenized as a
     whole.
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase"):
         self._tokenizer = tokenizer
         self._knows_developer = "developer" in str(tokenizer.chat_template)
-        # transformers' own `encode` changes these before every use; that takes a lock, which a long text would hold.
+        # transformers' own `encode` changes these before every use, under a lock that a long text would hold.
         self._backend: Tokenizer = tokenizer.backend_tokenizer
         self._backend.no_truncation()
         self._backend.no_padding()
@@ -58,37 +58,37 @@ class ChatTokenizer:
 
     @classmethod
     def from_directory(cls, path: Path) -> "ChatTokenizer":
-        """The tokenizer in a Hugging Face model directory. Downloads nothing, runs no code of the model's.
+        """The tokenizer in a Hugging Face model directory. Downloads nothing and runs none of the model's code.
 
-        Raises ValueError or OSError, transformers' own, when the directory holds none.
+        Raises transformers' own ValueError or OSError if the directory contains none.
         """
-        # transformers imports torch when it is installed, so only here and not with this module.
+        # Imported here, not with this module, because transformers imports torch if it is installed.
         from transformers import AutoTokenizer
 
         return cls(AutoTokenizer.from_pretrained(path, local_files_only=True))
 
     @property
     def start_token_id(self) -> int:
-        """What texts begin with, as the model saw them in training; the end token for models without one."""
+        """The token that texts began with in training; the end token for models without one."""
         ids = (self._tokenizer.bos_token_id, self._tokenizer.eos_token_id)
         return next(token for token in ids if token is not None)
 
     def encode_text(self, text: str) -> tuple[int, ...]:
-        """The tokens of plain text, without special ones around it. Control tokens in it are those."""
+        """The tokens of plain text, without special tokens around it. Control tokens in the text count as such."""
         return tuple(encode(self._backend, text))
 
     def encode_prompt(self, text: str, limit: int | None = None) -> tuple[int, ...]:
-        """The tokens of a text to be continued, with the special ones that the tokenizer puts around texts itself.
-        Control tokens in the text are those: what is continued is the prompt as a whole."""
+        """The tokens of a text to continue, with the special tokens that the tokenizer itself puts around texts.
+        Control tokens in the text count as such, because the client writes the whole prompt."""
         self._check_length(text, limit)
         return tuple(encode(self._backend, text, add_special_tokens=True))
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """The text of tokens, special ones left out."""
+        """The text of `tokens`, without special tokens."""
         return str(self._tokenizer.decode(list(tokens), skip_special_tokens=True))
 
     def token_bytes(self, token: int) -> bytes | None:
-        """What a token stands for, where that may be a part of a character; None for tokenizers without such tokens."""
+        """The bytes of a token that may be part of a character; None for tokenizers without such tokens."""
         name = self._backend.id_to_token(token)
         if name is None:
             return None
@@ -97,22 +97,21 @@ class ChatTokenizer:
         return bytes.fromhex(name[3:5]) if _BYTE_TOKEN.fullmatch(name) else None
 
     def offsets(self, start: int = 0) -> "TextOffsets":
-        """Tells where tokens begin in a text that begins at `start` of another."""
+        """Locates tokens in a text that begins at offset `start` of another."""
         return TextOffsets(Detokenizer(self._backend, ()), start)
 
     def render(self, messages: Sequence[Message], limit: int | None = None) -> tuple[int, ...]:
         """The prompt tokens of a conversation, up to where the assistant's answer begins.
 
-        Control tokens are those that the template writes. In the messages they are text, except in roles, which must
-        be known ones.
-        Raises InvalidRequest when the model's template refuses the conversation, or there is no template.
+        Only the template's control tokens count as such. In the messages they are text, except in roles, which must be
+        known ones. Raises InvalidRequest if the model's template refuses the conversation, or there is no template.
         """
         if self._tokenizer.chat_template is None:
             raise InvalidRequest("This model has no chat template: it was not made for conversations.", param="model")
         marked = self._control.mark([self._prepare(message) for message in messages])
         try:
             rendered = self._filled_template(marked.messages)
-        # What a template written by someone else raises when it meets a message it does not expect.
+        # What third-party templates raise on messages they do not expect.
         except (jinja2.TemplateError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
             reason = marked.plain(str(error))[:_REASON_CHARS]
             raise InvalidRequest(
@@ -122,7 +121,7 @@ class ChatTokenizer:
         return tuple(self._control.encode(rendered, marked))
 
     def _filled_template(self, messages: list[dict[str, Any]]) -> str:
-        """As `apply_chat_template` has it, which would show the template plain texts in place of marked ones."""
+        """Like `apply_chat_template`, which would pass plain texts to the template instead of marked ones."""
         from transformers.utils.chat_template_utils import _compile_jinja_template
 
         template = _compile_jinja_template(self._tokenizer.get_chat_template())
@@ -132,22 +131,23 @@ class ChatTokenizer:
         )
 
     def _check_length(self, text: str, limit: int | None, plain: Callable[[str], str] = str) -> None:
-        """Raise PromptTooLong for a text that surely has more tokens than `limit`: `plain` of `text`, which is as long.
+        """Raise PromptTooLong if a text certainly has more tokens than `limit`: `plain` of `text`, which has the same
+        length.
 
-        In pieces, because the tokens of a very long one fill hundreds of megabytes.
+        Counts in pieces, because the tokens of a very long text fill hundreds of megabytes.
         """
         if limit is None or len(text) <= limit * _FEW_TOKEN_CHARS:
             return
         num_tokens = 0
         for start in range(0, len(text), _PIECE_CHARS):
             piece = encode(self._backend, plain(text[start : start + _PIECE_CHARS]))
-            # The cut costs tokens that the whole has not.
+            # The cut adds tokens that the whole text does not have.
             num_tokens += max(0, len(piece) - _CUT_TOKENS)
             if num_tokens > limit:
                 raise PromptTooLong(num_tokens)
 
     def _prepare(self, message: Message) -> dict[str, Any]:
-        # Templates concatenate contents; the null beside tool calls would stop them.
+        # Templates concatenate contents; a null next to tool calls would make them fail.
         prepared = {**message, "content": message.get("content") or ""}
         if prepared["role"] == "developer" and not self._knows_developer:
             prepared["role"] = "system"
@@ -157,32 +157,32 @@ class ChatTokenizer:
 
 
 class TextOffsets:
-    """Where the tokens of one text begin in it, in characters. Tokens that share a character begin with it."""
+    """Where the tokens of one text begin in it, in characters. Tokens that share a character begin where it begins."""
 
     def __init__(self, detokenizer: Detokenizer, start: int) -> None:
         self._detokenizer = detokenizer
         self._end = start
 
     def next(self, token: int) -> int:
-        """The place of the next token of the text."""
+        """The offset of the next token of the text."""
         start = self._end
         self._end += len(self._detokenizer.add(token))
         return start
 
 
 def import_transformers_without_torch() -> None:
-    """Import transformers, now and without torch, which it would import for a tokenizer. For a process that computes
-    nothing; torch stays where it is there already."""
-    # What is None here cannot be imported, and counts as not installed.
+    """Import transformers now, and without torch, which it would otherwise import for a tokenizer. For a process that
+    computes nothing; torch stays if it is already imported."""
+    # A module that is None here cannot be imported, and counts as not installed.
     sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
-    # transformers would tell everyone that there is no torch.
+    # Otherwise transformers warns that torch is missing.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     from transformers import AutoTokenizer  # noqa: F401
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """The characters in which byte-level tokenizers write bytes (GPT-2): those that print for themselves, others from
-    U+0100 on."""
+    """The characters that byte-level tokenizers use for bytes (GPT-2): printable bytes stand for themselves, others
+    start at U+0100."""
     printing = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printing]
     return {chr(byte): byte for byte in printing} | {chr(0x100 + index): byte for index, byte in enumerate(others)}
@@ -192,9 +192,9 @@ _BYTE_OF = _byte_alphabet()
 
 
 def _with_parsed_arguments(call: Mapping[str, Any]) -> dict[str, Any]:
-    """Templates print arguments as JSON themselves; the API's string they would print quoted twice."""
+    """Parses the arguments: templates print them as JSON, so the API's string would be encoded twice."""
     function = dict(call["function"])
-    # What is no JSON after all, or holds halves of characters, which no tokenizer takes.
+    # Stays a string if it is not valid JSON, or contains halves of characters, which no tokenizer accepts.
     with contextlib.suppress(ValueError):
         arguments = json.loads(function["arguments"])
         json.dumps(arguments, ensure_ascii=False).encode()

@@ -1,15 +1,15 @@
-"""Text of users on its way through a chat template, known for theirs behind it."""
+"""Users' text that stays recognizable after it has passed through a chat template."""
 
 from collections.abc import Iterator
 from typing import Any
 
 
 class UserText(str):
-    """A text some of whose characters are replaced by stand-ins, which compares and searches as the plain text does.
+    """A text with some characters replaced by stand-ins, which compares and searches like the plain text.
 
-    A template prints the stand-ins, whatever it joins the text with; but what it asks of the text ("does it contain
-    </think>?") and where it cuts it, it learns from `plain`, which is as long. Operations not named here work on the
-    stand-ins, so a template that relies on them does not recognize what these hide.
+    A template prints the stand-ins, whatever it joins the text with. But its tests of the text ("does it contain
+    </think>?") and the positions of its cuts use `plain`, which has the same length. Operations not named here work on
+    the stand-ins, so a template that relies on them does not recognize the characters behind them.
     """
 
     __slots__ = ("plain",)
@@ -101,7 +101,7 @@ class UserText(str):
         return UserText(new.join(map(_printed, parts)), _plain(new).join(map(_plain, parts)))
 
     def _cut(self, parts: list[str], sep: str | None) -> Iterator["UserText"]:
-        """`parts` of the plain text, which `sep` (None: white space) stands between, as parts of this one."""
+        """Parts of this text that match `parts` of the plain text, separated by `sep` (None: white space)."""
         end = 0
         for part in parts:
             start = end if sep is not None else self.plain.index(part, end)

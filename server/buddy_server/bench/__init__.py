@@ -1,1 +1,1 @@
-"""`buddy bench`: how fast the engine is, against its own budgets and against what a user would take instead."""
+"""`buddy bench`: how fast the engine is, compared with its own budgets and with alternatives that users have."""

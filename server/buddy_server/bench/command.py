@@ -70,8 +70,8 @@ def check_counts(parsed: Namespace, names: Sequence[str], least: int = 1) -> Non
 
 
 def check_plot(path: Path | None) -> None:
-    """Raises, before anything is measured, ValueError for a picture that could not be written and ModuleNotFoundError
-    without matplotlib."""
+    """Raises, before anything is measured, ValueError if the plot could not be written and ModuleNotFoundError without
+    matplotlib."""
     if path is not None:
         from matplotlib.figure import Figure
 
@@ -81,7 +81,7 @@ def check_plot(path: Path | None) -> None:
 
 
 def run_engine(parsed: Namespace) -> None:
-    """Raises ValueErrors of the model and of peers that are not installed; OSError of the files."""
+    """Raises ValueError for the model and for peers that are not installed; OSError for files."""
     from buddy_server.bench.engine_bench import EngineBenchPlan, bench_engine
     from buddy_server.bench.plots import plot_engine
     from buddy_server.bench.row import BenchRow, markdown_table, write_row

@@ -1,4 +1,4 @@
-"""What is timed: something that answers prompts side by side."""
+"""The interface of what is timed: an engine that answers a batch of prompts."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,8 +13,9 @@ class PeerError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """`prefill_s` until every prompt has its first token, which are `first_tokens`; `decode_s` from there on for
-    `num_decoded` tokens. `layer_rows` counts, over layers and decode steps, by how many rows a layer was run."""
+    """`prefill_s` is the time until every prompt has its first token, listed in `first_tokens`; `decode_s` the time
+    after that, for `num_decoded` tokens. `layer_rows` maps a number of rows to how often, over layers and decode steps,
+    that many rows ran a layer."""
 
     prefill_s: float
     decode_s: float
@@ -24,7 +25,7 @@ class Timing:
 
 
 class Contender(Protocol):
-    """`engine` and `dtype` name it in the rows."""
+    """`engine` and `dtype` identify it in the rows."""
 
     @property
     def engine(self) -> str: ...
@@ -33,5 +34,5 @@ class Contender(Protocol):
     def dtype(self) -> str: ...
 
     def answer(self, prompts: list[Tokens], new_tokens: int) -> Timing:
-        """Greedy answers of `new_tokens` each to all `prompts` at once."""
+        """Greedy answers of `new_tokens` tokens each to all `prompts` at once."""
         ...

@@ -1,4 +1,4 @@
-"""Times contenders in turn, round by round: a noisy machine is then noisy for all of them."""
+"""Times contenders in turn, round by round, so that a noisy machine affects all of them equally."""
 
 import random
 import tempfile
@@ -24,7 +24,7 @@ NUM_CHECKED = 10
 
 @dataclass(frozen=True, slots=True)
 class EngineBenchPlan:
-    """Either `model` or `shape`, or neither for the embedded model."""
+    """Set `model` or `shape`, or neither for the embedded model."""
 
     model: str | None
     shape: str | None
@@ -41,7 +41,7 @@ class EngineBenchPlan:
 
 
 def bench_engine(plan: EngineBenchPlan) -> Iterator[BenchRow]:
-    """Rows as they are measured. Raises PeerError, and ValueErrors of the model."""
+    """Yields rows as they are measured. Raises PeerError, and ValueError for the model."""
     with tempfile.TemporaryDirectory() as directory:
         work = Path(directory)
         for dtype in plan.dtypes:
@@ -53,7 +53,7 @@ def bench_engine(plan: EngineBenchPlan) -> Iterator[BenchRow]:
 
 
 def _contenders(plan: EngineBenchPlan, dtype: str, work: Path) -> list[Contender]:
-    """Our engine at budget 1.0 first: what speedups are relative to."""
+    """All contenders. The first is our engine at budget 1.0, the reference for speedups."""
     most = max(plan.batches)
     if plan.shape is not None:
         directory = work / "model"
@@ -122,7 +122,7 @@ def _rows(plan: EngineBenchPlan, contenders: Sequence[Contender], batch: int, nu
 
 
 def _step_seconds(ours: OurEngine, prompts: list[Tokens], new_tokens: int) -> dict[int, float]:
-    """Seconds of a decode step at full depth, by the number of rows from 1 to all prompts."""
+    """Seconds of a decode step at full depth, by number of rows, from 1 to all prompts."""
     seconds = {}
     for rows in range(1, len(prompts) + 1):
         timing = ours.answer(prompts[:rows], new_tokens)
@@ -143,8 +143,8 @@ def _ours(contenders: Sequence[Contender]) -> OurEngine:
 
 
 def _check_same_model(contenders: Sequence[Contender]) -> None:
-    """Raises PeerError for a peer whose first tokens are mostly others than ours at full depth; all of them the same
-    is too much to ask, they round in different places."""
+    """Raises PeerError for a peer whose first tokens mostly differ from ours at full depth. A few may differ, because
+    engines round in different places."""
     prompts = _prompts(contenders, NUM_CHECKED, 32)
     expected = [_ours(contenders).answer([prompt], 1).first_tokens[0] for prompt in prompts]
     for contender in contenders:
@@ -153,5 +153,5 @@ def _check_same_model(contenders: Sequence[Contender]) -> None:
             num_same = sum(a == b for a, b in zip(said, expected, strict=True))
             if num_same < NUM_CHECKED * 0.7:
                 raise PeerError(
-                    f"{contender.engine} says {num_same} of {NUM_CHECKED} first tokens as we do: another model"
+                    f"{contender.engine} agrees with us on {num_same} of {NUM_CHECKED} first tokens: another model"
                 )

@@ -1,4 +1,4 @@
-"""Requests over raw sockets: next to nothing is done at a token, as the client shares its cores with the server."""
+"""Requests over raw sockets, with minimal work per token, because the client shares its cores with the server."""
 
 import asyncio
 import gc
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The server, and the model that it says it serves. `api_key` may be empty."""
+    """The server, and the model it reports to serve. `api_key` may be empty."""
 
     url: str
     model: str
@@ -32,7 +32,7 @@ class Target:
         return parts.hostname or "", parts.port or 80
 
     def request(self, prompt: Tokens, new_tokens: int, budget: float) -> bytes:
-        """A streamed, greedy completion as it goes over the wire, on a connection that the server closes after it."""
+        """The bytes of a streamed, greedy completion request, on a connection that the server closes afterwards."""
         fields = {
             "model": self.model,
             "prompt": prompt,
@@ -51,8 +51,9 @@ class Target:
 
 
 class Exchange(asyncio.BufferedProtocol):
-    """One request on a connection of its own. `reads` are what came and when; reply.py takes them apart once nothing is
-    timed any more. Times are of time.perf_counter, in seconds; `cut` says that the bench itself ended it early."""
+    """One request on a separate connection. `reads` are the received bytes with their times; reply.py parses them after
+    the timing. Times are of time.perf_counter, in seconds; `cut` is true if the bench itself ended the request
+    early."""
 
     def __init__(self, request: bytes) -> None:
         self.sent_s = 0.0
@@ -60,13 +61,13 @@ class Exchange(asyncio.BufferedProtocol):
         self.failure: str | None = None
         self.cut = False
         self._request = request
-        # A plain Protocol would have asyncio set aside 256 KiB at every read, which takes longer than all the rest.
+        # With a plain Protocol, asyncio would allocate 256 KiB at every read, which takes longer than everything else.
         self._buffer = memoryview(bytearray(READ_BYTES))
         self._ended = asyncio.Event()
 
     async def run(self, target: Target, due_s: float | None = None) -> None:
-        """Until the server closes the connection; what goes wrong is kept in `failure`. With `due_s` it counts as sent
-        then, so that a late client does not make the server look fast."""
+        """Run until the server closes the connection; `failure` records what goes wrong. With `due_s` the request
+        counts as sent then, so that a late client does not make the server look fast."""
         self.sent_s = time.perf_counter() if due_s is None else due_s
         transport: asyncio.Transport | None = None
         try:
@@ -99,12 +100,12 @@ class Exchange(asyncio.BufferedProtocol):
 
 
 def run_undisturbed(work: Coroutine[None, None, T]) -> tuple[T, float]:
-    """`work`'s result and the CPU seconds that it took here. Garbage waits: a sweep would show as a pause of the
-    server."""
+    """`work`'s result and the CPU seconds it took in this process. Garbage collection is off: it would look like a
+    pause of the server."""
     gc.disable()
     try:
         started_s = time.process_time()
-        # The server's own kind of loop, where it can be had.
+        # The server's own kind of event loop, if available.
         with asyncio.Runner(loop_factory=auto_loop_factory()) as runner:
             return runner.run(work), time.process_time() - started_s
     finally:
@@ -112,7 +113,7 @@ def run_undisturbed(work: Coroutine[None, None, T]) -> tuple[T, float]:
 
 
 async def closed_loop(target: Target, streams: Sequence[Sequence[bytes]]) -> list[Exchange]:
-    """Every stream sends its requests one after the other, all streams side by side."""
+    """All streams run in parallel; each sends its requests one after another."""
     streams_of_exchanges = [[Exchange(request) for request in stream] for stream in streams]
 
     async def send(exchanges: Sequence[Exchange]) -> None:
@@ -124,7 +125,7 @@ async def closed_loop(target: Target, streams: Sequence[Sequence[bytes]]) -> lis
 
 
 async def open_loop(target: Target, requests: Sequence[bytes], arrivals_s: Sequence[float]) -> list[Exchange]:
-    """Requests sent at `arrivals_s` from now on, whether or not earlier ones have ended."""
+    """Sends requests at `arrivals_s` from now, whether or not earlier ones have ended."""
     exchanges = [Exchange(request) for request in requests]
     start_s = time.perf_counter()
 

@@ -1,4 +1,4 @@
-"""llama.cpp through llama-cpp-python as a contender, on the same weights, written as GGUF by this bench."""
+"""llama.cpp through llama-cpp-python as a contender, on the same weights, which this bench writes as GGUF."""
 
 import time
 from pathlib import Path
@@ -16,7 +16,7 @@ ARCHITECTURES = {"llama": "llama", "qwen2": "qwen2"}
 
 
 class LlamaCppPeer:
-    """`dtype` "bf16", or "int8" for q8_0. Raises PeerError."""
+    """`dtype` is "bf16", or "int8" for q8_0. Raises PeerError."""
 
     engine = "llama.cpp"
 
@@ -32,7 +32,7 @@ class LlamaCppPeer:
         self._vocab_size = model.spec.vocab_size
         path = work / f"{dtype}.gguf"
         write_gguf(model, dtype, path)
-        # C keeps the pointer: the callback has to live as long.
+        # C keeps the pointer, so the callback must live as long.
         self._silence = llama_cpp.llama_log_callback(lambda *_: None)
         llama_cpp.llama_log_set(self._silence, None)
         llama_cpp.llama_backend_init()
@@ -44,7 +44,7 @@ class LlamaCppPeer:
         params.n_seq_max = max_sequences
         params.n_batch = params.n_ubatch = MAX_BATCH
         params.n_threads = params.n_threads_batch = torch.get_num_threads()
-        # One buffer for all, so that one sequence may be long.
+        # One shared KV buffer, so that a single sequence may be long.
         params.kv_unified = True
         self._context = llama_cpp.llama_init_from_model(self._model, params)
         self._batch = llama_cpp.llama_batch_init(MAX_BATCH, 0, 1)
@@ -67,7 +67,7 @@ class LlamaCppPeer:
         )
 
     def _decode(self, rows: list[tuple[int, int, int, bool]]) -> None:
-        """(token, position, sequence, whether its logits are wanted) each; at most MAX_BATCH at once."""
+        """Decode rows of (token, position, sequence, whether its logits are needed), MAX_BATCH at a time."""
         for start in range(0, len(rows), MAX_BATCH):
             part = rows[start : start + MAX_BATCH]
             batch = self._batch
@@ -85,7 +85,7 @@ class LlamaCppPeer:
 
 
 def write_gguf(model: RoutedDecoder, dtype: str, path: Path) -> None:
-    """The weights under llama.cpp's names, matrices in bf16 or q8_0. Raises PeerError for other families."""
+    """Write the weights under llama.cpp's names, matrices in bf16 or q8_0. Raises PeerError for other families."""
     import gguf
 
     spec = model.spec
@@ -144,7 +144,7 @@ def _layer_tensors(layer: DecoderLayer, paired: bool) -> dict[str, torch.Tensor]
     }
     for name, projection in (("q", attention.q_proj), ("k", attention.k_proj)):
         weight = projection.weight
-        # llama.cpp rotates neighbours in this family, where we rotate halves.
+        # In this family llama.cpp rotates adjacent pairs, where we rotate halves.
         tensors[f"attn_{name}.weight"] = _neighbours(weight, attention.head_dim) if paired else weight
     for name, projection in (("q", attention.q_proj), ("k", attention.k_proj), ("v", attention.v_proj)):
         if projection.bias is not None:

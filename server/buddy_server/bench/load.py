@@ -1,4 +1,4 @@
-"""Conditions with many requests: a closed loop of streams, and Poisson arrivals."""
+"""Benchmarks with many requests: a closed loop of streams, and Poisson arrivals."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -14,7 +14,7 @@ from buddy_server.bench.site import BenchSite, Tally, percentile_ms
 
 @dataclass(frozen=True, slots=True)
 class _Round:
-    """`timings` are the engine's, a batch each; empty without one."""
+    """`timings` are the engine's, one per batch; empty without an engine."""
 
     replies: list[Reply]
     client_cpu_s: float
@@ -42,8 +42,8 @@ class _Round:
 
 @dataclass(slots=True)
 class ClosedLoop:
-    """`concurrency` streams that each send `per_stream` requests, one after the other; before them, the engine alone on
-    the same prompts, `concurrency` side by side."""
+    """`concurrency` streams that each send `per_stream` requests, one after another. Before them, the engine alone runs
+    the same prompts, `concurrency` at a time."""
 
     site: BenchSite
     concurrency: int
@@ -85,8 +85,8 @@ class ClosedLoop:
 
 @dataclass(slots=True)
 class PoissonArrivals:
-    """`arrivals` requests a round, which come at random times, `rate_per_s` of them on average, whatever the server has
-    finished by then."""
+    """`arrivals` requests per round, sent at random times, `rate_per_s` on average, whether or not earlier ones have
+    finished."""
 
     site: BenchSite
     rate_per_s: float

@@ -1,4 +1,4 @@
-"""What a long prompt does to those who are already reading their answers."""
+"""The effect of a long prompt on clients that are already reading their answers."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -14,14 +14,14 @@ from buddy_server.bench.server_row import LongPromptRow
 from buddy_server.bench.site import BenchSite, Tally, percentile_ms
 
 CALM_READS = 8
-"""How often every stream is heard before the long prompt comes."""
+"""How many reads every stream gets before the long prompt is sent."""
 POLL_S = 0.002
 MOST_STREAM_TOKENS = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class _Gaps:
-    """Of one round: before the long prompt, and during its prefill."""
+    """The gaps of one round: before the long prompt, and during its prefill."""
 
     calm_s: list[float]
     disturbed_s: list[float]
@@ -34,8 +34,8 @@ class _Gaps:
 
 @dataclass(slots=True)
 class LongPrompt:
-    """`long_prompt_tokens` come in while `concurrency` streams decode, each up to `stream_tokens` tokens: the bench
-    ends them once it has seen enough."""
+    """`long_prompt_tokens` arrive while `concurrency` streams decode, each up to `stream_tokens` tokens; the bench ends
+    the streams once it has measured enough."""
 
     site: BenchSite
     concurrency: int
@@ -46,11 +46,11 @@ class LongPrompt:
     _rounds: list[_Gaps] = field(default_factory=list)
 
     def run_round(self) -> None:
-        """Raises ServerBenchError when a stream ends before the long prompt has been prefilled."""
+        """Raises ServerBenchError if a stream ends before the long prompt has been prefilled."""
         site = self.site
         num_tokens = min(self.stream_tokens, MOST_STREAM_TOKENS)
         streams = [Exchange(site.request(site.prompt(), self.budget, num_tokens)) for _ in range(self.concurrency)]
-        # Its first token is its last: the answer ends with the prefill.
+        # One token only: the answer ends with the prefill.
         late = Exchange(site.request(site.prompt(self.long_prompt_tokens), self.budget, 1))
         run_undisturbed(_disturb(site.target, streams, late))
         replies = self.tally.read(site, streams, num_tokens)
@@ -77,13 +77,13 @@ class LongPrompt:
 
 
 async def _disturb(target: Target, streams: Sequence[Exchange], late: Exchange) -> None:
-    """Raises ServerBenchError when a stream has ended before `late` has."""
+    """Raises ServerBenchError if a stream ends before `late`."""
     tasks = [asyncio.create_task(stream.run(target)) for stream in streams]
     try:
         await _until(lambda: all(len(stream.reads) >= CALM_READS for stream in streams), tasks, streams)
         await late.run(target)
         seen = [len(stream.reads) for stream in streams]
-        # The gap in which the prefill ended is the longest of all; it has to be seen to its end.
+        # The gap in which the prefill ended is the longest, so it must be read to its end.
         await _until(lambda: all(len(s.reads) > n for s, n in zip(streams, seen, strict=True)), tasks, streams)
     finally:
         for task in tasks:

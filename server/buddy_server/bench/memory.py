@@ -1,4 +1,4 @@
-"""Whether a server that has answered thousands of requests has grown."""
+"""Whether a server's memory grows over thousands of requests."""
 
 from collections.abc import Iterator
 
@@ -13,14 +13,14 @@ from buddy_server.bench.site import BenchSite, Tally
 SHORT_PROMPT_TOKENS = 16
 SHORT_NEW_TOKENS = 8
 SAMPLE_REQUESTS = 500
-"""How many requests lie between two looks."""
+"""How many requests lie between two measurements."""
 MIB = 2**20
 
 
 def memory_rows(
     site: BenchSite, ours: OurEngine, server_pid: int, num_requests: int, concurrency: int, budget: float, tally: Tally
 ) -> Iterator[MemoryRow]:
-    """One before the first of `num_requests`, one after every 500, one at the end. Raises ServerBenchError."""
+    """One row before the first of `num_requests`, one after every 500, one at the end. Raises ServerBenchError."""
     peak = 0.0
     done = 0
     with tqdm(total=num_requests, desc="memory", unit="request") as progress:

@@ -1,4 +1,4 @@
-"""What benchmarks can be asked for, by name. Imports nothing: the command line reads it at every start."""
+"""The names that benchmark flags accept. Imports nothing, because the command line reads it at every start."""
 
 PEERS = ("transformers", "llama.cpp")
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "int8": "int8"}

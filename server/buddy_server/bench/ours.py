@@ -1,4 +1,4 @@
-"""Our engine as a contender: scheduler, router, sampler and detokenizer included, HTTP not."""
+"""Our engine as a contender: with scheduler, router, sampler and detokenizer, without HTTP."""
 
 import time
 from collections import Counter
@@ -22,7 +22,7 @@ WEIGHT_BYTES = {"fp32": 4, "bf16": 2, "int8": 1}
 
 @dataclass(frozen=True, slots=True)
 class OurEngine:
-    """One engine at some budgets: one for all requests, or several that take turns."""
+    """One engine at one budget for all requests, or at several that alternate."""
 
     spec: ModelSpec
     built: BuiltEngine
@@ -42,16 +42,16 @@ class OurEngine:
         max_sequences: int,
         max_step_tokens: int = MAX_STEP_TOKENS,
     ) -> "OurEngine":
-        """Of a checkpoint; `router` None is random and changes its paths all the time. A step computes
-        `max_step_tokens`, or more where so many sequences need it."""
+        """The engine of a checkpoint. `router` None is a random router, which changes its paths all the time. A step
+        computes `max_step_tokens`, or more if `max_sequences` needs it."""
         served = load_served_model(str(directory), router, "cpu", dtype_name)
         spec = served.loaded.model.spec
         routing = make_routing(router, served) if router else Routing(random_router(spec))
         step_tokens = max(max_step_tokens, max_sequences + routing.route_block)
-        # Every round asks the same again, and is to compute it again.
+        # Every round repeats the same prompts, and should compute them again.
         settings = EngineSettings(max_sequences=max_sequences, max_step_tokens=step_tokens, prefix_cache=False)
         built = assemble(served, routing, settings)
-        # Answers end with their number of tokens and no sooner.
+        # Answers end only at their number of tokens.
         built.engine.end_token_ids = frozenset()
         return cls(spec, built, settings, dtype, (1.0,))
 
@@ -81,7 +81,7 @@ class OurEngine:
         assert num_ended == len(prompts)
         ended = time.perf_counter()
         firsts = tuple(first_tokens[str(index)] for index in range(len(prompts)))
-        # All began together, so the tokens of a place in their answers came of one step.
+        # All started together, so tokens at the same position of their answers come from the same step.
         steps = zip(*(of_prompt[1:] for of_prompt in paths), strict=True)
         rows = Counter(count for step in steps for count in self._layer_rows(step))
         return Timing(prefilled - started, ended - prefilled, num_decoded, firsts, rows)
@@ -91,9 +91,9 @@ class OurEngine:
         return [sum(action != SKIP for action in of_layer) for of_layer in zip(*paths, strict=True)]
 
     def predicted_s(self, layer_rows: Mapping[int, int], batch: int, step_s: Mapping[int, float]) -> float:
-        """What decoding should take where layers are run by so many rows, going by `step_s`: seconds of a step at full
-        depth with 1 to `batch` rows. A step's time is split among layers and head, a layer's among K/V projections,
-        which all rows take, and the rest, by the weights they read."""
+        """The predicted decode time, if the layers run with the row counts `layer_rows`. `step_s` has the seconds of a
+        step at full depth with 1 to `batch` rows. A step's time is split between layers and head, and a layer's between
+        the K/V projections, which all rows run, and the rest, in proportion to the weights they read."""
         kv, layer, head = self._num_weights
         num_layers = self.spec.num_layers
         head_share, kv_share = head / (num_layers * layer + head), kv / layer
@@ -107,7 +107,7 @@ class OurEngine:
     @property
     def ideal_speedup(self) -> float | None:
         """Weights that a token reads at full depth over those it reads at its budget: the layers it runs, the K/V
-        projections of the others, the head. The router's are too few to count. None where budgets differ."""
+        projections of the others, the head. The router's are too few to count. None if budgets differ."""
         if len(self.budgets) > 1:
             return None
         kv, layer, head = self._num_weights
@@ -117,20 +117,20 @@ class OurEngine:
 
     @property
     def weight_bytes(self) -> int:
-        """Of the matrices, each once."""
+        """Bytes of the weight matrices, each counted once."""
         _, layer, head = self._num_weights
         num_heads = 1 if self.spec.tie_embeddings else 2
         return (self.spec.num_layers * layer + num_heads * head) * WEIGHT_BYTES[self.dtype]
 
     @property
     def kv_cache_bytes(self) -> int:
-        # K/V are kept in what "int8" weights were made of.
+        # With int8 weights, K/V keep the dtype from which the weights were quantized.
         token = 2 * self.spec.num_layers * self.spec.kv_dim * max(2, WEIGHT_BYTES[self.dtype])
         return self.built.info.kv_capacity_tokens * token
 
     @property
     def _num_weights(self) -> tuple[int, int, int]:
-        """In the K/V projections of a layer, in a whole layer, in the head."""
+        """Number of weights in a layer's K/V projections, in a whole layer, in the head."""
         spec = self.spec
         kv = 2 * spec.kv_dim * spec.hidden_size
         q_and_o = 2 * spec.num_heads * spec.head_dim * spec.hidden_size
@@ -141,7 +141,7 @@ def random_router(spec: ModelSpec) -> LearnedRouter:
     torch.manual_seed(0)
     decision = DecisionModule(2 * spec.kv_dim, spec.num_layers)
     with torch.no_grad():
-        # Features of random weights are small: without this the first layers would win by their biases alone.
+        # Random weights give small features: without this, the biases alone would favour the first layers.
         decision.down.weight.mul_(30)
         decision.up.bias.zero_()
     return LearnedRouter(decision, torch.zeros(len(spec.actions.free)), 0.0, "random")

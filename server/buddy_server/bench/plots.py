@@ -1,4 +1,4 @@
-"""Measured rows as pictures."""
+"""Plots of measured rows."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -16,8 +16,8 @@ OURS = "buddy"
 
 
 def plot_engine(rows: Sequence[BenchRow], path: Path) -> None:
-    """Speedup over our budget 1.0 against the budget, a line for every dtype, batch and prompt, dotted what the weights
-    read promise; peers, which know no budgets, as horizontal marks."""
+    """Speedup over our budget 1.0 against the budget, one line per dtype, batch and prompt; dotted, the speedup that
+    the weights read allow. Peers, which have no budgets, are horizontal lines."""
     figure = _figure(9)
     axes = figure.subplots()
     lines: dict[str, list[tuple[float, float, float]]] = defaultdict(list)
@@ -42,8 +42,8 @@ def plot_engine(rows: Sequence[BenchRow], path: Path) -> None:
 
 
 def plot_server(rows: Sequence[ServerRow], path: Path) -> None:
-    """Time to the first token, inter-token latency and whole answers against output tokens a second: a line for every
-    dtype and budget, its points marked with the number of streams, p99 dashed; Poisson arrivals as crosses."""
+    """Time to the first token, inter-token latency and whole answers against output tokens per second: one line per
+    dtype and budget, with the number of streams at each point and p99 dashed; Poisson arrivals as crosses."""
     figure = _figure(18)
     panels = figure.subplots(1, 3)
     loads = [row for row in rows if isinstance(row, LoadRow)]
@@ -87,5 +87,5 @@ def _figure(width: float) -> "Figure":
 
 def _finish(axes: "Axes") -> None:
     axes.grid(alpha=0.3)
-    # Beside the axes, where no line is.
+    # Outside the axes, so that it covers no line.
     axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))

@@ -1,4 +1,4 @@
-"""What a server answered, read from the bytes of an exchange after the timing."""
+"""A server's answer, parsed from the bytes of an exchange after the timing."""
 
 import json
 from bisect import bisect_left
@@ -12,9 +12,9 @@ from buddy_server.bench.http_load import Exchange
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """`arrival_times_s` are when text came. What came in one read came at one time, and tokens without text, half
-    characters for instance, have no time of their own: there may be fewer arrivals than tokens. `num_tokens` is what
-    the server counted. `error` is None for an answer that came whole."""
+    """`arrival_times_s` are the times at which text arrived. Everything in one read has the same time, and tokens
+    without text, such as half characters, have none: there may be fewer arrivals than tokens. `num_tokens` is the
+    server's count. `error` is None for a complete answer."""
 
     sent_s: float
     ended_s: float
@@ -30,7 +30,7 @@ class Reply:
 
     @property
     def gaps_s(self) -> list[float]:
-        """Between arrivals: inter-token latencies."""
+        """Seconds between arrivals: the inter-token latencies."""
         return [later - earlier for earlier, later in pairwise(self.arrival_times_s)]
 
     @property
@@ -39,12 +39,12 @@ class Reply:
 
 
 class _Broken(Exception):
-    """An answer that is none; the message says why."""
+    """An unusable answer; the message states why."""
 
 
 def read_reply(exchange: Exchange, new_tokens: int, may_end_early: bool = False) -> Reply:
-    """The answer, with an error unless it has `new_tokens` tokens or the model itself ended it and may. One that the
-    bench cut off is no error."""
+    """The answer, with an error unless it has `new_tokens` tokens, or the model ended it early and `may_end_early`
+    allows that. An answer cut off by the bench is not an error."""
     ended_s = exchange.reads[-1][0] if exchange.reads else exchange.sent_s
     try:
         return _read(exchange, ended_s, new_tokens, may_end_early)
@@ -67,7 +67,7 @@ def _read(exchange: Exchange, ended_s: float, new_tokens: int, may_end_early: bo
             raise _Broken(f"in mid-stream: {chunk['error']['message']}")
         usage = chunk.get("usage") or usage
         for choice in chunk["choices"]:
-            # An answer without any text, a single half character for instance, still has a time: that of its end.
+            # An answer without any text, for instance a single half character, still gets a time: that of its end.
             tells = choice["text"] or (choice["finish_reason"] and not times)
             if tells and time_s not in times[-1:]:
                 times.append(time_s)
@@ -84,8 +84,8 @@ def _read(exchange: Exchange, ended_s: float, new_tokens: int, may_end_early: bo
 
 
 def _events(exchange: Exchange) -> Iterator[tuple[float, bytes]]:
-    """The data of every server-sent event with the time at which it had come whole. Raises _Broken for an answer that
-    is no stream."""
+    """The data of every server-sent event with the time at which it was complete. Raises _Broken if the answer is not a
+    stream."""
     raw = b"".join(data for _, data in exchange.reads)
     head, _, _ = raw.partition(b"\r\n\r\n")
     if not head and not exchange.cut:
@@ -104,8 +104,8 @@ def _events(exchange: Exchange) -> Iterator[tuple[float, bytes]]:
 
 
 def _dechunked(raw: bytes, at: int) -> tuple[bytes, list[tuple[int, int]]]:
-    """The body behind HTTP's chunked framing from `at` on, as far as it came; for every piece, where it ends in the
-    body and in `raw`."""
+    """The body from `at` on, without HTTP's chunked framing, as far as it arrived; and for every piece, where it ends
+    in the body and in `raw`."""
     body, pieces = bytearray(), []
     while (line_end := raw.find(b"\r\n", at)) >= 0:
         start = line_end + 2
@@ -119,7 +119,7 @@ def _dechunked(raw: bytes, at: int) -> tuple[bytes, list[tuple[int, int]]]:
 
 
 def _refusal(raw: bytes) -> str:
-    """The status and the message of an answer that is no stream."""
+    """The status and message of an answer that is not a stream."""
     head, _, body = raw.partition(b"\r\n\r\n")
     status = head.partition(b"\r\n")[0].decode(errors="replace").partition(" ")[2]
     try:

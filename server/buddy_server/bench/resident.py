@@ -1,4 +1,4 @@
-"""How much memory a process and its children hold, from /proc."""
+"""The memory use of a process and its children, from /proc."""
 
 from collections import defaultdict
 from pathlib import Path
@@ -7,9 +7,9 @@ PROC = Path("/proc")
 
 
 def resident_mib(pid: int) -> float:
-    """MiB over the process tree of `pid`: proportional set size, in which processes share out the pages they share.
+    """MiB over the process tree of `pid`: proportional set size, which divides shared pages among the processes.
 
-    Raises ProcessLookupError when it has ended, and where there is no /proc.
+    Raises ProcessLookupError if the process has ended, or if there is no /proc.
     """
     sizes = [_pss_kib(member) for member in process_tree(pid)]
     if not any(sizes):
@@ -18,12 +18,12 @@ def resident_mib(pid: int) -> float:
 
 
 def process_tree(pid: int) -> list[int]:
-    """`pid` and all that descend from it, as far as they run; zombies do not."""
+    """`pid` and all its running descendants, without zombies."""
     children: dict[int, list[int]] = defaultdict(list)
     alive = set()
     for stat in PROC.glob("[0-9]*/stat"):
         try:
-            # The name before the last parenthesis may hold anything.
+            # The name before the last parenthesis may contain anything.
             state, parent = stat.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[:2]
         except (FileNotFoundError, ProcessLookupError):
             continue

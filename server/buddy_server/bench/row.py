@@ -1,4 +1,4 @@
-"""What a benchmark measures, as one JSON object a line."""
+"""The results of a benchmark, as one JSON object per line."""
 
 import json
 import os
@@ -12,10 +12,11 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class BenchRow:
-    """Medians of rounds. `shape` is the model's when it is no random one; `budget` is None where several take turns.
-    Speeds are of all `batch` requests together. `ideal_speedup` is what the weights read promise over budget 1.0,
-    `speedup` the median of per-round ratios to our own budget 1.0 (under 1 for a slower peer). `share_of_predicted` is
-    the speed over what the rows that ran each layer predict (OurEngine.predicted_s), where that was measured."""
+    """Medians of rounds. `shape` is the model's name if its weights are not random; `budget` is None if several
+    alternate. Speeds cover all `batch` requests together. `ideal_speedup` is what the weights read allow over budget
+    1.0, `speedup` the median of per-round ratios to our own budget 1.0 (below 1 for a slower peer).
+    `share_of_predicted`, if measured, is the speed relative to the prediction from the rows that ran each layer
+    (OurEngine.predicted_s)."""
 
     engine: str
     shape: str
@@ -54,7 +55,7 @@ def markdown_table(rows: Sequence[BenchRow]) -> str:
 
 @cache
 def commit() -> str:
-    """Of the working copy that the code runs from; empty outside of one."""
+    """The commit of the working copy that the code runs from; empty outside of one."""
     directory = Path(__file__).parent
     command = ["git", "-C", str(directory), "describe", "--always", "--dirty"]
     try:
@@ -65,7 +66,7 @@ def commit() -> str:
 
 @cache
 def machine() -> str:
-    """Processor and number of cores that may be used."""
+    """Processor and number of usable cores."""
     model = platform.machine()
     cpu = Path("/proc/cpuinfo")
     if cpu.exists():

@@ -1,4 +1,4 @@
-"""What the server is started on: a checkpoint that no token ends, and a router, the same for the engine alone."""
+"""The server's model: a checkpoint without end tokens, and a router; the engine alone uses the same."""
 
 import json
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from buddy_server.engine.settings import EngineSettings
 
 @dataclass(frozen=True, slots=True)
 class ServedCheckpoint:
-    """`router` as `buddy serve --router` takes it."""
+    """`router` in the format of `buddy serve --router`."""
 
     directory: Path
     router: str
@@ -38,7 +38,7 @@ def served_shape(shape: str, work: Path) -> ServedCheckpoint:
 
 
 def served_model(model: str | None, router: str | None, work: Path) -> ServedCheckpoint:
-    """The files of `model` linked under `work`, but without its end tokens: answers then have the length asked for.
+    """The files of `model`, linked under `work` without its end tokens, so that answers have the requested length.
 
     Raises CheckpointError.
     """
@@ -55,7 +55,7 @@ def served_model(model: str | None, router: str | None, work: Path) -> ServedChe
 
 
 def write_config(settings: EngineSettings, path: Path) -> None:
-    """A configuration file for `buddy serve` with these sizes."""
+    """Write a configuration file for `buddy serve` with these sizes."""
     sizes = {
         "kv_cache_gib": settings.kv_cache_gib,
         "max_sequences": settings.max_sequences,

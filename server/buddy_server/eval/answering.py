@@ -1,4 +1,4 @@
-"""Asks the real engine a batch of questions, in this process and without HTTP."""
+"""Runs a batch of questions on the real engine, in this process and without HTTP."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """`text` is the whole answer; `paths` holds the actions that made each of its tokens."""
+    """`text` is the whole answer; `paths` holds the actions of the layers for each of its tokens."""
 
     text: str
     paths: tuple[bytes, ...]
@@ -26,7 +26,7 @@ class Answer:
 def greedy_answers(
     engine: Engine, prompts: Sequence[Prompt], max_tokens: int, align_paths: bool = False
 ) -> Iterator[tuple[int, Answer]]:
-    """Answers as they finish: (index of the prompt, its greedy answer)."""
+    """Answers as they finish: (index of the prompt, greedy answer)."""
     sampling = SamplingParams(max_tokens=max_tokens, temperature=0.0)
     texts = [""] * len(prompts)
     paths: list[list[bytes]] = [[] for _ in prompts]
@@ -43,7 +43,7 @@ def greedy_answers(
 
 
 def log_likelihoods(engine: Engine, prompts: Sequence[Prompt], num_given: Sequence[int]) -> Iterator[tuple[int, float]]:
-    """Log probabilities of what stands behind the first `num_given` tokens of each prompt, as they finish."""
+    """Log probabilities of the text after the first `num_given` tokens of each prompt, as they finish."""
     _add(engine, prompts, SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0))
     while engine.has_work:
         for request_id, event in engine.step().events:

@@ -48,7 +48,7 @@ def _seeds(text: str) -> tuple[int, ...]:
 
 
 def run(parsed: Namespace) -> None:
-    """Raises ValueErrors of the model, the router, the methods and the questions; OSError of the files."""
+    """Raises ValueError for the model, the router, the methods or the questions; OSError for files."""
     from buddy_server.engine.build import default_router, load_served_model
     from buddy_server.eval.evaluation import EvalPlan, evaluate
     from buddy_server.eval.methods import check_methods

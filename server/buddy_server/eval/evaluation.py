@@ -1,4 +1,4 @@
-"""Runs every method at every budget over the same questions, on the real engine."""
+"""Runs every method at every budget on the same questions, on the real engine."""
 
 import time
 from collections import defaultdict
@@ -26,7 +26,7 @@ from buddy_server.eval.zero_filling import zero_filled
 from buddy_server.tokenizer import ChatTokenizer
 
 MAX_ANSWER_TOKENS = 96
-# Without a prefix cache, so that the measured speed is that of computing.
+# Without a prefix cache, so that the measured speed is that of computation.
 SETTINGS = EngineSettings(max_sequences=64, max_step_tokens=1024, prefix_cache=False)
 BATCH_ROWS, BATCH_TOKENS = 16, 512
 
@@ -34,7 +34,7 @@ BATCH_ROWS, BATCH_TOKENS = 16, 512
 @dataclass(frozen=True, slots=True)
 class EvalPlan:
     """`questions_of` draws the questions of a seed, `calibration` is for baselines that learn, `texts` for bits per
-    byte. Full depth is measured once a seed, under the name "full". Runs that have rows in `measured` are left out."""
+    byte. Full depth is measured once per seed, under the name "full". Runs with rows in `measured` are skipped."""
 
     methods: tuple[str, ...]
     budgets: tuple[float, ...]
@@ -46,7 +46,7 @@ class EvalPlan:
     measured: Sequence[EvalRow] = ()
 
     def budgets_of(self, method: str, seed: int) -> list[float | None]:
-        """The budgets at which `method` is still to be measured; None lets the predictor choose."""
+        """The budgets at which `method` still has to be measured; None lets the predictor choose."""
         done = {row.budget for row in self.measured if (row.method, row.seed) == (method, seed)}
         budgets = {"full": (1.0,), "auto": (None,), "bound": tuple(b for b in self.budgets if b < 1)}
         return [budget for budget in budgets.get(method, self.budgets) if budget not in done]
@@ -55,7 +55,7 @@ class EvalPlan:
 def evaluate(served: ServedModel, tokenizer: ChatTokenizer, plan: EvalPlan) -> Iterator[list[EvalRow]]:
     """The rows of one run, or of a seed's search bound, as they are measured.
 
-    Raises MethodError, ArtifactError; ValueError when `plan.measured` is of another number of questions.
+    Raises MethodError and ArtifactError; ValueError if `plan.measured` covers another number of questions.
     """
     source = MethodSource(served, plan.router, _batches(plan.calibration, served, tokenizer))
     drawn = {seed: plan.questions_of(seed) for seed in plan.seeds}
@@ -77,7 +77,7 @@ def evaluate(served: ServedModel, tokenizer: ChatTokenizer, plan: EvalPlan) -> I
                     with zero_filled(built) if zero_kv else nullcontext():
                         rows = list(_run(built, tokenizer, questions, method, budget, seed, bar))
                     if zero_kv:
-                        # In plain torch: its speed says nothing beside the others'.
+                        # Runs in plain torch, so its speed is not comparable with the others'.
                         rows = [replace(row, tokens_per_s=None) for row in rows]
                     if plan.texts and budget is not None:
                         rows.append(
@@ -115,7 +115,7 @@ def _text_row(
 
 
 def _batches(questions: Sequence[Question], served: ServedModel, tokenizer: ChatTokenizer) -> list[ExampleBatch]:
-    """The questions with their references, in order, packed."""
+    """The questions with their reference answers, in order, packed."""
     end_token = min(end_token_ids(served.loaded.directory), default=0)
     examples = [as_example(question, tokenizer, end_token) for question in questions]
     return [batch.to(served.device) for batch in packed_in_order(examples, BATCH_ROWS, BATCH_TOKENS)]
@@ -124,7 +124,7 @@ def _batches(questions: Sequence[Question], served: ServedModel, tokenizer: Chat
 def _bound(
     served: ServedModel, tokenizer: ChatTokenizer, questions: Sequence[Question], budgets: Sequence[float], seed: int
 ) -> Iterator[EvalRow]:
-    """The search bound's rows: a question counts as answered when the best path says just its reference."""
+    """The search bound's rows: a question counts as answered if the best path gives exactly its reference answer."""
     num_layers, actions = served.loaded.model.spec.num_layers, served.loaded.model.spec.actions
     num_run = {actions.max_cost(budget) // MILLI_LAYERS: budget for budget in budgets}
     right: dict[int, list[bool]] = defaultdict(list)

@@ -1,4 +1,4 @@
-"""The ways of choosing layers that an evaluation compares: every one a source of masks that the engine can serve."""
+"""The methods of choosing layers that an evaluation compares: each is a source of paths that the engine can serve."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -25,11 +25,11 @@ METHODS = (
 
 
 class MethodError(ValueError):
-    """A method that does not exist, or that the router at hand cannot do."""
+    """A method that does not exist, or that this router does not support."""
 
 
 def check_methods(methods: Sequence[str]) -> None:
-    """Raises MethodError for one that does not exist."""
+    """Raises MethodError for an unknown method."""
     for method in methods:
         if method not in METHODS:
             raise MethodError(f"method {method!r} is unknown; allowed: {', '.join(METHODS)}")
@@ -37,19 +37,19 @@ def check_methods(methods: Sequence[str]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class MethodSource:
-    """What methods are made from: the artifact `router` names, and examples to calibrate baselines on."""
+    """The sources of methods: the artifact that `router` names, and examples to calibrate baselines on."""
 
     served: ServedModel
     router: str
     calibration: Sequence[ExampleBatch]
 
     def routing(self, method: str, seed: int) -> Routing:
-        """The masks of a method that `check_methods` knows, "bound" excepted. Raises MethodError, ArtifactError.
+        """The routing of a method that `check_methods` accepts, except "bound". Raises MethodError, ArtifactError.
 
-        "router" is the artifact, also for "router:zero-kv" (zero_filling.py) and "router:aligned", where all that is
-        answered side by side shares paths; "router:once" keeps the path of the
-        prompt's end; "auto" is the artifact with its Budget Predictor; "prompt-sets" chooses one of a few rankings for
-        each prompt; "random" is a ranking drawn by the seed; "prior:" and an indicator a measured one.
+        "router" is the artifact, also for "router:zero-kv" (zero_filling.py) and "router:aligned", where all answers of
+        a batch share paths; "router:once" keeps the path chosen at the prompt's end; "auto" is the artifact with its
+        Budget Predictor; "prompt-sets" chooses one of a few rankings for each prompt; "random" is a ranking drawn by
+        the seed; "prior:" plus an indicator is a measured ranking.
         """
         match method:
             case "router" | "router:zero-kv" | "router:aligned":

@@ -1,4 +1,4 @@
-"""Measures the embedded model and writes its card: figures come from here, words from the template."""
+"""Measures the embedded model and writes its card: the figures come from here, the text from the template."""
 
 import json
 from collections.abc import Sequence
@@ -70,7 +70,7 @@ def write_model_card(plan: DemoPlan) -> None:
 
 
 def _table(rows: Sequence[EvalRow]) -> str:
-    """One row a family, one column a run."""
+    """One row per family, one column per run."""
     accuracy = {(row.method, row.budget, row.task): row.accuracy for row in rows if row.accuracy is not None}
     names = ["full depth" if method == "full" else f"{budget:g}, {method}" for method, budget in RUNS]
     lines = ["| family | " + " | ".join(names) + " |", "|---|" + "---:|" * len(RUNS)]

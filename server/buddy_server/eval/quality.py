@@ -1,4 +1,4 @@
-"""What has no one right answer: stories told to order, and bits per byte of text."""
+"""Measures without a single right answer: stories written to a request, and bits per byte of text."""
 
 # T tokens
 
@@ -27,7 +27,7 @@ CONTEXT_TOKENS = 256
 def story_obedience(
     engine: Engine, tokenizer: ChatTokenizer, max_cost: int, stories: Sequence[str], seed: int
 ) -> float:
-    """Share of greedy stories that mention everything their request names; requests that name nothing are left out."""
+    """Share of greedy stories that mention everything their request names; requests that name nothing are skipped."""
     requests = [request for request in story_requests(stories, seed) if request.required]
     rendered = (tokenizer.render([{"role": "user", "content": request.prompt}]) for request in requests)
     answers = greedy_answers(engine, [Prompt(tokens, max_cost) for tokens in rendered], MAX_STORY_TOKENS)
@@ -39,9 +39,9 @@ def story_obedience(
 def bits_per_byte(
     model: RoutedDecoder, tokenizer: ChatTokenizer, texts: Sequence[str], router: Router, max_cost: int
 ) -> float:
-    """Bits a byte that the model needs for `texts`, in windows of `CONTEXT_TOKENS`, routed at every token.
+    """Bits per byte that the model needs for `texts`, in windows of `CONTEXT_TOKENS`, routed at every token.
 
-    Every window starts cold, with the tokenizer's start token, so the figure errs on the high side.
+    Every window starts without context, at the tokenizer's start token, so the figure errs on the high side.
     """
     total_bits, total_bytes = 0.0, 0
 

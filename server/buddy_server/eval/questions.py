@@ -1,4 +1,4 @@
-"""Questions with checkable answers: the built-in tasks, or a file of one's own."""
+"""Questions with checkable answers: the built-in tasks, or the user's own file."""
 
 import json
 import random
@@ -24,8 +24,8 @@ class QuestionError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """`is_right` judges the generated answer, `reference` is a right one. With `choices`, the likeliest of them counts
-    instead, and `is_right` judges that."""
+    """`is_right` judges the generated answer, `reference` is a right answer. With `choices`, `is_right` judges the
+    likeliest choice instead."""
 
     task: str
     prompt_tokens: tuple[int, ...]
@@ -45,7 +45,7 @@ def builtin_questions(limit: int, seed: int, tokenizer: ChatTokenizer, split: Sp
 
 
 def questions_from_file(path: Path, limit: int, seed: int, tokenizer: ChatTokenizer) -> list[Question]:
-    """At most `limit` of a JSONL file's questions, drawn by the seed. Raises QuestionError."""
+    """Up to `limit` questions of a JSONL file, drawn by the seed. Raises QuestionError."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -84,7 +84,7 @@ def _choices(row: dict[str, Any], where: str) -> tuple[str, ...]:
 
 
 def ends_with_answer(reply: str, answer: str) -> bool:
-    """Whether the last words of a reply are the answer; case, spaces and closing punctuation do not count."""
+    """Whether the reply's last words are the answer; case, spaces and closing punctuation are ignored."""
     said, wanted = _words(reply), _words(answer)
     return bool(wanted) and said[-len(wanted) :] == wanted
 
@@ -102,6 +102,6 @@ def _checker(task: Task) -> Callable[[str], bool]:
 
 
 def as_example(question: Question, tokenizer: ChatTokenizer, end_token: int) -> Example:
-    """The question with its reference, to calibrate on or to search with."""
+    """The question with its reference answer, for calibration or search."""
     answer = (*tokenizer.encode_text(question.reference), end_token)
     return Example((*question.prompt_tokens, *answer), len(question.prompt_tokens))

@@ -1,4 +1,4 @@
-"""An evaluation as a table and as plots."""
+"""Renders an evaluation as a table and plots."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -11,7 +11,7 @@ from buddy_server.eval.row import EvalRow
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """A method at a budget, the mean over tasks; `spread` is the standard deviation over seeds, None for one seed."""
+    """A method at a budget, averaged over tasks; `spread` is the standard deviation over seeds, None for one seed."""
 
     method: str
     budget: float | None
@@ -25,7 +25,7 @@ class Summary:
 
 
 def summarise(rows: Sequence[EvalRow]) -> list[Summary]:
-    """In the order in which the runs first appear."""
+    """One summary per method and budget, in order of first appearance."""
     runs: dict[tuple[str, float | None], list[EvalRow]] = defaultdict(list)
     for row in rows:
         runs[row.method, row.budget].append(row)
@@ -64,7 +64,7 @@ def _accuracy_by_seed(rows: Sequence[EvalRow]) -> dict[int, float]:
 
 
 def markdown_table(rows: Sequence[EvalRow]) -> str:
-    """One line a method and budget: accuracy is the mean over tasks, retention its share of full depth's."""
+    """One line per method and budget: accuracy is the mean over tasks, retention its share of full depth's accuracy."""
     lines = [
         "| method | budget | accuracy | retention | mean depth | paths an answer | tokens/s | bits/byte |",
         "|---|---:|---:|---:|---:|---:|---:|---:|",
@@ -80,8 +80,8 @@ def markdown_table(rows: Sequence[EvalRow]) -> str:
 
 
 def bound_table(rows: Sequence[EvalRow]) -> str:
-    """One line a budget at which both the router and the search bound are measured: how much of the way from the best
-    static baseline up to the bound the router goes."""
+    """One line per budget at which both the router and the search bound are measured: the share of the gap between the
+    best static baseline and the bound that the router closes."""
     lines = [
         "| budget | best static baseline | router | search bound | share of the gap closed |",
         "|---:|---:|---:|---:|---:|",
@@ -106,7 +106,7 @@ def is_static(method: str) -> bool:
 
 
 def write_report(directory: Path, rows: Sequence[EvalRow]) -> None:
-    """report.md, accuracy_depth.png, accuracy_speed.png, layer_use.png; where a predictor chose, auto_depth.png."""
+    """Writes report.md, accuracy_depth.png, accuracy_speed.png, layer_use.png and, with a predictor, auto_depth.png."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -130,7 +130,7 @@ def _plot_curves(summaries: Sequence[Summary], x_name: str, x_label: str, path: 
     full = [s for s in summaries if s.method == "full"]
     for method in dict.fromkeys(s.method for s in summaries if s.method != "full"):
         points = [s for s in summaries if s.method == method and getattr(s, x_name) is not None]
-        # Every fixed curve ends at full depth, where all methods are the same.
+        # Every fixed curve ends at full depth, where all methods are equal.
         points = sorted([*points, *(full if method != "auto" else [])], key=lambda s: getattr(s, x_name))
         errors = [s.spread or 0.0 for s in points]
         style = "*" if method == "auto" else "o-"

@@ -1,4 +1,4 @@
-"""What an evaluation measures, as one JSON object a line."""
+"""The results of an evaluation, as one JSON object per line."""
 
 import json
 from collections.abc import Iterable
@@ -9,9 +9,9 @@ from typing import Literal
 
 @dataclass(frozen=True, slots=True)
 class EvalRow:
-    """One method at one budget on one task. `budget` is None where the predictor chose; `mean_depth` is the measured
-    share of the layers, `distinct_paths` the mean over answers; `tokens_per_s` is of the whole run that the row is part
-    of, prompts included. None is what a row does not measure: the task "text" has `bits_per_byte` and no accuracy."""
+    """One method at one budget on one task. `budget` is None if the predictor chose; `mean_depth` is the measured share
+    of the layers, `distinct_paths` the mean over answers; `tokens_per_s` covers the whole run that contains the row,
+    prompts included. None means not measured: the task "text" has `bits_per_byte` and no accuracy."""
 
     method: str
     budget: float | None
@@ -27,7 +27,7 @@ class EvalRow:
 
 
 def read_rows(path: Path) -> list[EvalRow]:
-    """Raises ValueError naming the line that is none of ours."""
+    """Raises ValueError naming a line that is not a row of an evaluation."""
     rows = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         try:

@@ -1,6 +1,7 @@
-"""How good paths could be: the best one for each prompt, found by beam search on its true answer. A bound, no method.
+"""An upper bound on paths: the best path for each prompt, found by beam search on the true answer. Not a method.
 
-It sees what a router cannot, the answer; and it gives a prompt one path where a router may change it at every token.
+The search sees the answer, which a router cannot; but it gives each prompt one path, and a router may change it at
+every token.
 """
 
 # E examples, W beam width, L layers
@@ -19,9 +20,11 @@ BEAM_WIDTH = 2
 
 
 def search_paths(model: RoutedDecoder, batch: ExampleBatch, budgets: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
-    """For each of `budgets` (layers to run), deepest first: which examples [E] are answered just as their reference.
+    """For each of `budgets` (layers to run), deepest first: which examples [E] are answered exactly like their
+    reference.
 
-    A layer is taken away at a time, from every path in the beam; the `BEAM_WIDTH` least bad paths of an example go on.
+    Each step removes one layer from every path in the beam; the `BEAM_WIDTH` paths of an example with the lowest loss
+    remain.
     """
     num_layers = model.spec.num_layers
     full = torch.ones(num_layers, dtype=torch.int8, device=batch.tokens.device)
@@ -53,6 +56,6 @@ def _one_less(model: RoutedDecoder, batch: ExampleBatch, beam: Tensor) -> Tensor
         index = nats.argmin(1)
         chosen = children[torch.arange(len(children)), index]
         best.append(chosen)
-        # Two parents have children in common: the same path is not to fill the beam.
+        # Two parents can have the same child, which should not fill the beam twice.
         nats = nats.masked_fill((children == chosen[:, None]).all(-1), torch.inf)
     return torch.stack(best, 1)

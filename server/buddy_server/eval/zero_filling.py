@@ -1,4 +1,4 @@
-"""An ablation: skipped layers leave zeros in the KV cache, as the paper's implementation does, not projected K/V."""
+"""An ablation: skipped layers leave zeros in the KV cache, as in the paper's implementation, not projected K/V."""
 
 # N rows of a step, L layers
 
@@ -17,7 +17,7 @@ from buddy_server.engine.build import BuiltEngine
 
 
 class NotingPlanner:
-    """Passes paths on and keeps those of the step's rows."""
+    """A planner that keeps the paths of the step's rows."""
 
     def __init__(self, planner: Planner) -> None:
         self._planner = planner
@@ -35,13 +35,13 @@ class NotingPlanner:
 
 @contextmanager
 def zero_filled(built: BuiltEngine) -> Iterator[None]:
-    """Within, an engine that runs in plain torch writes zeros where a row skips a layer. It must be one without a
+    """Within this context, an engine that runs in plain torch writes zeros where a row skips a layer. It must have no
     prefix cache, which would keep them."""
     stepper = built.engine.runner.stepper
     assert isinstance(stepper, TorchStepper)
     planner = stepper.planner
     noting = NotingPlanner(planner)
-    # The first layer always runs, and its V is what the paths are chosen from.
+    # The first layer always runs, and the paths are chosen from its V.
     handles = [
         projection.register_forward_hook(_emptied(noting, index))
         for index, layer in enumerate(stepper.model.blocks)
@@ -58,5 +58,5 @@ def zero_filled(built: BuiltEngine) -> Iterator[None]:
 
 
 def _emptied(noting: NotingPlanner, index: int) -> Callable[[nn.Module, object, Tensor], Tensor]:
-    # Rotation and normalisation leave zeros as they are.
+    # Rotation and normalisation keep zeros.
     return lambda _module, _inputs, output: output * (noting.row_paths[:, index : index + 1] != SKIP).to(output)
