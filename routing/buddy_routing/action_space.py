@@ -1,8 +1,9 @@
-"""What the layers of a path may do and what that costs (design section 1). Imports no torch.
+"""The actions of a path's layers and their costs (design section 1). Imports no torch.
 
-A path names an action for each layer: `SKIP` or `RUN`. An action has a cost in integer milli-layers, so that what a
-token ran adds up exactly from the step to the ledger. A budget is a ceiling, never exceeded. The paper rounds to the
-nearest layer (arXiv 2606.09514, section 3); rounding can exceed the budget by half a layer, so we floor.
+A path names an action for each layer: `SKIP` or `RUN`. An action costs an integer number of milli-layers, so that the
+cost of a token adds up exactly, from the step to the accounts. A budget is a limit that is never exceeded. The paper
+rounds to the nearest layer (arXiv 2606.09514, section 3), which can exceed the budget by half a layer, so we round
+down.
 """
 
 import math
@@ -11,19 +12,19 @@ from dataclasses import dataclass
 from functools import cached_property
 
 SKIP, RUN = 0, 1
-"""Actions; those of buddy_kernels.step."""
+"""The actions, as in buddy_kernels.step."""
 MILLI_LAYERS = 1000
-"""The cost of running a whole layer."""
+"""The cost of running a full layer."""
 MOST_KNOWN = 1 << 16
 
 
 class BudgetError(ValueError):
-    """A budget outside what the model can honour; the message names the value and the allowed range."""
+    """A budget that the model cannot honour; the message names the value and the allowed range."""
 
 
 @dataclass(frozen=True)
 class ActionSpace:
-    """`costs` [L][A] are the milli-layers of each action at each layer; `forced` layers run in every path, the others
+    """`costs` [L][A] are the milli-layers of each action at each layer. `forced` layers run in every path; the others
     are free."""
 
     costs: tuple[tuple[int, ...], ...]
@@ -31,7 +32,7 @@ class ActionSpace:
 
     @classmethod
     def skip_or_run(cls, num_layers: int) -> "ActionSpace":
-        """Every layer may be skipped but the first and the last."""
+        """Every layer except the first and the last may be skipped."""
         return cls(((0, MILLI_LAYERS),) * num_layers, frozenset({0, num_layers - 1}))
 
     @property
@@ -45,12 +46,12 @@ class ActionSpace:
 
     @cached_property
     def full_cost(self) -> int:
-        """Of a token that runs every layer."""
+        """The cost of a token that runs every layer."""
         return sum(of_layer[RUN] for of_layer in self.costs)
 
     @cached_property
     def smallest_cost(self) -> int:
-        """Of a token that runs the forced layers alone."""
+        """The cost of a token that runs only the forced layers."""
         return sum(of_layer[RUN if layer in self.forced else SKIP] for layer, of_layer in enumerate(self.costs))
 
     @property
@@ -59,13 +60,13 @@ class ActionSpace:
 
     @property
     def allowed_budgets(self) -> str:
-        """As error messages tell it."""
+        """The allowed range, for error messages."""
         return f"a number from {self.smallest_budget:.4g} ({len(self.forced)} of {self.num_layers} layers) to 1"
 
     def max_cost(self, budget: float) -> int:
-        """The milli-layers that a token may cost at `budget`, in steps of what actions can differ by.
+        """The milli-layers that a token may cost at `budget`, in steps of the smallest cost difference between actions.
 
-        The epsilon keeps products such as 0.7 * 10 = 6.999... from losing the layer they pay for.
+        The epsilon keeps products such as 0.7 * 10 = 6.999... from losing a layer that the budget pays for.
 
         Raises BudgetError for a budget that does not pay for the forced layers, is above 1, or not finite.
         """
@@ -75,21 +76,21 @@ class ActionSpace:
         return max(self.smallest_cost, math.floor(budget * self.full_cost + 1e-6) // step * step)
 
     def cost(self, path: Iterable[int]) -> int:
-        """The milli-layers of a path [L]."""
+        """The milli-layers that a path [L] costs."""
         return sum(of_layer[action] for of_layer, action in zip(self.costs, path, strict=True))
 
     def layers_run(self, path: Iterable[int]) -> tuple[int, ...]:
-        """Their indices."""
+        """The indices of the layers that a path [L] runs."""
         return tuple(layer for layer, action in enumerate(path) if action != SKIP)
 
     @cached_property
     def path_costs(self) -> "PathCosts":
-        """`cost` for paths as bytes, of which the same few come again and again."""
+        """`cost` for paths as bytes, cached because the same few paths keep recurring."""
         return PathCosts(self)
 
 
 class PathCosts(dict[bytes, int]):
-    """The costs of the paths that were asked for."""
+    """A cache of path costs."""
 
     def __init__(self, space: ActionSpace) -> None:
         super().__init__()

@@ -13,12 +13,12 @@ from buddy_routing.router_config import ArtifactError
 
 ADAPTER_DIR = "adapter"
 PREFIX = "base_model.model.model."
-"""What PEFT calls the decoder inside a Hugging Face causal language model."""
+"""PEFT's name for the decoder inside a Hugging Face causal language model."""
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
 def add_adapter(model: RoutedDecoder, rank: int) -> list[nn.Parameter]:
-    """Put LoRA of `rank`, scaled by 2, on every linear layer (the paper's places); the parameters to train."""
+    """Add LoRA of `rank`, scaled by 2, to every linear layer (as in the paper); returns the parameters to train."""
     from peft import LoraConfig, inject_adapter_in_model
 
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=TARGETS), model)
@@ -26,7 +26,7 @@ def add_adapter(model: RoutedDecoder, rank: int) -> list[nn.Parameter]:
 
 
 def save_adapter(directory: Path, model: RoutedDecoder, rank: int, base: str) -> None:
-    """Write the adapter of a model that `add_adapter` was called on, as PEFT loads it; `base` names the base model."""
+    """Write the adapter of a model prepared by `add_adapter`, in PEFT's format; `base` names the base model."""
     from peft import LoraConfig, get_peft_model_state_dict
 
     directory.mkdir(parents=True, exist_ok=True)
@@ -41,9 +41,9 @@ def save_adapter(directory: Path, model: RoutedDecoder, rank: int, base: str) ->
 
 @torch.no_grad()
 def merge_adapter(model: RoutedDecoder, directory: Path) -> None:
-    """Add the adapter's update to the weights: W + alpha / r x B A, computed in fp32. Needs no PEFT.
+    """Add the adapter's update to the weights: W + alpha / r x B A, computed in fp32. Does not need PEFT.
 
-    Raises ArtifactError when it does not fit the model.
+    Raises ArtifactError if the adapter does not fit the model.
     """
     try:
         config = json.loads((directory / "adapter_config.json").read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Router artifacts: a directory with `router_config.json`, `router.safetensors` and, where one was trained,
+"""Router artifacts: a directory with `router_config.json`, `router.safetensors` and, if a predictor was trained,
 `predictor.safetensors` (design section 6)."""
 
 import hashlib
@@ -26,7 +26,7 @@ def save_router(directory: Path, router: LearnedRouter, config: RouterConfig) ->
 
 
 def load_router(directory: Path, base_fingerprint: str, device: torch.device) -> tuple[LearnedRouter, RouterConfig]:
-    """Raises ArtifactError when the artifact is incomplete, of an unknown format, or made for another model."""
+    """Raises ArtifactError if the artifact is incomplete, of an unknown format, or made for another model."""
     config = read_router_config(directory)
     if not _weights(directory).exists():
         raise ArtifactError(f"{directory} is not a router artifact: it has no {_weights(directory).name}")
@@ -47,13 +47,13 @@ def load_router(directory: Path, base_fingerprint: str, device: torch.device) ->
 
 
 def save_predictor(directory: Path, predictor: BudgetPredictor) -> None:
-    """Beside the router it was trained with."""
+    """Save the predictor next to the router it was trained with."""
     state = {name: t.detach().cpu().contiguous() for name, t in predictor.state_dict().items()}
     save_file(state, directory / PREDICTOR_NAME)
 
 
 def load_predictor(directory: Path, config: RouterConfig, device: torch.device) -> BudgetPredictor | None:
-    """The predictor of an artifact whose config was read, or None when it has none. Raises ArtifactError."""
+    """The predictor of an artifact with this config, or None if it has none. Raises ArtifactError."""
     path = directory / PREDICTOR_NAME
     if not path.exists():
         return None

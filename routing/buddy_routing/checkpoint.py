@@ -1,4 +1,4 @@
-"""Loading and saving models in Hugging Face's format, and the fingerprint that ties a router to one of them."""
+"""Loads and saves models in Hugging Face's format, and computes the fingerprint that ties a router to a model."""
 
 import hashlib
 import json
@@ -19,12 +19,12 @@ FINGERPRINT_SAMPLES = 64
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that is missing, incomplete or of another shape than its config says."""
+    """A checkpoint that is missing, incomplete or does not match the shapes in its config."""
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A model ready to run, and where its tokenizer and config are."""
+    """A model ready to run, and the directory of its tokenizer and config."""
 
     model: RoutedDecoder
     directory: Path
@@ -32,9 +32,9 @@ class LoadedModel:
 
 
 def resolve_model(path_or_id: str) -> Path:
-    """The directory of a model: a local one as it is, a hub id through Hugging Face's cache.
+    """The directory of a model: a local path unchanged, a hub id through Hugging Face's cache.
 
-    Raises CheckpointError, naming what was asked for, when neither is there.
+    Raises CheckpointError naming `path_or_id` if neither exists.
     """
     local = Path(path_or_id).expanduser()
     if local.is_dir():
@@ -45,15 +45,15 @@ def resolve_model(path_or_id: str) -> Path:
 
     try:
         wanted = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
-        # The same weights once more, in the publisher's own layout.
+        # Duplicates of the weights in the publisher's own layout.
         unwanted = ["consolidated*", "original/*"]
         return Path(snapshot_download(path_or_id, allow_patterns=wanted, ignore_patterns=unwanted))
     except Exception as error:
-        raise CheckpointError(f"model {path_or_id!r} is no directory and could not be fetched: {error}") from error
+        raise CheckpointError(f"model {path_or_id!r} is not a directory and could not be fetched: {error}") from error
 
 
 def end_token_ids(directory: Path) -> frozenset[int]:
-    """The tokens that end an answer: generation_config.json's, else config.json's. May be several."""
+    """The tokens that end an answer, possibly several, from generation_config.json or else config.json."""
     for name in ("generation_config.json", "config.json"):
         path = directory / name
         ids = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.exists() else None
@@ -85,7 +85,7 @@ def load_model(directory: Path, dtype: torch.dtype, device: torch.device) -> Loa
                 raise CheckpointError(f"{directory} holds {name}, which a {spec.family} model does not have")
             if tensor.shape != wanted[own_name].shape:
                 raise CheckpointError(
-                    f"{name} has shape {list(tensor.shape)}, config.json asks for {list(wanted[own_name].shape)}"
+                    f"{name} has shape {list(tensor.shape)}, config.json requires {list(wanted[own_name].shape)}"
                 )
             wanted[own_name].copy_(tensor)
             missing.discard(own_name)
@@ -96,7 +96,7 @@ def load_model(directory: Path, dtype: torch.dtype, device: torch.device) -> Loa
 
 
 def sorted_tensors(directory: Path) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of a directory's safetensors files, sharded or not, by name."""
+    """Every tensor of a directory's safetensors files, sharded or not, in order of name."""
     index = directory / "model.safetensors.index.json"
     if index.exists():
         shards: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
@@ -128,7 +128,7 @@ def _reading(path: Path) -> Iterator[None]:
 
 
 def _update_digest(digest: "hashlib._Hash", name: str, tensor: Tensor) -> None:
-    """A few evenly spread values of every tensor: fast on any size, and any fine-tuning changes some of them."""
+    """Hashes a few evenly spread values of every tensor: fast at any size, and any fine-tuning changes some of them."""
     flat = tensor.flatten()
     sample = flat[:: max(1, flat.numel() // FINGERPRINT_SAMPLES)].contiguous()
     digest.update(f"{name}{list(tensor.shape)}{tensor.dtype}".encode())
@@ -136,9 +136,9 @@ def _update_digest(digest: "hashlib._Hash", name: str, tensor: Tensor) -> None:
 
 
 def save_model(model: RoutedDecoder, config: object, directory: Path, dtype: torch.dtype) -> None:
-    """Write config.json and model.safetensors so that transformers loads them as they are.
+    """Write config.json and model.safetensors in a form that transformers loads directly.
 
-    `config` is the transformers config the model's spec was read from.
+    `config` is the transformers config from which the model's spec was read.
     """
     directory.mkdir(parents=True, exist_ok=True)
     config.save_pretrained(directory)  # type: ignore[attr-defined]

@@ -1,9 +1,9 @@
-"""The routed decoder: one set of weights, one layer body, two ways through it.
+"""The routed decoder: one set of weights, one layer body, two forward passes.
 
-`forward` is the server's: ragged rows over a paged cache, each layer run only by the rows whose path has it.
-`dense` is training's: whole sequences, every layer computed, masks multiplied in. They compute the same function
-(design section 1); tests/routing/test_decoder.py holds them together. Parameter names are Hugging Face's, so a
-checkpoint loads as it is.
+`forward` is for serving: ragged rows over a paged cache, where each layer runs only for the rows whose path includes
+it. `dense` is for training: whole sequences, every layer computed, then multiplied by masks. Both compute the same
+function (design section 1), which tests/routing/test_decoder.py checks. Parameter names are Hugging Face's, so
+checkpoints load without renaming.
 """
 
 # N rows of a ragged step, B sequences, T tokens, D model dim, Hq query heads, Hkv key/value heads, Dh head dim,
@@ -34,12 +34,12 @@ from buddy_routing.model_spec import ModelSpec
 from buddy_routing.segments import LayerRows, SegmentBatch, rows_by_layer
 
 PathChooser = Callable[[Tensor], Tensor]
-"""From the first layer's V states: [N, Hkv, Dh] -> paths [S, L] in `forward`, [B, T, Hkv, Dh] -> shares [B, T, L] of
-each layer's output in `dense`."""
+"""Maps the first layer's V states to paths: [N, Hkv, Dh] -> paths [S, L] in `forward`, [B, T, Hkv, Dh] -> shares [B, T,
+L] of each layer's output in `dense`."""
 
 
 class Linear(nn.Linear):
-    """torch's Linear over any leading dims, through the row-stable kernel."""
+    """torch's Linear over any leading dims; 2-D inputs go through the row-stable kernel."""
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() == 2:
@@ -58,8 +58,8 @@ class RMSNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Grouped-query attention without the attending: projections, rotation, and where the context comes from is
-    the caller's."""
+    """Grouped-query attention without the attention itself: projections and rotation. The caller supplies the
+    context."""
 
     def __init__(self, spec: ModelSpec, window: int | None) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ class Attention(nn.Module):
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding of heads [..., Hq, Dh] whose leading dims, flattened, are the rows of cos and sin."""
+    """Rotary embedding of heads [..., Hq, Dh]. The leading dims, flattened, are the rows of cos and sin."""
     return apply_rotary(x.reshape(-1, *x.shape[-2:]), cos, sin).view(x.shape)
 
 
@@ -110,27 +110,27 @@ class DecoderLayer(nn.Module):
         self.post_attention_layernorm = RMSNorm(spec.hidden_size, spec.norm_eps)
 
     def value(self, h: Tensor) -> Tensor:
-        """V states [..., Hkv, Dh] of h [..., D]; needs no attention."""
+        """V states [..., Hkv, Dh] of h [..., D], without attention."""
         v = self.self_attn.v_proj(self.input_layernorm(h))
         return v.unflatten(-1, (-1, self.self_attn.head_dim))
 
     def run(self, h: Tensor, normed: Tensor, cos: Tensor, sin: Tensor, attend: Callable[[Tensor], Tensor]) -> Tensor:
-        """h + F(h) for rows whose K/V are where `attend` finds them. The one body of both ways through."""
+        """h + F(h) for rows; `attend` supplies their attention over K/V. Both forward passes share this body."""
         q = self.self_attn.query(normed, cos, sin)
         h = h + self.self_attn.o_proj(attend(q).flatten(-2))
         return h + self.mlp(self.post_attention_layernorm(h))
 
     def dense(self, h: Tensor, cos: Tensor, sin: Tensor, visible: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The layer over whole rows: h [B, T, D] -> (h + F(h) [B, T, D], V states [B, T, Hkv, Dh])."""
+        """The layer over whole sequences: h [B, T, D] -> (h + F(h) [B, T, D], V states [B, T, Hkv, Dh])."""
         normed = self.input_layernorm(h)
         k, v = self.self_attn.key_value(normed, cos, sin)
         return self.run(h, normed, cos, sin, lambda q: dense_attention(q, k, v, visible)), v
 
 
 def dense_attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
-    """Attention of whole rows: q [B, T, Hq, Dh], k and v [B, T, Hkv, Dh] -> [B, T, Hq, Dh].
+    """Attention over whole sequences: q [B, T, Hq, Dh], k and v [B, T, Hkv, Dh] -> [B, T, Hq, Dh].
 
-    `visible` is of `visible_keys`.
+    `visible` comes from `visible_keys`.
     """
     groups = q.shape[2] // k.shape[2]
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
@@ -139,9 +139,9 @@ def dense_attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> 
 
 
 def visible_keys(num_tokens: int, window: int | None, starts: Tensor | None, device: torch.device) -> Tensor | None:
-    """Which keys a query attends to, [1 or B, 1, T, T] bool, or None for all up to its own.
+    """The keys that each query attends to, [1 or B, 1, T, T] bool, or None for all up to its own.
 
-    `starts` [B, T] says where each token's sequence starts when several stand in a row.
+    `starts` [B, T] is where each token's sequence starts, if several share a row.
     """
     if starts is None and (window is None or window >= num_tokens):
         return None
@@ -156,7 +156,7 @@ def visible_keys(num_tokens: int, window: int | None, starts: Tensor | None, dev
 
 @dataclass(frozen=True, slots=True)
 class PagedContext:
-    """Where the rows of one layer in one step attend: q [M, Hq, Dh] -> [M, Hq, Dh]."""
+    """Attention of one layer's rows in one step over the paged cache: q [M, Hq, Dh] -> [M, Hq, Dh]."""
 
     cache_k: Tensor
     cache_v: Tensor
@@ -171,7 +171,7 @@ class PagedContext:
 
 
 class RoutedDecoder(nn.Module):
-    """A dense Llama, Mistral, Qwen2/2.5 or Qwen3 decoder whose layers can be skipped token by token."""
+    """A dense Llama, Mistral, Qwen2/2.5 or Qwen3 decoder whose layers can be skipped per token."""
 
     inv_freq: Tensor
 
@@ -192,24 +192,24 @@ class RoutedDecoder(nn.Module):
 
     @classmethod
     def empty(cls, spec: ModelSpec, dtype: torch.dtype, device: torch.device) -> "RoutedDecoder":
-        """A decoder whose parameters are allocated but not set, for a checkpoint to fill."""
+        """A decoder with allocated but uninitialized parameters, to be filled from a checkpoint."""
         with torch.device("meta"):
             model = cls(spec)
         model = model.to(dtype).to_empty(device=device)
-        # What the detour over the meta device has lost: shared storage and computed values.
+        # The meta device loses shared storage and computed values, so both are restored.
         model._tie()
         model.inv_freq = rotary_inv_freq(spec.head_dim, spec.rope_theta, spec.rope_scaling)[0].to(device)
         return model
 
     @property
     def blocks(self) -> list[DecoderLayer]:
-        """The layers in order, typed."""
+        """The layers in order, with their type."""
         return [cast(DecoderLayer, layer) for layer in self.layers]
 
     def forward(self, batch: SegmentBatch, cache: KVCache, choose_paths: PathChooser) -> tuple[Tensor, Tensor]:
         """One step: logits [W, V] after the wanted rows, and the paths [S, L] that were run.
 
-        K/V of every row are written at every layer, skipped or not ("project" policy), so the cache has no holes.
+        K/V of every row are written at every layer, skipped or not ("project" policy), so the cache has no gaps.
         """
         h = self.embed_tokens(batch.tokens)  # [N, D]
         cos, sin = rotary_cos_sin(batch.positions, self.inv_freq, self.attention_factor)
@@ -245,12 +245,12 @@ class RoutedDecoder(nn.Module):
         layers_on: Sequence[bool] | None = None,
         starts: Tensor | None = None,
     ) -> Tensor:
-        """Whole rows: tokens [B, T] -> final hidden states [B, T, D], to be given to `lm_head`.
+        """Whole sequences: tokens [B, T] -> final hidden states [B, T, D], the input of `lm_head`.
 
-        `choose_paths` masks every token's path; gradients reach its scores through the masks (straight-through).
-        `layers_on` [L] drops layers for the whole batch without computing them (random depth in pretraining).
-        `starts` [B, T] says where each token's sequence starts, for several sequences in a row that do not see each
-        other; without it a row is one sequence.
+        `choose_paths` gives the mask of every token's path; gradients reach its scores through the masks
+        (straight-through). `layers_on` [L] drops layers for the whole batch without computing them (random depth in
+        pretraining). `starts` [B, T] is where each token's sequence starts, for several sequences in a row that do not
+        attend to each other; without it a row is one sequence.
         """
         num_tokens, device = tokens.shape[1], tokens.device
         positions = torch.arange(num_tokens, device=device).expand_as(tokens)
@@ -271,7 +271,7 @@ class RoutedDecoder(nn.Module):
 
 
 def masked_residual(h: Tensor, ran: Tensor, mask: Tensor) -> Tensor:
-    """`ran` where the mask is set, else `h`, exactly; the gradient of h + m * F(h) with respect to the mask m.
+    """`ran` where the mask is set, else `h`, exactly; with the gradient of h + m * F(h) with respect to the mask m.
 
     Adding m * (ran - h) would round; the second term is zero in value and only carries the mask's gradient.
     """

@@ -1,4 +1,4 @@
-"""What routing looks at of a model: the first layer's V, which needs no attention (design section 2)."""
+"""The part of a model that routing uses: the first layer's V, which needs no attention (design section 2)."""
 
 # Hkv key/value heads, Dh head dim
 
@@ -12,7 +12,7 @@ from buddy_routing.decoder import DecoderLayer, RoutedDecoder
 
 @dataclass(frozen=True, slots=True)
 class FirstLayer:
-    """Embeddings and first layer of a decoder, with the decoder's own weights; the rest of it may be let go of."""
+    """Embeddings and first layer of a decoder, sharing its weights; the rest of the decoder may be freed."""
 
     embed_tokens: nn.Embedding
     layer: DecoderLayer

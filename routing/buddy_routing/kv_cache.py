@@ -12,7 +12,7 @@ from buddy_routing.model_spec import ModelSpec
 
 @dataclass(frozen=True, slots=True)
 class KVCache:
-    """The paged pool. One block table per sequence serves all layers: block p of a sequence is `k[:, p]`."""
+    """The paged pool. One block table per sequence serves all layers: KV block p of layer l is `k[l, p]`."""
 
     k: Tensor  # [L, P, K, Hkv, Dh]
     v: Tensor  # [L, P, K, Hkv, Dh]

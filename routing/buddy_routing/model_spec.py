@@ -1,4 +1,4 @@
-"""What a decoder is made of, read from a Hugging Face config and checked at start."""
+"""The architecture of a decoder, read from a Hugging Face config and checked at start."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +16,13 @@ FAMILIES = {
 
 
 class UnsupportedModelError(ValueError):
-    """A checkpoint we cannot serve exactly; the message names what it has and what is allowed."""
+    """A checkpoint that we cannot serve exactly; the message names its value and what is allowed."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """Shape and numerics of one dense decoder. Sizes are counts, `windows` holds one entry a layer
-    (positions a token may look back, None for all)."""
+    """Shape and numerics of one dense decoder. Sizes are counts; `windows` has one entry per layer (positions a token
+    may look back, None for all)."""
 
     family: str
     num_layers: int
@@ -45,12 +45,12 @@ class ModelSpec:
 
     @property
     def actions(self) -> ActionSpace:
-        """What a path may do with each layer."""
+        """The actions that a path may take at each layer."""
         return ActionSpace.skip_or_run(self.num_layers)
 
     @property
     def kv_dim(self) -> int:
-        """Width of one token's K, or V, states of a layer."""
+        """Width of one token's K states, or V states, in a layer."""
         return self.num_kv_heads * self.head_dim
 
     @classmethod

@@ -1,4 +1,4 @@
-"""Keeps what routing remembers between steps and asks the router for a step's paths."""
+"""Keeps the routing state between steps and gets a step's paths from the router."""
 
 # N rows, A rows ahead, S segments, Hkv key/value heads, Dh head dim, F = Hkv x Dh, L layers
 
@@ -17,7 +17,7 @@ from buddy_routing.selection import select_path
 
 
 class Planner(Protocol):
-    """What the runner asks for a step's paths."""
+    """The stepper's source of paths."""
 
     router: Router
 
@@ -27,7 +27,7 @@ class Planner(Protocol):
 
 
 class PathPlanner:
-    """Running features and the last path of every lane."""
+    """Keeps the running features and the last path of every lane."""
 
     def __init__(self, router: Router, spec: ModelSpec, num_lanes: int, device: torch.device) -> None:
         self.router = router
@@ -36,13 +36,13 @@ class PathPlanner:
         self.last_paths = torch.ones(num_lanes, spec.num_layers, dtype=torch.int8)
 
     def start(self, lane: int, sums: "array[float] | None" = None) -> None:
-        """A sequence begins in the lane: at position 0, or within its prompt where its running features are `sums` [F],
-        as `choose` told them."""
+        """Start a sequence in the lane: at position 0, or inside its prompt, where its running features are `sums` [F],
+        as returned by `choose`."""
         self.features.reset(lane, sums)
 
     def choose(self, batch: SegmentBatch, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Paths [S, L] int8 on the CPU, from the first layer's V states [N + A, Hkv, Dh] of the step's rows and those
-        ahead; and the running features' sums [S, F] fp64 after each segment."""
+        """Returns the paths [S, L] int8 on the CPU, from the first layer's V states [N + A, Hkv, Dh] of the step's rows
+        and those ahead; and the running features' sums [S, F] fp64 after each segment."""
         features, sums = self.features.update(batch, v)
         scores = self.router.scores(features)
         together = torch.zeros_like(scores).index_add_(0, torch.tensor(batch.aligned, device=scores.device), scores)

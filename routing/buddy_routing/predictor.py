@@ -1,4 +1,4 @@
-"""Chooses how deep to run a request that names no budget, from its prompt (arXiv 2606.09514, section 3.5)."""
+"""Chooses from its prompt how deep to run a request that names no budget (arXiv 2606.09514, section 3.5)."""
 
 # S prompts, L layers, C of them free, F width of one token's V
 
@@ -23,21 +23,21 @@ class BudgetPredictor(nn.Module):
         self._num_forced = len(ActionSpace.skip_or_run(num_layers).forced)
 
     def log_probabilities(self, features: Tensor) -> Tensor:
-        """Features [S, 2F] at the prompts' last tokens -> log pi [S, C], -inf for what it was not trained on."""
+        """Features [S, 2F] at the prompts' last tokens -> log pi [S, C], -inf for levels it was not trained on."""
         scores: Tensor = self.policy(features)
         return scores.masked_fill(self.levels < self.lowest, -torch.inf).log_softmax(-1)
 
     @property
     def levels(self) -> Tensor:
-        """[C] int64: the layers that each choice runs, forced ones included."""
+        """[C] int64: the layers that each choice runs, including forced ones."""
         return torch.arange(self._num_forced + 1, self.num_layers + 1, device=self.policy.up.bias.device)
 
     @torch.inference_mode()
     def choose(self, features: Tensor, lowest: Tensor | int, highest: Tensor | int, cost_weight: float = 0.0) -> Tensor:
-        """Layers to run [S] int64: the likeliest level of those from `lowest` to `highest`, [S] or for all.
+        """Layers to run [S] int64: the likeliest level between `lowest` and `highest`, each [S] or one for all.
 
-        `cost_weight` trades quality for compute: it is what the log probability of full depth loses, and of less depth
-        in proportion. Where none of its levels is allowed, `highest` is taken.
+        `cost_weight` trades quality for compute: it is subtracted from the log probability of full depth, and from that
+        of less depth in proportion. If none of its levels is allowed, the result is `highest`.
         """
         levels = self.levels  # [C]
         least, most = (

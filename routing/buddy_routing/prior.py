@@ -1,7 +1,7 @@
-"""Static importance of every free layer, measured on a text: a baseline router, and the learned one's prior.
+"""Static importance of every free layer, measured on a text: a baseline router, and the learned router's prior.
 
-Indicators and the four normalisation steps follow arXiv 2606.09514, section 3.3. The paper's Eq. 2 z-scores the
-result once more by mean and standard deviation; we stop at the ranks, which need no further scale.
+Indicators and the four normalisation steps follow arXiv 2606.09514, section 3.3. The paper's Eq. 2 z-scores the result
+again by mean and standard deviation; we stop at the ranks, which need no further scaling.
 """
 
 # B sequences, T tokens, C free layers
@@ -23,15 +23,15 @@ EPS = 1e-6
 
 
 def bundled_text() -> str:
-    """The small text that ships with the package for measuring a prior at start."""
+    """The small text in the package for measuring a prior at start."""
     return resources.files("buddy_routing").joinpath("calibration.txt").read_text(encoding="utf-8")
 
 
 def normalise(importance: Tensor, log_scale: bool) -> Tensor:
-    """[C] raw importances, larger more important, to ranks in (0, 1): the paper's steps 2, 3 and 4.
+    """Turns raw importances [C], larger is more important, into ranks in (0, 1): the paper's steps 2, 3 and 4.
 
-    `log_scale` applies log(1 + x) first (for perplexity drops, not for cosine). Equal values keep the lower index
-    first, so that the ranks repeat.
+    `log_scale` applies log(1 + x) first (for perplexity drops, not for cosine). Ties keep the lower index first, so
+    that the ranks are reproducible.
     """
     if not len(importance):
         return importance.float()
@@ -47,9 +47,9 @@ def normalise(importance: Tensor, log_scale: bool) -> Tensor:
 def measure_prior(model: RoutedDecoder, tokens: Tensor, indicator: Indicator, counted: Tensor | None = None) -> Tensor:
     """The normalised prior [C] of `model` on tokens [B, T].
 
-    `counted` [B, T] bool marks the tokens whose successors the model was trained to predict; without it all are.
-    "cosine" is ShortGPT's block influence, "ppl" Shortened Llama's perplexity drop, "taylor" its first-order estimate
-    of it, "greedy" SLEB's order of removal. Raises ValueError for an unknown indicator.
+    `counted` [B, T] bool marks the tokens whose successors the model was trained to predict; without it, all count.
+    "cosine" is ShortGPT's block influence, "ppl" Shortened Llama's perplexity drop, "taylor" its first-order estimate,
+    "greedy" SLEB's order of removal. Raises ValueError for an unknown indicator.
     """
     match indicator:
         case "cosine":
@@ -65,7 +65,7 @@ def measure_prior(model: RoutedDecoder, tokens: Tensor, indicator: Indicator, co
 
 @torch.inference_mode()
 def cosine_importance(model: RoutedDecoder, tokens: Tensor, counted: Tensor | None = None) -> Tensor:
-    """1 - cos(input, output) of every free layer, the mean over tokens (ShortGPT's block influence): [C]."""
+    """1 - cos(input, output) of every free layer, averaged over tokens (ShortGPT's block influence): [C]."""
     positions = torch.arange(tokens.shape[1], device=tokens.device).repeat(tokens.shape[0])
     cos, sin = rotary_cos_sin(positions, model.inv_freq, model.attention_factor)
     h = model.embed_tokens(tokens)
@@ -80,7 +80,7 @@ def cosine_importance(model: RoutedDecoder, tokens: Tensor, counted: Tensor | No
 
 @torch.inference_mode()
 def perplexity_drop(model: RoutedDecoder, tokens: Tensor, counted: Tensor | None = None) -> Tensor:
-    """max(0, perplexity without the layer - perplexity with all) of every free layer: [C]."""
+    """max(0, perplexity without the layer - perplexity with all layers), for every free layer: [C]."""
     num_layers = model.spec.num_layers
     full = _perplexity(model, tokens, counted, [True] * num_layers)
     drops = []
@@ -92,7 +92,7 @@ def perplexity_drop(model: RoutedDecoder, tokens: Tensor, counted: Tensor | None
 
 @torch.inference_mode()
 def removal_order(model: RoutedDecoder, tokens: Tensor, counted: Tensor | None = None) -> Tensor:
-    """When greedy removal takes each middle layer, the one least missed first (SLEB, arXiv 2402.09025): [C]."""
+    """The turn in which greedy removal drops each free layer, least important first (SLEB, arXiv 2402.09025): [C]."""
     layers_on = [True] * model.spec.num_layers
     free = model.spec.actions.free
     order = torch.zeros(len(free))
@@ -125,7 +125,7 @@ def taylor_importance(model: RoutedDecoder, tokens: Tensor, counted: Tensor | No
 
 
 def _adder(importance: Tensor, index: int) -> Callable[[Tensor], None]:
-    """Takes each gradient as it appears and lets go of it: a model's gradients never stand in memory together."""
+    """A hook that uses and frees each gradient as it appears: a model's gradients are never in memory all at once."""
 
     def add(parameter: Tensor) -> None:
         assert parameter.grad is not None
@@ -146,7 +146,7 @@ def _perplexity(model: RoutedDecoder, tokens: Tensor, counted: Tensor | None, la
 def _next_token_nats(
     model: RoutedDecoder, tokens: Tensor, counted: Tensor | None, layers_on: list[bool] | None = None
 ) -> Tensor:
-    """Mean cross-entropy of the counted tokens' successors."""
+    """Mean cross-entropy of the tokens that follow the counted ones."""
     hidden, following = model.dense(tokens[:, :-1], layers_on=layers_on), tokens[:, 1:]
     if counted is None:
         hidden, following = hidden.flatten(0, 1), following.flatten()

@@ -1,4 +1,4 @@
-"""Which token's features decide which token's path: prompts in blocks, answers token by token (design section 2)."""
+"""Which token's features choose which token's path: route blocks in prompts, single tokens in answers (section 2)."""
 
 # B rows of tokens, each with one conversation or several end to end, T tokens
 
@@ -7,8 +7,8 @@ from torch import Tensor
 
 
 def conversation_starts(begins: Tensor) -> Tensor:
-    """[B, T] int64: where the conversation of each token starts. `begins` [B, T] marks the first tokens; a row's first
-    token counts as one."""
+    """[B, T] int64: where the conversation of each token starts. `begins` [B, T] marks first tokens; a row's first
+    token always counts as one."""
     index = torch.arange(begins.shape[1], device=begins.device)
     return torch.where(begins, index, 0).cummax(1).values
 
@@ -16,9 +16,9 @@ def conversation_starts(begins: Tensor) -> Tensor:
 def route_sources(starts: Tensor, in_answer: Tensor, route_block: int) -> Tensor:
     """[B, T] int64: the token whose features choose each token's path.
 
-    A prompt token takes the last token of its block, `route_block` long and counted from the start of the conversation,
-    or of the prompt; an answer token takes itself. `starts` [B, T] is of `conversation_starts`, `in_answer`
-    [B, T] bool. This is the rule that the engine's segments follow.
+    For a prompt token, that is the last token of its route block, `route_block` long and counted from the start of the
+    conversation, or of the prompt if the prompt ends earlier; for an answer token, the token itself. `starts` [B, T] is
+    from `conversation_starts`, `in_answer` [B, T] bool. The engine's segments follow the same rule.
     """
     num_tokens = starts.shape[1]
     index = torch.arange(num_tokens, device=starts.device)

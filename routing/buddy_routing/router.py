@@ -1,4 +1,4 @@
-"""Sources of paths: how much each layer matters now. The engine runs the best of them and does not ask why."""
+"""Routers: sources of paths that score each layer's current importance. The engine runs the layers that score best."""
 
 # S segments, K rankings, C free layers, F width of one token's V
 
@@ -11,18 +11,18 @@ from buddy_kernels import linear, silu
 from buddy_routing.action_space import ActionSpace
 
 NEVER = 2**31
-"""As `reroute_every`: an answer keeps the path of its prompt's end."""
+"""Value of `reroute_every` with which an answer keeps the path chosen at its prompt's end."""
 
 
 class Router(Protocol):
-    """Ranks the layers for every segment. `router_id` names it in logs, metrics and cache keys."""
+    """Scores the layers for every segment. `router_id` names the router in logs, metrics and cache keys."""
 
     @property
     def router_id(self) -> str: ...
 
     @property
     def reroute_every(self) -> int:
-        """Decode tokens between two choices; 1 chooses at every token."""
+        """Decode tokens per choice of path; 1 chooses at every token."""
         ...
 
     def scores(self, features: Tensor) -> Tensor:
@@ -66,7 +66,7 @@ class LearnedRouter(nn.Module):
         self.reroute_every = reroute_every
 
     def scores(self, features: Tensor) -> Tensor:
-        """[..., 2F] -> [..., C]. A module that takes the pooled V alone gets the first half."""
+        """[..., 2F] -> [..., C]. A Decision Module trained on the pooled V alone gets the first half."""
         fused: Tensor = self.decision(features[..., : self.decision.down.in_features]) + self.prior_weight * self.prior
         return fused
 
@@ -85,7 +85,7 @@ class StaticRouter:
 
 
 class PromptSetRouter:
-    """One of a few rankings for each prompt, chosen by a linear classifier and kept for the answer."""
+    """One of a few rankings per prompt, chosen by a linear classifier and kept for the answer."""
 
     reroute_every = NEVER
 

@@ -1,4 +1,4 @@
-"""`router_config.json` of a router artifact (design section 6), and the choices in it; imports no torch."""
+"""`router_config.json` of a router artifact (design section 6), and its allowed values; imports no torch."""
 
 import json
 from dataclasses import dataclass
@@ -10,11 +10,11 @@ KV_POLICIES = ("project",)
 CONFIG_NAME = "router_config.json"
 
 FeatureKind = Literal["mean_v+newest_v", "mean_v"]
-"""What a router takes of the first layer's V: pooled and newest, or pooled alone as the paper does."""
+"""A router's input from the first layer's V: pooled and newest, or pooled only, as in the paper."""
 FEATURES: tuple[FeatureKind, ...] = get_args(FeatureKind)
 
 Indicator = Literal["cosine", "ppl", "taylor", "greedy"]
-"""How a static prior measures the importance of layers."""
+"""Ways for a static prior to measure the importance of layers."""
 INDICATORS: tuple[Indicator, ...] = get_args(Indicator)
 
 
@@ -24,7 +24,7 @@ class ArtifactError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class RouterConfig:
-    """`base_fingerprint` is the model's (checkpoint.load_model), `prior` names the indicator; the prior's values are in
+    """`base_fingerprint` is the model's (checkpoint.load_model). `prior` names the indicator; the prior's values are in
     the safetensors file."""
 
     base_fingerprint: str
@@ -41,7 +41,7 @@ class RouterConfig:
 
 
 def read_router_config(directory: Path) -> RouterConfig:
-    """Raises ArtifactError when the file is missing or says what we do not support."""
+    """Raises ArtifactError if the file is missing or contains unsupported values."""
     path = directory / CONFIG_NAME
     if not path.exists():
         raise ArtifactError(f"{directory} is not a router artifact: it has no {CONFIG_NAME}")

@@ -16,9 +16,9 @@ from buddy_kernels import SKIP, StepRows
 class SegmentBatch:
     """StepRows as tensors. A segment is a route block, a part of one, or one decode token.
 
-    Sequences are named by a small integer, their *lane*, under which the router keeps their running features.
-    Segments of one sequence stand in order of position. A segment that is the beginning of a route block looks ahead
-    to the rest of it: rows `ahead_tokens` that nothing is computed of but features.
+    A sequence is identified by a small integer, its *lane*, under which the router keeps its running features. Segments
+    of one sequence are in order of position. The first segment of a partly run route block looks ahead to the rest of
+    it: only features are computed for the rows `ahead_tokens`.
     """
 
     tokens: Tensor  # [N] int64
@@ -28,7 +28,7 @@ class SegmentBatch:
     lanes: Sequence[int]  # [S]
     max_costs: Sequence[int]  # [S], milli-layers that a token may cost
     path_actions: Sequence[int]  # [S]
-    wanted: Tensor  # [W] int64, rows whose next token is asked for
+    wanted: Tensor  # [W] int64, rows whose next token is needed
     ahead_tokens: Tensor  # [A] int64
     aheads: Tensor  # [S] int64, rows ahead of each segment
     aligned: Sequence[int]  # [S], the segment whose path each shares; its own index: none
@@ -65,24 +65,24 @@ class SegmentBatch:
 
     @cached_property
     def deciding_rows(self) -> Tensor:
-        """[S] of the N + A rows the one whose features decide: a segment's last, or the last it looks ahead to."""
+        """[S]: which of the N + A rows' features decide: a segment's last row, or the last row it looks ahead to."""
         ahead = len(self.tokens) + self.aheads.cumsum(0) - 1
         return torch.where(self.aheads > 0, ahead, self.lengths.cumsum(0) - 1)
 
     @cached_property
     def num_counted(self) -> Tensor:
-        """[S] int64: tokens of its sequence up to a segment's deciding row."""
+        """[S] int64: number of tokens in the sequence up to a segment's deciding row."""
         return self.positions[self.lengths.cumsum(0) - 1] + 1 + self.aheads
 
     def slots(self, block_size: int) -> Tensor:
-        """[N] int64, where each row's K/V goes in a cache of blocks of that size."""
+        """[N] int64: where each row's K/V is written, in a cache with blocks of `block_size` slots."""
         blocks = self.block_tables[self.segment_of_row, self.positions // block_size]
         return blocks * block_size + self.positions % block_size
 
 
 @dataclass(frozen=True, slots=True)
 class LayerRows:
-    """The rows that run one layer. `rows` is None when all do, so that nothing needs gathering."""
+    """The rows that run one layer. `rows` is None if all rows do, so that nothing needs gathering."""
 
     num_rows: int
     rows: Tensor | None  # [M] int64
@@ -93,7 +93,7 @@ class LayerRows:
 def rows_by_layer(batch: SegmentBatch, paths: Tensor) -> list[LayerRows]:
     """Turn paths [S, L] int8 on the CPU into each layer's row list.
 
-    Layers that the same segments run share one object: a batch has few distinct columns.
+    Layers run by the same segments share one object: a batch has few distinct columns.
     """
     made: dict[tuple[int, ...], LayerRows] = {}
     columns = [tuple(column) for column in paths.T.tolist()]

@@ -1,4 +1,4 @@
-"""From scores to paths: the best layers that a budget pays for, and their straight-through version for training."""
+"""Turns scores into paths: the best layers that a budget pays for, and a straight-through version for training."""
 
 # ... leading dims (segments, or sequences x tokens), L layers, C of them free
 
@@ -9,7 +9,7 @@ from buddy_routing.action_space import RUN, SKIP, ActionSpace
 
 
 def select_path(scores: Tensor, max_cost: Tensor, space: ActionSpace) -> Tensor:
-    """Paths [..., L] int8 that run the forced layers and, by falling score, each free layer that can still be paid for.
+    """Paths [..., L] int8 that run the forced layers and, in order of falling score, each free layer that still fits.
 
     scores: [..., C] of the free layers; max_cost: [...] milli-layers. Ties go to the lower index.
     """
@@ -28,11 +28,11 @@ def select_path(scores: Tensor, max_cost: Tensor, space: ActionSpace) -> Tensor:
 
 
 def straight_through(scores: Tensor, paths: Tensor, space: ActionSpace) -> Tensor:
-    """The shares of each layer's output that are added: floats [..., L], exact in value, whose gradient flows to the
-    scores [..., C].
+    """The share of each layer's output to add: floats [..., L], equal in value to the paths, with a gradient that flows
+    to the scores [..., C].
 
-    The paper passes the gradient through the softmax of the fused scores; times the number of layers chosen it is a
-    soft count of the same size as the choice.
+    The paper passes the gradient through the softmax of the fused scores. Multiplied by the number of layers chosen,
+    the softmax is a soft count with the same sum as the choice.
     """
     free = torch.tensor(space.free, dtype=torch.int64, device=scores.device)
     hard = paths.index_select(-1, free).float()

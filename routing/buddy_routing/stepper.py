@@ -1,4 +1,4 @@
-"""Runs a server's steps: decoder, cache and what routing remembers, in plain torch or as the CPU's one op."""
+"""Runs a server's steps: decoder, cache and routing state, in plain torch or as a single op on the CPU."""
 
 import time
 from dataclasses import dataclass, replace
@@ -29,7 +29,7 @@ from buddy_routing.segments import SegmentBatch
 
 
 class Stepper(Protocol):
-    """What the engine's runner drives."""
+    """The interface through which the engine's runner runs steps."""
 
     @property
     def planner(self) -> Planner: ...
@@ -39,7 +39,7 @@ class Stepper(Protocol):
 
     @property
     def multi_step(self) -> bool:
-        """Whether one call may be several steps."""
+        """Whether one call may run several steps."""
         ...
 
     def step(self, rows: StepRows) -> RoutedOutput: ...
@@ -47,7 +47,7 @@ class Stepper(Protocol):
 
 @dataclass(slots=True)
 class TorchStepper:
-    """Any device, any dtype; op by op. The reference."""
+    """The reference, op by op, for any device and dtype."""
 
     model: RoutedDecoder
     cache: KVCache
@@ -81,7 +81,7 @@ class TorchStepper:
 
 
 def next_token(logits: Tensor, wanted: Wanted) -> SampledToken:
-    """What is made of a wanted row's logits [V]."""
+    """The token sampled from, or given for, a wanted row's logits [V]."""
     token = wanted.given
     if token is None:
         given = adjusted(logits, wanted.sampling, wanted.counts, wanted.allowed)
@@ -90,14 +90,14 @@ def next_token(logits: Tensor, wanted: Wanted) -> SampledToken:
 
 
 class NativeStepper:
-    """The whole step in C++, with its own packed weights and cache."""
+    """The whole step in C++, with separately packed weights and cache."""
 
     def __init__(self, routed_step: RoutedStep, planner: PathPlanner) -> None:
         self.routed_step = routed_step
         self.planner = planner
         self.num_layers = routed_step.num_layers
         self._router_weights = router_weights(planner)
-        # Where choosing and keeping take turns, no two steps are alike.
+        # If some steps choose paths and others keep them, a multi-step call cannot treat its steps alike.
         self.multi_step = self._router_weights is not None and planner.router.reroute_every in (1, NEVER)
 
     def step(self, rows: StepRows) -> RoutedOutput:
@@ -109,7 +109,7 @@ class NativeStepper:
 
 
 def router_weights(planner: PathPlanner) -> RouterWeights | None:
-    """What the op needs to choose paths itself; None for a router whose way it does not know and asks in Python."""
+    """What the op needs to choose paths itself; None for a type of router it does not support, which runs in Python."""
     actions = planner.actions
     choice = RouterWeights(
         prior=torch.empty(0),
@@ -129,7 +129,7 @@ def router_weights(planner: PathPlanner) -> RouterWeights | None:
 
 
 def decoder_weights(model: RoutedDecoder) -> DecoderWeights:
-    """A decoder's parameters under the names that the op knows."""
+    """A decoder's parameters under the op's names."""
     spec = model.spec
     return DecoderWeights(
         num_heads=spec.num_heads,

@@ -1,4 +1,4 @@
-"""How well each example of a packed batch is answered under given paths."""
+"""The loss of each example's answer in a packed batch, under given paths."""
 
 # B rows of examples, T tokens, E examples with an answer in reading order, L layers
 
@@ -17,8 +17,8 @@ from buddy_routing.train.example import ExampleBatch
 
 @dataclass(frozen=True, slots=True)
 class AnswerLoss:
-    """`nats` is the mean cross-entropy of an answer's `num_tokens`, `is_right` whether the likeliest token is the
-    answer's at every one of them: then greedy decoding under the same path says just that answer."""
+    """`nats` is the mean cross-entropy over an answer's `num_tokens`. `is_right` is whether the likeliest token is the
+    answer's at every position: then greedy decoding under the same path gives exactly that answer."""
 
     nats: Tensor  # [E]
     num_tokens: Tensor  # [E] fp32
@@ -27,7 +27,7 @@ class AnswerLoss:
 
 @torch.no_grad()
 def answer_loss(model: RoutedDecoder, batch: ExampleBatch, choose: PathChooser) -> AnswerLoss:
-    """Of every example, its paths chosen by `choose` (RoutedDecoder.dense)."""
+    """The loss of every example, with paths from `choose` (RoutedDecoder.dense)."""
     starts = conversation_starts(batch.begins)
     logits = model.lm_head(model.dense(batch.tokens, choose, starts=starts)[batch.counted]).float()
     wanted = batch.tokens[batch.in_answer]
@@ -40,7 +40,7 @@ def answer_loss(model: RoutedDecoder, batch: ExampleBatch, choose: PathChooser) 
 
 
 def example_of_token(batch: ExampleBatch) -> Tensor:
-    """[B, T] int64: which example each token belongs to; E for padding and for prompts whose answer was cut off."""
+    """[B, T] int64: the example of each token; E for padding and for prompts whose answer was cut off."""
     begins = batch.begins.clone()
     begins[:, 0] = True
     number = begins.flatten().cumsum(0) - 1
@@ -58,7 +58,7 @@ def prompt_features(model: RoutedDecoder, batch: ExampleBatch) -> Tensor:
 
 
 def fixed_paths(batch: ExampleBatch, paths: Tensor) -> PathChooser:
-    """One path an example, for prompt and answer: paths [E, L]."""
-    # Padding belongs to no example; what it runs does not matter.
+    """One path per example, for prompt and answer: paths [E, L]."""
+    # Padding belongs to no example, so its path does not matter.
     of_token = torch.cat((paths, paths[:1]))[example_of_token(batch)].float()
     return lambda _: of_token

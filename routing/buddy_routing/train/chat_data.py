@@ -28,14 +28,14 @@ class DataError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """Messages of role and content, and where they stand in their file."""
+    """Messages with role and content, and their location in the file."""
 
     messages: tuple[Message, ...]
     where: str
 
 
 def read_conversations(path: Path) -> list[Conversation]:
-    """Chat JSONL ("messages") or Alpaca's rows (instruction, input, output), one object a line or one JSON list.
+    """Read chat JSONL ("messages") or Alpaca rows (instruction, input, output), one object per line or one JSON list.
 
     Raises DataError.
     """
@@ -100,7 +100,7 @@ class ChatEncoder:
 
     @classmethod
     def from_directory(cls, directory: Path) -> "ChatEncoder":
-        """Raises DataError when the model was not made for conversations."""
+        """Raises DataError if the model was not made for conversations."""
         from transformers import AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
@@ -112,15 +112,15 @@ class ChatEncoder:
         return cls(tokenizer, end_tokens)
 
     def examples(self, conversation: Conversation) -> Iterator[Example]:
-        """One for each answer of the assistant's: all before it is given, as the server would render it.
+        """One example per assistant answer, with everything before it as the prompt, rendered as by the server.
 
-        Raises DataError when the template refuses the conversation.
+        Raises DataError if the template refuses the conversation.
         """
         for index, message in enumerate(conversation.messages):
             if message["role"] == "assistant" and index > 0:
                 prompt = self._render(conversation, index, with_answer=False)
                 whole = self._render(conversation, index + 1, with_answer=True)
-                # A template that rewrites what came before (dropping thoughts, say) leaves no common beginning.
+                # A template that rewrites earlier messages (dropping thoughts, say) leaves no common prefix.
                 answer = whole.removeprefix(prompt) if whole.startswith(prompt) else message["content"]
                 given = self._encode(prompt)
                 yield Example((*given, *self._ended(self._encode(answer))), len(given))
@@ -139,7 +139,7 @@ class ChatEncoder:
         return list(self._tokenizer.encode(text, add_special_tokens=False, verbose=False))
 
     def _ended(self, answer: Sequence[int]) -> list[int]:
-        """Up to the first token that ends an answer; what a template adds behind it is never generated."""
+        """The answer up to the first token that ends it; what a template adds after that is never generated."""
         for index, token in enumerate(answer):
             if token in self._end_tokens:
                 return list(answer[: index + 1])

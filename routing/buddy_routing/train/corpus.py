@@ -1,7 +1,7 @@
-"""The texts the embedded model learns from, as documents and then as packed token arrays.
+"""The texts from which the embedded model learns, as documents and as packed token arrays.
 
-Sources and licences: DATA.md beside the texts. Every source is split by position: the last twentieth of its documents
-is held out and never trained on; tasks have a split of their own (buddy_routing.tasks).
+Sources and licences are in DATA.md, next to the texts. Every source is split by position: the last twentieth of its
+documents is held out and never trained on. Tasks have their own split (buddy_routing.tasks).
 """
 
 import json
@@ -27,7 +27,7 @@ Split = Literal["train", "heldout"]
 SEPARATOR = "<|endoftext|>"
 BOOK_PIECE_CHARS = 1000
 CONVERSATION_SHARE = 0.2
-"""Of the answers to tasks, those after which the conversation goes on."""
+"""Share of the answers to tasks after which the conversation continues."""
 SYSTEM_SHARE = 0.08
 SYSTEM_MESSAGES = (
     "You are a helpful assistant.",
@@ -65,7 +65,7 @@ class Corpus:
 
     @cached_property
     def book_pieces(self) -> Sequence[str]:
-        """Books cut at paragraphs into pieces of about a context length."""
+        """Books, cut at paragraphs into pieces of about a context length."""
         pieces: list[str] = []
         with tarfile.open(self.directory / BOOKS) as archive:
             for member in sorted(archive.getmembers(), key=lambda m: m.name):
@@ -104,7 +104,7 @@ class Corpus:
         return lambda rng: _endlessly(documents, rng)
 
     def tasks(self, rng: random.Random) -> Iterator[Document]:
-        """Questions, some of them after a system message or later in a conversation."""
+        """Questions, some after a system message or later in a conversation."""
         while True:
             earlier: list[tuple[str, str]] = []
             for task in sample_tasks(rng.getrandbits(63), 10_000, split=self.split):
@@ -115,13 +115,13 @@ class Corpus:
                     earlier = []
 
     def told_stories(self, rng: random.Random) -> Iterator[Document]:
-        """Stories as answers to requests that name what is in them."""
+        """Stories that answer requests naming their content."""
         while True:
             for request in story_requests(self.tiny_stories, rng.getrandbits(63)):
                 yield Document(request.reply, request.prompt)
 
     def router_mix(self, seed: int) -> Iterator[Document]:
-        """Conversations to train a router on: tasks and stories, as they will be asked."""
+        """Conversations for training a router: tasks and stories, in the form in which users ask them."""
         rng = random.Random(seed)
         tasks, stories = (
             self.tasks(random.Random(rng.random())),
@@ -150,7 +150,7 @@ def _endlessly(items: Sequence[T], rng: random.Random) -> Iterator[T]:
 Mixture = Mapping[str, float]
 """Shares of tokens by source name (they need not sum to one)."""
 
-# Tasks come first: they need the most examples, and the stories are few enough to be seen several times anyway.
+# Tasks come first: they need the most examples, and the few stories repeat several times anyway.
 PRETRAIN: Mixture = {
     "tasks": 64,
     "told_stories": 16,
@@ -164,8 +164,8 @@ TUNE: Mixture = {"tasks": 66, "told_stories": 24, "instructions": 5, "word_probl
 
 @dataclass(frozen=True, slots=True)
 class PackedTokens:
-    """Documents end to end. `begins` marks their first tokens; `counted` those of answers and plain texts, whose
-    prediction is trained and which are routed one by one, as the server routes what it generates."""
+    """Documents end to end. `begins` marks their first tokens. `counted` marks the tokens of answers and plain texts:
+    their prediction is trained, and they are routed one by one, as the server routes generated tokens."""
 
     tokens: np.ndarray  # [num_tokens] uint16
     begins: np.ndarray  # [num_tokens] bool
@@ -189,7 +189,7 @@ class PackedTokens:
 
 
 def pack(corpus: Corpus, mixture: Mixture, tokenizer: TrainingTokenizer, num_tokens: int, seed: int) -> PackedTokens:
-    """At least `num_tokens` of documents drawn by the mixture; the same seed gives the same tokens."""
+    """At least `num_tokens` of documents drawn from the mixture; the same seed gives the same tokens."""
     makers: dict[str, Callable[[random.Random], Iterator[Document]]] = {
         "tasks": corpus.tasks,
         "stories": corpus.plain("stories"),
@@ -207,7 +207,7 @@ def pack(corpus: Corpus, mixture: Mixture, tokenizer: TrainingTokenizer, num_tok
     total = 0
     with tqdm(total=num_tokens, desc="tokens", unit="tok", unit_scale=True) as bar:
         while total < num_tokens:
-            # The source furthest behind its share goes next; a few documents at a time keep the order mixed.
+            # The source furthest below its share is next; a few documents at a time keep the order mixed.
             name = min(streams, key=lambda source: written[source] / mixture[source])
             for _ in range(4):
                 ids, is_decode = tokenizer.encode_document(next(streams[name]))

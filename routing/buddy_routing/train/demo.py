@@ -1,8 +1,9 @@
 """`buddy train demo`: makes the embedded chat model and its router from the texts, end to end.
 
-Stages, each resumed or skipped when its result is there: tokenizer, tokens, pretrain, tune (base and router together),
+Stages, each resumed, or skipped if its result exists: tokenizer, tokens, pretrain, tune (base and router together),
 export, router and predictor (alone, on the exported base).
-Runs with torch, transformers, tokenizers, safetensors and numpy alone, so on a GPU machine without the web stack:
+
+Needs only torch, transformers, tokenizers, safetensors and numpy, so it runs on a GPU machine without the web stack:
 `python -m buddy_routing.train.demo --data DIR --work DIR --out DIR`.
 """
 
@@ -75,7 +76,8 @@ def make_tokenizer(plan: DemoPlan, corpus: Corpus) -> TrainingTokenizer:
 def packed_tokens(
     plan: DemoPlan, corpus: Corpus, tokenizer: TrainingTokenizer, stage: str, mixture: Mixture, num_tokens: int
 ) -> PackedTokens:
-    """The token file of a stage, drawn once. A longer pretraining needs a longer file, whose beginning is the same."""
+    """The token file of a stage, drawn once. A longer pretraining needs a longer file, which begins with the same
+    tokens."""
     path = plan.work / f"{stage}-{num_tokens}-{run_name(mixture, plan.seed)}.npz"
     if not path.exists():
         pack(corpus, mixture, tokenizer, num_tokens, plan.seed).save(path)
@@ -110,7 +112,7 @@ def make_base(plan: DemoPlan, device: torch.device) -> tuple[RoutedDecoder, Deci
         routed_share=plan.routed_share,
     )
     data = packed_tokens(plan, corpus, tokenizer, "tune", TUNE, plan.tune_tokens)
-    # Named by where it branched off: tuning after more pretraining is another run.
+    # Named after its starting point: tuning after more pretraining is a different run.
     checkpoint = plan.work / f"tune-{pretrain.num_steps}-{tune.num_steps}-{plan.routed_share:g}.safetensors"
     router = router_from_prior(model, data, plan.seed, device)
     fit(model, data, tune, checkpoint, device, plan.seed + 1, compile_layers, router)
@@ -118,13 +120,13 @@ def make_base(plan: DemoPlan, device: torch.device) -> tuple[RoutedDecoder, Deci
 
 
 def router_from_prior(model: RoutedDecoder, data: PackedTokens, seed: int, device: torch.device) -> LearnedRouter:
-    """An untrained router that ranks the layers by the perplexity they save on some of `data`, whatever the input."""
+    """An untrained router that ranks layers by the perplexity they save on part of `data`, whatever the input."""
     rows = data.batch(0, CALIBRATION_ROWS, PRETRAIN_CONTEXT)
     tokens, begins, counted = (torch.from_numpy(array).to(device) for array in rows)
     features = causal_features(FirstLayer.of(model).v(tokens), conversation_starts(begins)).flatten(0, 1)
     decision = new_decision_module(model, features, "mean_v+newest_v", ROUTER_RANK, seed)
     with torch.no_grad():
-        # Whether a token's successor counts is what its own place in a document does not say.
+        # A position's own `counted` does not state whether the token after it counts, so it is shifted by one.
         decision.up.bias.copy_(measure_prior(model, tokens, "ppl", counted.roll(-1, 1)))
     return LearnedRouter(decision, torch.zeros(len(model.spec.actions.free)), 0.0, "training")
 
@@ -139,7 +141,7 @@ def export_base(plan: DemoPlan, model: RoutedDecoder) -> Path:
 
 
 def make_router(plan: DemoPlan, directory: Path, decision: DecisionModule, device: torch.device) -> None:
-    """Train router, then predictor, on the published model, whose rounding is the one they will be served with."""
+    """Train the router, then the predictor, on the exported model, which rounds exactly as it will when served."""
     loaded = load_model(directory, torch.float32, device)
     corpus, tokenizer = Corpus(plan.data, "train"), TrainingTokenizer(directory)
     router_plan = RouterPlan(seed=plan.seed, rank=ROUTER_RANK)
@@ -155,7 +157,7 @@ def make_router(plan: DemoPlan, directory: Path, decision: DecisionModule, devic
 
 
 def make_demo(plan: DemoPlan) -> None:
-    """Everything, in order."""
+    """Run all stages in order."""
     plan.work.mkdir(parents=True, exist_ok=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model, decision = make_base(plan, device)

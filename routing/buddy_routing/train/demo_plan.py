@@ -1,4 +1,5 @@
-"""How much `buddy train demo` trains and where; imports no torch, so that a command line can be built from it."""
+"""The plan of `buddy train demo`: sizes and directories. Imports no torch, so that a command line can be built from
+it."""
 
 from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass
@@ -17,9 +18,9 @@ TEXTS = (TINY_STORIES, KIDS_STORIES, BOOKS, INSTRUCTIONS, WORD_PROBLEMS, WIKITEX
 
 @dataclass(frozen=True, slots=True)
 class DemoPlan:
-    """`data` holds the texts (DATA.md beside them), `work` what can be resumed, `out` receives model/ and router/.
+    """`data` contains the texts (with DATA.md), `work` holds resumable state, `out` receives model/ and router/.
 
-    Token counts are of training tokens seen, repeats included. `depth_drop` is for pretraining, `routed_share` for
+    Token counts are training tokens seen, repeats included. `depth_drop` applies to pretraining, `routed_share` to
     tuning (pretrain.FitPlan).
     """
 
@@ -42,7 +43,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def plan_from(parsed: Namespace) -> DemoPlan:
-    """Raises ValueError naming a directory that is missing or a number that is out of range."""
+    """Raises ValueError naming a missing directory or a number out of range."""
     plan = read_plan(DemoPlan, parsed)
     missing = [name for name in TEXTS if not (plan.data / name).exists()]
     if missing:

@@ -1,4 +1,4 @@
-"""How likely each example's answer is at every depth: all that a Budget Predictor learns from, measured once."""
+"""The likelihood of each example's answer at every depth: all the data for a Budget Predictor, measured once."""
 
 # E examples, L layers, K depths tried, F width of one token's V
 
@@ -24,8 +24,8 @@ from buddy_routing.train.training_state import check_run
 
 @dataclass(frozen=True, slots=True)
 class DepthRewards:
-    """`features` at the prompts' last tokens, `log_likelihood` of the answers in nats at each of `levels`, which are
-    numbers of layers."""
+    """`features` are those at the prompts' last tokens, `log_likelihood` is that of the answers in nats at each of
+    `levels`, which are numbers of layers."""
 
     features: Tensor  # [E, 2F]
     log_likelihood: Tensor  # [E, K]
@@ -42,13 +42,13 @@ def measure_depth_rewards(
     checkpoint: Path,
     run: str,
 ) -> DepthRewards:
-    """Of the examples in at most `num_batches` of `batches`, every answer under the router's own paths. What
-    `checkpoint` holds is not measured again.
+    """Measure the examples in up to `num_batches` of `batches`, each answer under the router's own paths. Results
+    already in `checkpoint` are not measured again.
 
-    Raises OtherTrainingError for a checkpoint of another run; ValueError when there is no example.
+    Raises OtherTrainingError for a checkpoint of another run; ValueError if there is no example.
     """
     device = model.inv_freq.device
-    # By batch, so that fewer batches than a checkpoint holds are the first of them.
+    # Grouped by batch, so that a run with fewer batches than the checkpoint uses the first ones.
     features: list[Tensor] = []
     rows: list[Tensor] = []
     if checkpoint.exists():
@@ -83,7 +83,7 @@ def _save(path: Path, features: list[Tensor], rows: list[Tensor], run: str) -> N
 def _log_likelihood(
     model: RoutedDecoder, router: LearnedRouter, route_block: int, batch: ExampleBatch, depth: int
 ) -> Tensor:
-    """[E]: of every answer at `depth` layers."""
+    """[E]: the log likelihood of every answer at `depth` layers."""
     max_cost = torch.full_like(batch.tokens, MILLI_LAYERS * depth)
     choose = routed_paths(router, model.spec.actions, batch.begins, batch.in_answer, max_cost, route_block)
     loss = answer_loss(model, batch, choose)

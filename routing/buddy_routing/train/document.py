@@ -1,11 +1,11 @@
-"""What a model is trained on, one piece of text or one answer in a conversation."""
+"""A unit of training data: a piece of text, or an answer in a conversation."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """Text to model, or the answer to `prompt` when one is given, after the messages (role, content) of `history`."""
+    """A text to model or, with `prompt`, the answer to it, after the messages (role, content) of `history`."""
 
     text: str
     prompt: str | None = None

@@ -1,4 +1,4 @@
-"""What a router is trained on: conversations as tokens, packed into rows that the decoder runs at once."""
+"""A router's training data: conversations as tokens, packed into rows that the decoder runs at once."""
 
 # B rows, T tokens
 
@@ -14,7 +14,7 @@ POOL_BATCHES = 8
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One answer and all that was said before it: the first `num_prompt` of `ids` are given, the rest is learnt."""
+    """One answer and everything before it: the first `num_prompt` of `ids` are given, the rest is learnt."""
 
     ids: tuple[int, ...]
     num_prompt: int
@@ -22,7 +22,7 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class ExampleBatch:
-    """Examples end to end in rows, each seeing only itself (`RoutedDecoder.dense`'s `starts`)."""
+    """Examples end to end in rows, each attending only to itself (`RoutedDecoder.dense`'s `starts`)."""
 
     tokens: Tensor  # [B, T] int64
     begins: Tensor  # [B, T] bool: the first tokens of examples, and of the padding at a row's end
@@ -30,7 +30,7 @@ class ExampleBatch:
 
     @property
     def counted(self) -> Tensor:
-        """[B, T] bool: the tokens whose successor is part of an answer."""
+        """[B, T] bool: the tokens whose next token is part of an answer."""
         return torch.nn.functional.pad(self.in_answer[:, 1:], (0, 1))
 
     def to(self, device: torch.device) -> "ExampleBatch":
@@ -38,7 +38,7 @@ class ExampleBatch:
 
 
 def packed_batches(examples: Iterator[Example], num_rows: int, num_tokens: int, seed: int) -> Iterator[ExampleBatch]:
-    """Batches of `num_rows` rows of `num_tokens`; longer examples are cut. Ends with the examples; the same seed and
+    """Batches of `num_rows` rows of `num_tokens`; longer examples are cut. Ends with the examples. The same seed and
     examples give the same batches."""
     rng = random.Random(seed)
     rows: list[list[Example]] = []
@@ -54,7 +54,7 @@ def packed_batches(examples: Iterator[Example], num_rows: int, num_tokens: int, 
 
 
 def packed_in_order(examples: Sequence[Example], num_rows: int, num_tokens: int) -> Iterator[ExampleBatch]:
-    """All examples once, in their order. Raises ValueError for one that does not fit a row."""
+    """All examples once, in order. Raises ValueError for an example that does not fit into a row."""
     rows: list[list[Example]] = []
     room = 0
     for example in examples:
@@ -81,7 +81,7 @@ def _take(examples: Iterator[Example], num_tokens: int) -> list[Example]:
 
 
 def _fill_rows(examples: Sequence[Example], num_tokens: int) -> list[list[Example]]:
-    """The longest first, each into the first row with room."""
+    """Packs the longest examples first, each into the first row with room."""
     rows: list[list[Example]] = []
     room: list[int] = []
     for example in sorted(examples, key=lambda e: len(e.ids), reverse=True):

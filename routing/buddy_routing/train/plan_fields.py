@@ -12,7 +12,7 @@ T = TypeVar("T")
 def add_plan(
     parser: ArgumentParser, plan_type: type[Any], meanings: Mapping[str, str], choices: Mapping[str, Sequence[str]]
 ) -> None:
-    """A flag for each field, with its default; `meanings` and `choices` by field name."""
+    """Add a flag for each field, with its default; `meanings` and `choices` are by field name."""
     for field in fields(plan_type):
         parser.add_argument(
             _flag(field.name),
@@ -24,7 +24,7 @@ def add_plan(
 
 
 def add_training_inputs(parser: ArgumentParser) -> None:
-    """The model and the conversations that something is trained for."""
+    """Add the flags for the model and the conversations of a training."""
     parser.add_argument("--model", metavar="PATH_OR_ID", help="model directory or hub id (default: the embedded model)")
     parser.add_argument("--data", required=True, type=Path, metavar="FILE", help="chat JSONL or Alpaca JSON")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
@@ -32,12 +32,12 @@ def add_training_inputs(parser: ArgumentParser) -> None:
 
 
 def read_plan(plan_type: type[T], parsed: Namespace) -> T:
-    """The plan that a parsed command line asks for."""
+    """The plan given by a parsed command line."""
     return plan_type(**{field.name: getattr(parsed, field.name) for field in fields(plan_type)})  # type: ignore[arg-type]
 
 
 def check_positive(plan: object, *names: str) -> None:
-    """Raises ValueError naming a field that is not more than 0."""
+    """Raises ValueError naming a field that is not above 0."""
     for name in names:
         if getattr(plan, name) <= 0:
             raise ValueError(f"{_flag(name)} is {getattr(plan, name)}, allowed is more than 0")

@@ -1,4 +1,4 @@
-"""What `buddy train predictor` is asked to do; imports no torch, so that a command line can be built from it."""
+"""The plan of `buddy train predictor`; imports no torch, so that a command line can be built from it."""
 
 from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from buddy_routing.train.plan_fields import add_plan, add_training_inputs, check
 
 @dataclass(frozen=True, slots=True)
 class PredictorPlan:
-    """How to train a predictor; OPTIONS says what each field means."""
+    """How to train a predictor; OPTIONS explains each field."""
 
     num_batches: int = 150
     num_rows: int = 8
@@ -46,7 +46,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def plan_from(parsed: Namespace) -> PredictorPlan:
-    """Raises ValueError naming a number that is out of range."""
+    """Raises ValueError naming a number out of range."""
     plan = read_plan(PredictorPlan, parsed)
     check_positive(plan, "num_batches", "num_steps", "num_rows", "num_tokens", "learning_rate", "rank")
     if plan.group < 2:

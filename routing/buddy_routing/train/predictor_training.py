@@ -1,10 +1,10 @@
-"""Trains a Budget Predictor by GRPO, model and router frozen (arXiv 2606.09514, section 3.5).
+"""Trains a Budget Predictor by GRPO, with model and router frozen (arXiv 2606.09514, section 3.5).
 
-Each example is tried at several depths drawn from the policy; one whose reward is above the group's mean becomes
-likelier. Two things are ours. With model and router frozen a reward never changes, so every depth's is measured once
-and the policy learns from the table. And the reward is the likelihood of the whole answer, not the mean over its
-tokens: one token wrong makes a sum wrong, however many others are sure. The paper's weights (5.0 x mean cross-entropy,
-0.05 x depth) left its policy at the entropy of a uniform one.
+Each example is tried at several depths drawn from the policy; a depth with a reward above the group's mean becomes
+likelier. Two things differ from the paper. With model and router frozen, a reward never changes, so every depth is
+measured once and the policy learns from the table. And the reward is the likelihood of the whole answer, not the mean
+over its tokens: one wrong token makes a sum wrong, however certain the others are. The paper's weights (5.0 x mean
+cross-entropy, 0.05 x depth) left its policy at the entropy of a uniform one.
 """
 
 # E examples, B of them in a step, G depths a group, L layers, F width of one token's V
@@ -30,7 +30,7 @@ from buddy_routing.train.training_state import run_name
 EXAMPLES_A_STEP = 64
 EPS = 1e-6
 LOWEST_LOG_PI = -1e4
-"""For -inf, whose product with a probability of 0 is no number."""
+"""Replaces -inf, whose product with a probability of 0 is NaN."""
 
 
 def train_predictor(
@@ -42,21 +42,21 @@ def train_predictor(
     checkpoint: Path,
     data_name: str = "",
 ) -> BudgetPredictor:
-    """Resumes from `checkpoint` when it exists. The same seed gives the same predictor; `data_name` tells examples from
-    others. Raises OtherTrainingError for a checkpoint of another router, other data or other rewards."""
+    """Resumes from `checkpoint` if it exists. The same seed gives the same predictor; `data_name` identifies the
+    examples. Raises OtherTrainingError for a checkpoint of another router, other data or other rewards."""
     num_layers = model.spec.num_layers
     actions = model.spec.actions
     lowest = actions.max_cost(max(plan.lowest_budget, actions.smallest_budget)) // MILLI_LAYERS
     predictor = BudgetPredictor(2 * model.spec.kv_dim, num_layers, plan.rank, lowest)
     levels = tuple(level for level in predictor.levels.tolist() if level >= lowest)
-    # Not named by what the policy's own training adds, so that it can be tried again without measuring again.
+    # Excludes the settings of the policy's own training, so that it can be retried without measuring again.
     run = run_name(router.router_id, data_name, levels, route_block, plan.num_rows, plan.num_tokens, plan.seed)
     batches = packed_batches(examples, plan.num_rows, plan.num_tokens, plan.seed)
     rewards = measure_depth_rewards(model, router, route_block, batches, levels, plan.num_batches, checkpoint, run)
     mean, spread = mean_and_spread(rewards.features)
     predictor.policy = blank_decision_module(2 * model.spec.kv_dim, num_layers, plan.rank, plan.seed)
     predictor = predictor.to(mean.device)
-    # Scaled outside of the policy, so that its first layer learns as fast as its second.
+    # Scaled outside the policy, so that its first layer learns as fast as its second.
     fit_policy(predictor, replace(rewards, features=(rewards.features - mean) / spread), plan)
     fold_scaling(predictor.policy, mean, spread)
     return predictor
@@ -87,7 +87,7 @@ def fit_policy(predictor: BudgetPredictor, rewards: DepthRewards, plan: Predicto
 
 
 def _reward_table(predictor: BudgetPredictor, rewards: DepthRewards, cost_weight: float) -> Tensor:
-    """[E, C]: of every choice; 0 for those that are never taken."""
+    """[E, C]: the reward of every choice; 0 for choices that are never taken."""
     table = rewards.log_likelihood.new_zeros(len(rewards.features), len(predictor.levels))
     levels = torch.tensor(rewards.levels, device=table.device)
     columns = levels - int(predictor.levels[0])

@@ -1,8 +1,8 @@
-"""Next-token training of the embedded model, so that its layers can be skipped later.
+"""Next-token training of the embedded model, which prepares its layers for being skipped.
 
-One loop serves both stages: pretraining holds the learning rate after a warm-up, tuning lets it fall to zero
-(warmup-stable-decay), so a longer pretraining goes on from the same checkpoint. Pretraining drops layers at random;
-tuning trains a router along, so that the layers learn to be skipped where it skips them.
+One loop serves both stages: pretraining keeps the learning rate constant after a warm-up, tuning lowers it to zero
+(warmup-stable-decay), so that a longer pretraining continues from the same checkpoint. Pretraining drops layers at
+random; tuning trains a router as well, so that the layers learn to be skipped where the router skips them.
 """
 
 # B rows of documents end to end, T tokens, D model dim, V vocabulary, L layers
@@ -29,10 +29,10 @@ CLIP_NORM = 1.0
 
 @dataclass(frozen=True, slots=True)
 class FitPlan:
-    """One stage. `final_lr_scale` 1 holds the rate after the warm-up, 0 lets it fall linearly to nothing.
+    """One stage. `final_lr_scale` 1 keeps the learning rate constant after the warm-up, 0 lowers it linearly to zero.
 
-    With probability `routed_share` a batch runs the paths that the router chooses, every document at a budget of its
-    own of at least `lowest_budget`; with probability `depth_drop` another runs a random half or more of the layers.
+    With probability `routed_share` a batch runs the paths that the router chooses, each document at a separate budget
+    of at least `lowest_budget`. With probability `depth_drop` any other batch runs a random half or more of the layers.
     """
 
     num_steps: int
@@ -58,7 +58,7 @@ def fit(
     compile_layers: bool,
     router: LearnedRouter | None = None,
 ) -> None:
-    """Train `model` in place, and `router` with it if there is one, resuming from `checkpoint`, which holds both.
+    """Train `model` in place, together with `router` if given, resuming from `checkpoint`, which contains both.
 
     Ctrl-C loses at most `CHECKPOINT_EVERY` steps.
     """
@@ -67,7 +67,7 @@ def fit(
     optimizers = make_optimizers(trained, plan)
     step = load_training_state(checkpoint, trained, optimizers)
     if compile_layers:
-        # A layer, not the model: dropped layers then cost nothing and never recompile.
+        # Per layer, not the whole model: dropped layers then cost nothing and never trigger a recompilation.
         for layer in model.blocks:
             layer.dense = torch.compile(layer.dense)  # type: ignore[method-assign]
     bar = tqdm(
@@ -115,7 +115,7 @@ def run_batch(
     counted: Tensor,
     rng: random.Random,
 ) -> Tensor:
-    """Hidden states [B, T, D] of rows [B, T]: by the router's paths, with some layers dropped, or of all layers."""
+    """Hidden states [B, T, D] of rows [B, T]: on the router's paths, with some layers dropped, or with all layers."""
     num_layers = model.spec.num_layers
     if router is None or rng.random() >= plan.routed_share:
         return model.dense(tokens, layers_on=random_depth(num_layers, plan.depth_drop, rng))
@@ -125,19 +125,20 @@ def run_batch(
 
 
 def training_precision(device: torch.device) -> torch.autocast:
-    """bf16 where it is fast. CPUs without matrix units multiply fp32 faster (247 against 140 GFLOP/s on the
-    2-core machine the embedded model was trained on) and need no casts."""
+    """bf16 where it is fast. CPUs without matrix units multiply fp32 faster (247 against 140 GFLOP/s on the 2-core
+    machine that trained the embedded model), and fp32 needs no casts."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda")
 
 
 def lr_scale(plan: FitPlan, step: int) -> float:
-    """The share of the learning rate at `step`: a linear warm-up, then flat or falling to `final_lr_scale`."""
+    """The factor on the learning rate at `step`: a linear warm-up, then constant or falling to `final_lr_scale`."""
     warm = min(1.0, (step + 1) / plan.warmup_steps) if plan.warmup_steps else 1.0
     return warm * (1.0 - (1.0 - plan.final_lr_scale) * step / plan.num_steps)
 
 
 def random_depth(num_layers: int, depth_drop: float, rng: random.Random) -> list[bool] | None:
-    """Which layers a batch runs: all, or with probability `depth_drop` a random half at least, ends included."""
+    """The layers that a batch runs: all, or with probability `depth_drop` a random half or more, including both
+    ends."""
     if rng.random() >= depth_drop:
         return None
     kept = set(rng.sample(range(1, num_layers - 1), rng.randint(num_layers // 2, num_layers - 1) - 2))
@@ -170,7 +171,7 @@ def make_optimizers(trained: nn.Module, plan: FitPlan) -> list[torch.optim.Optim
 
 
 def initialise(model: RoutedDecoder, seed: int) -> None:
-    """Normal weights of 0.02, the two matrices that write to the residual stream scaled down by depth (GPT-2)."""
+    """Normal weights of 0.02; the two matrices that write to the residual stream are scaled down by depth (GPT-2)."""
     generator = torch.Generator().manual_seed(seed)
     depth_scale = (2 * model.spec.num_layers) ** -0.5
     with torch.no_grad():

@@ -1,7 +1,7 @@
-"""A baseline of the type of PuDDing (arXiv 2502.04348): a few static rankings, one chosen for each prompt.
+"""A baseline in the style of PuDDing (arXiv 2502.04348): a few static rankings, one of them chosen per prompt.
 
 The rankings are greedy removal orders of groups of similar prompts; a linear classifier on the prompt's features learns
-which ranking answers best. The published method chooses with an encoder of its own and a set for each sparsity.
+which ranking answers best. The published method instead chooses with a separate encoder, and has a set per sparsity.
 """
 
 # E examples, K rankings, L layers, N tokens, F width of one token's V
@@ -27,7 +27,7 @@ CALIBRATION_TOKENS = 512
 
 
 def train_prompt_sets(model: RoutedDecoder, batches: Sequence[ExampleBatch], seed: int) -> PromptSetRouter:
-    """Calibrated and trained on `batches`."""
+    """A router calibrated and trained on `batches`."""
     torch.manual_seed(seed)
     features = torch.cat([prompt_features(model, batch) for batch in batches])  # [E, 2F]
     mean, std = features.mean(0), features.std(0).clamp_min(1e-6)
@@ -38,7 +38,7 @@ def train_prompt_sets(model: RoutedDecoder, batches: Sequence[ExampleBatch], see
     losses = _losses(model, batches, rankings)  # [E, K]
     classifier = nn.Linear(scaled.shape[1], NUM_SETS)
     optimizer = torch.optim.AdamW(classifier.parameters(), lr=1e-2, weight_decay=0.1)
-    # A ranking that answers a little worse than the best is a little wrong, not as wrong as any other.
+    # A ranking that answers slightly worse than the best is slightly wrong, not as wrong as any other.
     targets = (-10 * losses).softmax(-1)
     for _ in range(NUM_STEPS):
         optimizer.zero_grad()
@@ -71,13 +71,13 @@ def _texts(batch: ExampleBatch) -> list[Tensor]:
 
 
 def _ranking(model: RoutedDecoder, texts: Sequence[Tensor], members: Tensor) -> Tensor:
-    """The removal order on the texts marked in `members` [E]; on all when none is."""
+    """The removal order on the texts marked in `members` [E]; on all texts if none is marked."""
     chosen = [text for text, is_member in zip(texts, members.tolist(), strict=True) if is_member] or texts
     return measure_prior(model, torch.cat(list(chosen))[:CALIBRATION_TOKENS][None], "greedy")
 
 
 def _losses(model: RoutedDecoder, batches: Sequence[ExampleBatch], rankings: Tensor) -> Tensor:
-    """[E, K]: nats of every answer under every ranking, the mean over BUDGETS."""
+    """[E, K]: nats of every answer under every ranking, averaged over BUDGETS."""
     columns = []
     for ranking in rankings:
         nats = []

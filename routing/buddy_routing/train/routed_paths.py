@@ -1,4 +1,4 @@
-"""The paths a router chooses over whole rows of tokens, as the server would, with gradients to its scores."""
+"""The paths that a router chooses over whole rows of tokens, as in the server, with gradients to its scores."""
 
 # B rows of tokens, T tokens, C free layers
 
@@ -21,15 +21,16 @@ def routed_paths(
     max_cost: Tensor,
     route_block: int,
 ) -> PathChooser:
-    """For RoutedDecoder.dense: `begins`, `in_answer` (bool) and `max_cost` (milli-layers of a token) are [B, T].
+    """A chooser for RoutedDecoder.dense: `begins`, `in_answer` (bool) and `max_cost` (milli-layers of a token) are [B,
+    T].
 
-    The features are taken as given: the gradient reaches the router's weights and the layers that run.
+    The features are detached: gradients reach only the router's weights and the layers that run.
     """
     starts = conversation_starts(begins)
     sources = route_sources(starts, in_answer, route_block)
 
     def choose(v: Tensor) -> Tensor:
-        # The server scores in fp32; training's mixed precision would make ties of its own.
+        # The server scores in fp32; training's mixed precision would create additional ties.
         with torch.autocast(v.device.type, enabled=False):
             scores = router.scores(causal_features(v.detach(), starts))  # [B, T, C]
         scores = scores.gather(1, sources[..., None].expand(-1, -1, scores.shape[-1]))
@@ -41,8 +42,8 @@ def routed_paths(
 def cost_per_conversation(
     begins: Tensor, actions: ActionSpace, lowest_budget: float, most_layers: int, seed: int
 ) -> Tensor:
-    """[B, T] int64: milli-layers of a token, the same for a conversation's tokens: whole layers, uniform from what
-    `lowest_budget` pays for to `most_layers`."""
+    """[B, T] int64: milli-layers of a token, the same for all tokens of a conversation: whole layers, uniform between
+    what `lowest_budget` pays for and `most_layers`."""
     conversation = begins.cumsum(1)  # [B, T]
     generator = torch.Generator().manual_seed(seed)
     shape = (len(begins), int(conversation.max()) + 1)

@@ -1,4 +1,4 @@
-"""`buddy train router` and `buddy train predictor`: both for anyone's checkpoint, from a file of conversations."""
+"""`buddy train router` and `buddy train predictor`, for any checkpoint, from a file of conversations."""
 
 import hashlib
 import itertools
@@ -26,17 +26,17 @@ from buddy_routing.train.router_training import train_router
 
 
 class TrainingError(RuntimeError):
-    """Training that could not go on; the message says what to change."""
+    """Training that could not continue; the message states what to change."""
 
 
 def make_router(
     model: str | None, data: Path, out: Path, plan: RouterPlan, device: torch.device, dtype: torch.dtype
 ) -> None:
-    """Train and save an artifact in `out`, with `training.safetensors` to resume from and TensorBoard's log beside it.
+    """Train and save an artifact in `out`, together with `training.safetensors` for resuming and TensorBoard's log.
 
-    Raises DataError, CheckpointError, UnsupportedModelError (ValueErrors all), TrainingError.
+    Raises DataError, CheckpointError, UnsupportedModelError (all of them ValueErrors), TrainingError.
     """
-    # Before the model: it tells each process its own GPU.
+    # Before the model is loaded, because it assigns each process its GPU.
     process = PartialState(cpu=device.type == "cpu")
     directory = model_directory(model)
     examples = read_examples(data, directory, plan.num_tokens)
@@ -66,7 +66,7 @@ def make_predictor(
 ) -> None:
     """Train a predictor for the artifact `router` and save it there.
 
-    Raises ArtifactError besides what make_router raises.
+    Raises ArtifactError, and everything that make_router raises.
     """
     directory = model_directory(model)
     examples = read_examples(data, directory, plan.num_tokens)
@@ -74,7 +74,7 @@ def make_predictor(
     learned, config = load_router(router, loaded.fingerprint, device)
     if (router / ADAPTER_DIR).exists():
         merge_adapter(loaded.model, router / ADAPTER_DIR)
-    # Once: an example measured again would teach nothing new.
+    # One pass: measuring an example again would teach nothing new.
     stream = itertools.islice(endless(examples, plan.seed), len(examples))
     with out_of_memory_explained(plan):
         predictor = train_predictor(
@@ -107,8 +107,8 @@ def out_of_memory_explained(plan: RouterPlan | PredictorPlan) -> Iterator[None]:
 
 
 def read_examples(data: Path, directory: Path, num_tokens: int) -> list[Example]:
-    """The examples in a file, in the tokens of the model in `directory`; those whose prompt fills `num_tokens` are left
-    out, and said so. Raises DataError."""
+    """The examples in a file, in the tokens of the model in `directory`. Examples whose prompt fills `num_tokens` are
+    left out and reported. Raises DataError."""
     conversations = read_conversations(data)
     encoder = ChatEncoder.from_directory(directory)
     bar = tqdm(conversations, desc="tokens", unit="conversation", mininterval=2)
@@ -123,13 +123,13 @@ def read_examples(data: Path, directory: Path, num_tokens: int) -> list[Example]
 
 
 def num_steps(examples: Sequence[Example], plan: RouterPlan) -> int:
-    """Batches that hold the examples `plan.epochs` times, shared by the processes."""
+    """Number of batches that contain the examples `plan.epochs` times, divided among the processes."""
     total = sum(min(len(example.ids), plan.num_tokens) for example in examples)
     return math.ceil(plan.epochs * total / (plan.num_rows * plan.num_tokens * PartialState().num_processes))
 
 
 def endless(examples: Sequence[Example], seed: int) -> Iterator[Example]:
-    """The examples again and again, each time in another order."""
+    """Repeats the examples forever, each time in a different order."""
     rng = random.Random(seed)
     order = list(examples)
     while True:

@@ -1,4 +1,4 @@
-"""What `buddy train router` is asked to do; imports no torch, so that a command line can be built from it."""
+"""The plan of `buddy train router`; imports no torch, so that a command line can be built from it."""
 
 from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ MaskKind = Literal["served", "example"]
 
 @dataclass(frozen=True, slots=True)
 class RouterPlan:
-    """How to train a router; OPTIONS says what each field means."""
+    """How to train a router; OPTIONS explains each field."""
 
     epochs: float = 2.0
     num_rows: int = 8
@@ -63,7 +63,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def plan_from(parsed: Namespace) -> RouterPlan:
-    """Raises ValueError naming a number that is out of range."""
+    """Raises ValueError naming a number out of range."""
     plan = read_plan(RouterPlan, parsed)
     check_positive(plan, "epochs", "num_rows", "num_tokens", "learning_rate", "rank", "route_block")
     if plan.lora_rank < 0:

@@ -1,8 +1,9 @@
 """Trains a Decision Module on a finished model: at every budget, answer like the model at full depth.
 
-By default the masks are the server's: prompts in route blocks, answers token by token, from causal features (design
-section 2); and the teacher is the frozen model itself at full depth, so that budget 1.0 stays the model. The paper
-(arXiv 2606.09514, section 3) draws one path an example and learns the next token; both can be asked for, to compare.
+By default the paths are chosen as in the server: prompts in route blocks, answers token by token, from causal features
+(design section 2). The teacher is the frozen model itself at full depth, so that budget 1.0 remains the model. The
+paper (arXiv 2606.09514, section 3) draws one path per example and learns the next token; both are available for
+comparison.
 """
 
 # B rows of examples, T tokens, V vocabulary, L layers, F width of one token's V
@@ -38,8 +39,8 @@ CALIBRATION_TOKENS = 4096
 
 
 class RouterLoss(nn.Module):
-    """The training loss as a module, so that accelerate can wrap it. The router has gradients, and `adapter`, the
-    model's LoRA parameters if it has any."""
+    """The training loss as a module, so that accelerate can wrap it. The router has gradients, and so do the model's
+    LoRA parameters `adapter`, if any."""
 
     def __init__(
         self, model: RoutedDecoder, router: LearnedRouter, adapter: list[nn.Parameter], plan: RouterPlan
@@ -47,7 +48,7 @@ class RouterLoss(nn.Module):
         super().__init__()
         self.router = router
         self.adapter = nn.ParameterList(adapter)
-        # In a tuple, so that the frozen model is no submodule: it is neither saved nor synchronised.
+        # In a tuple, so that the frozen model is not a submodule: it is neither saved nor synchronised.
         self._model = (model,)
         self._plan = plan
 
@@ -55,7 +56,7 @@ class RouterLoss(nn.Module):
         """Mean loss over the answers' tokens; `max_cost` [B, T] is the milli-layers of a token."""
         (model,) = self._model
         starts = conversation_starts(batch.begins)
-        # Without answers an example is one block as long as itself: a path for all, from its last token.
+        # Without answers, an example is one route block: one path for all tokens, from the last one's features.
         block, in_answer = self._plan.route_block, batch.in_answer
         if self._plan.masks == "example":
             block, in_answer = batch.tokens.shape[1], torch.zeros_like(batch.in_answer)
@@ -78,10 +79,10 @@ def train_router(
     log_directory: Path | None = None,
     data_name: str = "",
 ) -> tuple[LearnedRouter, RouterConfig]:
-    """Goes on from `decision` if one is given, and resumes from `checkpoint` when it exists.
+    """Train a router, starting from `decision` if given; resumes from `checkpoint` if it exists.
 
     The same seed gives the same router. Under `accelerate launch` the processes share the batches. `log_directory`
-    receives TensorBoard's files, `data_name` tells examples from others. Raises OtherTrainingError for a checkpoint of
+    receives TensorBoard's files; `data_name` identifies the examples. Raises OtherTrainingError for a checkpoint of
     another model, other data or another plan.
     """
     device = loaded.model.inv_freq.device
@@ -97,7 +98,7 @@ def train_router(
     run = run_name(loaded.fingerprint, data_name, plan, num_steps)
     start = load_training_state(checkpoint, loss_module, [optimizer], run)
     loss_of, prepared = accelerator.prepare(loss_module, optimizer)
-    # Batches already trained on are drawn again, so that a resumed run goes on with those it would have seen.
+    # Batches already trained on are drawn again, so that a resumed run continues with the batches it would have seen.
     batches = packed_batches(examples, plan.num_rows, plan.num_tokens, plan.seed)
     share = islice(batches, accelerator.process_index, None, accelerator.num_processes)
     todo = islice(share, start, num_steps)
@@ -148,7 +149,7 @@ def train_router(
 def _new_router(
     model: RoutedDecoder, examples: Iterator[Example], plan: RouterPlan, decision: DecisionModule | None
 ) -> LearnedRouter:
-    """With a prior measured on the first examples, which are then gone from the iterator."""
+    """A new router with a prior measured on the first examples, which this removes from the iterator."""
     device = model.inv_freq.device
     num_rows = max(1, CALIBRATION_TOKENS // plan.num_tokens)
     calibration = next(packed_batches(examples, num_rows, plan.num_tokens, plan.seed)).to(device)
@@ -164,7 +165,7 @@ def _new_router(
 def new_decision_module(
     model: RoutedDecoder, features: Tensor, kind: FeatureKind, rank: int, seed: int
 ) -> DecisionModule:
-    """One that scores all layers alike, with mean and spread of features [N, 2F] folded into its first layer."""
+    """A module that scores all layers equally, with mean and spread of features [N, 2F] folded into its first layer."""
     spec = model.spec
     decision = blank_decision_module(feature_dim(spec.kv_dim, kind), spec.num_layers, rank, seed).to(features.device)
     features = features[:, : decision.down.in_features]
@@ -173,7 +174,7 @@ def new_decision_module(
 
 
 def blank_decision_module(num_features: int, num_layers: int, rank: int, seed: int) -> DecisionModule:
-    """One that scores all layers alike."""
+    """A module that scores all layers equally."""
     torch.manual_seed(seed)
     decision = DecisionModule(num_features, num_layers, rank)
     nn.init.zeros_(decision.up.weight)
@@ -182,14 +183,14 @@ def blank_decision_module(num_features: int, num_layers: int, rank: int, seed: i
 
 
 def mean_and_spread(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Of features [N, 2F]. One that hardly varies gets a spread that leaves it small: prompts end with the same token,
-    whose V would else be nothing but the rounding of whoever computes it, made large."""
+    """Mean and standard deviation of features [N, 2F]. The latter has a minimum, which keeps nearly constant features
+    small: prompts end with the same token, whose V would otherwise be nothing but amplified rounding errors."""
     least = 0.05 * features.square().mean().sqrt()
     return features.mean(0), features.std(0).clamp_min(least)
 
 
 def fold_scaling(decision: DecisionModule, mean: Tensor, spread: Tensor) -> None:
-    """Make one for (features - mean) / spread one for the features themselves."""
+    """Turn a module for (features - mean) / spread into one for the unscaled features."""
     with torch.no_grad():
         decision.down.weight.div_(spread)
         decision.down.bias.sub_(decision.down.weight @ mean)

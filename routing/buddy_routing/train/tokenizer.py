@@ -1,4 +1,4 @@
-"""The embedded model's tokenizer: byte-level BPE with single digits, and a chat template of one token a role."""
+"""The embedded model's tokenizer: byte-level BPE with single digits, and a chat template with one token per role."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -26,7 +26,7 @@ CHAT_TEMPLATE = (
 
 
 class TrainingTokenizer:
-    """Encodes documents for training. Serving uses the published files through transformers alone."""
+    """Encodes documents for training. Serving uses only the published files, through transformers."""
 
     def __init__(self, directory: Path) -> None:
         self._tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
@@ -41,7 +41,8 @@ class TrainingTokenizer:
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
     def encode_prompt(self, prompt: str, history: tuple[tuple[str, str], ...] = ()) -> list[int]:
-        """As the chat template renders the messages (role, content) and a user's, with a generation prompt."""
+        """The messages (role, content) and a user's prompt as the chat template renders them, with a generation
+        prompt."""
         ids = [self._ids[START]]
         for role, content in (*history, ("user", prompt)):
             ids += [self._ids[f"<|{role}|>"], *self.encode(content), self._ids[END]]
@@ -83,7 +84,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, max_context: int, dir
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
     tokenizer.train_from_iterator(texts, trainer)
-    # A plain text begins as it did in training; the chat template writes its own beginning.
+    # A plain text begins as in training; the chat template writes its own beginning.
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{START} $A", special_tokens=[(START, tokenizer.token_to_id(START))]
     )

@@ -12,18 +12,18 @@ from torch.optim import Optimizer
 
 
 class OtherTrainingError(ValueError):
-    """A training state that another model, other data or other settings made."""
+    """A training state from another model, other data or other settings."""
 
 
 def run_name(*settings: object) -> str:
-    """Names a training by all that decides its course, so that only it is resumed."""
+    """Identifies a training by everything that determines its course, so that only the same training is resumed."""
     return hashlib.sha256(repr(settings).encode()).hexdigest()[:16]
 
 
 def save_training_state(
     path: Path, module: nn.Module, optimizers: Sequence[Optimizer], step: int, run: str = ""
 ) -> None:
-    """Write `path`, replacing an earlier one only when the new one is whole. `run` is of `run_name`."""
+    """Write `path`, replacing an earlier file only once the new one is complete. `run` comes from `run_name`."""
     tensors: dict[str, Tensor] = {f"model.{name}": p for name, p in module.named_parameters()}
     for number, optimizer in enumerate(optimizers):
         for parameter, state in optimizer.state_dict()["state"].items():
@@ -36,9 +36,9 @@ def save_training_state(
 
 
 def load_training_state(path: Path, module: nn.Module, optimizers: Sequence[Optimizer], run: str = "") -> int:
-    """Restore what `save_training_state` wrote and return its step; 0 when there is no file.
+    """Restore what `save_training_state` wrote and return its step; 0 if there is no file.
 
-    Raises OtherTrainingError when the file is of another run.
+    Raises OtherTrainingError if the file is from another run.
     """
     if not path.exists():
         return 0
@@ -58,7 +58,7 @@ def load_training_state(path: Path, module: nn.Module, optimizers: Sequence[Opti
 
 
 def check_run(path: Path, metadata: Mapping[str, str], run: str) -> None:
-    """Raises OtherTrainingError when a state's `metadata` is of another run."""
+    """Raises OtherTrainingError if the `metadata` of a training state is from another run."""
     if run and metadata.get("run") != run:
         raise OtherTrainingError(
             f"{path} is of a training with another model, other data or other settings: "
@@ -71,5 +71,5 @@ def load_weights(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             if f"model.{name}" not in tensors:
-                raise OtherTrainingError(f"a training state without {name}, which the training here has: delete it")
+                raise OtherTrainingError(f"a training state lacks {name}, which this training has: delete it")
             parameter.copy_(tensors[f"model.{name}"])

@@ -1,4 +1,4 @@
-"""`buddy bench server`: starts what is to be measured and lets the conditions take turns, round by round."""
+"""`buddy bench server`: starts the server to measure and runs the conditions in turn, round by round."""
 
 import gc
 import random
@@ -28,13 +28,13 @@ from buddy_server.engine.settings import EngineSettings
 
 SEED = 0
 UNKNOWN_VOCAB = 256
-"""Tokens that prompts are drawn from where the server is not ours to look into: any real model has as many."""
+"""Vocabulary for prompts to a server whose model is unknown: any real model has at least this many tokens."""
 WARM_UP_TOKENS = 8
 
 
 @dataclass(frozen=True, slots=True)
 class ServerBenchPlan:
-    """One of `model`, `shape` and `url`, or none for the embedded model. Counts of 0 leave a condition out."""
+    """Set one of `model`, `shape` and `url`, or none for the embedded model. Counts of 0 skip a condition."""
 
     model: str | None
     shape: str | None
@@ -61,8 +61,8 @@ class ServerBenchPlan:
 
 
 def bench_server(plan: ServerBenchPlan) -> Generator[ServerRow]:
-    """Rows once their conditions have been measured. Raises ServerBenchError, in the end even if it was one request in
-    a thousand that failed, and ValueErrors of the model."""
+    """Yields rows once their conditions have been measured. Raises ServerBenchError, at the end even if only one
+    request in a thousand failed, and ValueError for the model."""
     tallies: list[Tally] = []
     with closing(_sites(plan)) as sites:
         for site in sites:
@@ -74,7 +74,7 @@ def bench_server(plan: ServerBenchPlan) -> Generator[ServerRow]:
 
 
 def _sites(plan: ServerBenchPlan) -> Generator[BenchSite]:
-    """One at a time: the server of a site has ended when the next one starts."""
+    """Yields one site at a time: its server has ended when the next one starts."""
     if plan.url is not None:
         yield _their_site(plan, plan.url)
         return
@@ -104,7 +104,7 @@ def _their_site(plan: ServerBenchPlan, url: str) -> BenchSite:
 @contextmanager
 def _our_site(plan: ServerBenchPlan, checkpoint: ServedCheckpoint, dtype: str, work: Path) -> Iterator[BenchSite]:
     sizes = EngineSettings()
-    # One more than there are streams, for a long prompt beside them.
+    # One more than the number of streams, for a long prompt beside them.
     max_sequences = max(sizes.max_sequences, *plan.concurrency) + 1
     ours = OurEngine.load(
         checkpoint.directory, checkpoint.router, dtype, DTYPES[dtype], max_sequences, sizes.max_step_tokens
@@ -112,7 +112,7 @@ def _our_site(plan: ServerBenchPlan, checkpoint: ServedCheckpoint, dtype: str, w
     longest = plan.most_prompt_tokens + plan.new_tokens
     if longest > ours.spec.max_context:
         raise ServerBenchError(f"prompt and new tokens make {longest} tokens, the model allows {ours.spec.max_context}")
-    # As the server does: sweeps over a loaded model's objects would be timed with the engine.
+    # As the server does: garbage collections of a loaded model's objects would count as engine time.
     gc.collect()
     gc.freeze()
     config = work / "config.yaml"
@@ -154,7 +154,7 @@ def _rows(plan: ServerBenchPlan, site: BenchSite, tallies: list[Tally]) -> Itera
 
 
 def _conditions(plan: ServerBenchPlan, site: BenchSite) -> list[Condition]:
-    # The streams beside a long prompt go on as long as they may; their server may be one whose limit is unknown.
+    # The streams beside a long prompt run as long as the context allows, which is unknown for a foreign server.
     context = plan.prompt_tokens + plan.new_tokens if site.ours is None else site.ours.spec.max_context
     stream_tokens = context - plan.prompt_tokens
     conditions: list[Condition] = []
@@ -171,7 +171,7 @@ def _conditions(plan: ServerBenchPlan, site: BenchSite) -> list[Condition]:
 
 
 def _warm_up(site: BenchSite, concurrency: int, budget: float) -> None:
-    """Raises ServerBenchError when nothing is answered: better now than after a round of the engine alone."""
+    """Raises ServerBenchError if nothing is answered: better now than after a round of the engine alone."""
     prompts = [site.prompt() for _ in range(concurrency)]
     if site.ours is not None:
         site.ours.answer(prompts, WARM_UP_TOKENS)

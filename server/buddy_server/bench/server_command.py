@@ -1,4 +1,4 @@
-"""`buddy bench server`: from the command line to JSON lines, tables and a picture."""
+"""`buddy bench server`: from the command line to JSON lines, tables and a plot."""
 
 import os
 import signal
@@ -54,12 +54,12 @@ def _url(text: str) -> str:
     parts = urlsplit(text)
     if parts.scheme != "http" or not parts.hostname:
         raise ArgumentTypeError(f"{text!r} is not allowed: give one like http://127.0.0.1:8000")
-    # People copy the base_url of an openai client.
+    # Accepts the base_url of an openai client, which people copy.
     return text.rstrip("/").removesuffix("/v1")
 
 
 def run_server(parsed: Namespace) -> None:
-    """Raises ValueErrors of the model, of the server and of answers that are not as asked for; OSError of the files."""
+    """Raises ValueError for the model, the server and answers that do not match their requests; OSError for files."""
     from buddy_server.bench.plots import plot_server
     from buddy_server.bench.row import commit, machine, write_row
     from buddy_server.bench.server_bench import ServerBenchPlan, bench_server
@@ -99,7 +99,7 @@ def run_server(parsed: Namespace) -> None:
                 if parsed.json:
                     write_row(parsed.json, flat(row), first=len(rows) == 1)
     finally:
-        # Also what was measured before something failed: the rows tell how many requests did.
+        # Also prints what was measured before a failure: the rows count the failed requests.
         if rows:
             print(f"commit {commit() or 'unknown'}, {machine()}\n\n{markdown_tables(rows)}")
     if parsed.plot:
@@ -108,8 +108,8 @@ def run_server(parsed: Namespace) -> None:
 
 @contextmanager
 def _ending_on_signals() -> Iterator[None]:
-    """Ctrl-C and SIGTERM end the bench, its server with it, wherever it is: asyncio, which would turn the first of them
-    into a cancellation, loses it when the work has just been done."""
+    """Ctrl-C and SIGTERM end the bench and its server at any point. asyncio would turn the first signal into a
+    cancellation, and loses it if the work has just finished."""
     before = {number: signal.signal(number, _end) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield

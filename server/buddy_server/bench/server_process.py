@@ -1,4 +1,4 @@
-"""A `buddy serve` of this bench's own, in a process that always ends with it."""
+"""A `buddy serve` process that the bench starts, and that always ends with it."""
 
 import os
 import signal
@@ -20,7 +20,7 @@ START_SERVER = "from buddy_server.cli import main; main()"
 
 
 class ServerBenchError(ValueError):
-    """A server that does not start, or answers that are not what was asked for; the message says which."""
+    """A server that does not start, or answers that do not match their requests; the message states which."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,16 +31,16 @@ class ServerProcess:
 
 @contextmanager
 def serving(arguments: Sequence[str]) -> Iterator[ServerProcess]:
-    """`buddy serve` with `arguments` on a free port, ready; at the end neither it nor a child of it is left.
+    """A ready `buddy serve` with `arguments` on a free port; at the end it and all its children are gone.
 
-    Raises ServerBenchError with the end of its log when it does not become ready.
+    Raises ServerBenchError with the end of its log if it does not become ready.
     """
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-c", START_SERVER, "serve", "--host", "127.0.0.1", "--port", str(port), *arguments]
-    # A file, not a pipe: nobody reads while the server runs, and a full pipe would stop it.
+    # A file, not a pipe: nobody reads while the server runs, and a full pipe would block it.
     with tempfile.TemporaryFile() as log:
-        # A session of its own, so that Ctrl-C reaches the bench alone, which then ends the server.
+        # A separate session, so that Ctrl-C reaches only the bench, which then ends the server.
         process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)  # noqa: S603
         try:
             _wait_until_ready(url, process, log)
@@ -89,7 +89,7 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
     except subprocess.TimeoutExpired:
         pass
     finally:
-        # Children that outlived it, or all of them where a second Ctrl-C cut the waiting short.
+        # Kills children that outlived the server, or all processes if a second Ctrl-C interrupted the wait.
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()

@@ -1,4 +1,4 @@
-"""What `buddy bench server` measures: JSON objects and tables."""
+"""The results of `buddy bench server`, as JSON objects and tables."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -9,7 +9,7 @@ _Cell = str | int | float | None
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What all conditions of one server share. None is what a server that the bench did not start does not tell."""
+    """What all conditions of one server share. None means unknown, for a server that the bench did not start."""
 
     shape: str
     dtype: str | None
@@ -24,10 +24,10 @@ class LoadRow:
     """Many requests: a closed loop of `concurrency` streams, or Poisson arrivals at `rate_per_s`.
 
     Percentiles are over the requests, or the gaps between arrivals of text, of all rounds; speeds and comparisons are
-    medians of rounds. `share_of_engine` is output tokens a second over those of the engine alone in the same round, for
-    the same prompts as one batch after the other; `ttft_over_prefill_ms`, at concurrency 1, the time to the first token
-    less the engine's. Both are None without an engine to compare with. `client_cpu_us_per_token` is what the client
-    took from the same cores.
+    medians of rounds. `share_of_engine` is output tokens per second relative to the engine alone in the same round, on
+    the same prompts in consecutive batches; `ttft_over_prefill_ms`, at concurrency 1, is the time to the first token
+    minus the engine's. Both are None without an engine to compare with. `client_cpu_us_per_token` is the CPU time that
+    the client takes from the shared cores.
     """
 
     measured: str
@@ -61,9 +61,9 @@ class LoadRow:
 
 @dataclass(frozen=True, slots=True)
 class LongPromptRow:
-    """A prompt of `long_prompt_tokens` comes in while `concurrency` streams decode. `itl_p99_ms` is of their gaps
-    during its prefill, `calm_itl_p50_ms` of those before, both over all rounds; `itl_p99_over_median` is the median of
-    the rounds' own ratios."""
+    """A prompt of `long_prompt_tokens` arrives while `concurrency` streams decode. `itl_p99_ms` covers their gaps
+    during its prefill, `calm_itl_p50_ms` those before, both over all rounds; `itl_p99_over_median` is the median of the
+    per-round ratios."""
 
     measured: str
     facts: Facts
@@ -82,10 +82,10 @@ class LongPromptRow:
 
 @dataclass(frozen=True, slots=True)
 class SharedPrefixRow:
-    """Three requests one after the other with the same first `prefix_tokens` tokens, new ones every round: the second
-    goes on differently, the third is the first again. Times and ratios to the first are medians of rounds;
-    `same_text` says whether all of the thirds answered as their firsts. `cached_tokens` are the second's as the server
-    reports them, the least of the rounds, or None."""
+    """Three requests in sequence with the same first `prefix_tokens` tokens, new ones every round: the second continues
+    differently, the third repeats the first. Times and ratios to the first are medians of rounds; `same_text` is
+    whether every third got the same answer as its first. `cached_tokens` is what the server reports for the second, the
+    minimum over rounds, or None."""
 
     measured: str
     facts: Facts
@@ -107,8 +107,8 @@ class SharedPrefixRow:
 
 @dataclass(frozen=True, slots=True)
 class MemoryRow:
-    """Proportional set size of the server's processes after `num_requests` short requests, and the most seen so far.
-    `weights_mib` and `kv_cache_mib` are what matrices and cache take by their shapes alone."""
+    """Proportional set size of the server's processes after `num_requests` short requests, and the peak so far.
+    `weights_mib` and `kv_cache_mib` are computed from the shapes of matrices and cache."""
 
     measured: str
     facts: Facts
@@ -128,7 +128,7 @@ ServerRow = LoadRow | LongPromptRow | SharedPrefixRow | MemoryRow
 
 
 def flat(row: ServerRow) -> dict[str, Any]:
-    """The row as one JSON object, the facts among its fields."""
+    """The row as one JSON object, with the facts among its fields."""
     fields = asdict(row)
     return fields | fields.pop("facts")
 
@@ -153,7 +153,7 @@ _UNITS = {"_per_s": "/s", "_ms": ", ms", "_mib": ", MiB"}
 
 
 def markdown_tables(rows: Sequence[ServerRow]) -> str:
-    """A table for every kind of row, in the order of the first of each."""
+    """One table per kind of row, in order of first appearance."""
     tables = []
     for kind in dict.fromkeys(map(type, rows)):
         columns = ("shape", "dtype", *_COLUMNS[kind])

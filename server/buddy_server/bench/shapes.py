@@ -1,4 +1,4 @@
-"""Models with random weights, to time what a user's model of that shape would take."""
+"""Models with random weights, to estimate the speed of a user's model of the same shape."""
 
 import json
 from pathlib import Path
@@ -28,7 +28,7 @@ SHAPES: dict[str, PretrainedConfig] = {
         num_key_value_heads=4,
         **COMMON,
     ),
-    # Qwen2-0.5B's.
+    # The shape of Qwen2-0.5B.
     "24x896": Qwen2Config(
         vocab_size=151_936,
         hidden_size=896,
@@ -42,7 +42,7 @@ SHAPES: dict[str, PretrainedConfig] = {
 
 
 def save_random_model(shape: str, directory: Path) -> None:
-    """A checkpoint in bf16 that no token ends, with a tokenizer that has a word for every token."""
+    """Write a bf16 checkpoint without end tokens, with a tokenizer that has a word for every token."""
     torch.manual_seed(0)
     config = SHAPES[shape]
     model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)

@@ -1,4 +1,4 @@
-"""What it is worth that a prompt begins as an earlier one did."""
+"""The effect of a cached prefix: prompts that begin like an earlier one."""
 
 from dataclasses import dataclass, field
 from statistics import median
@@ -14,7 +14,7 @@ SUFFIX_TOKENS = 16
 
 @dataclass(slots=True)
 class SharedPrefix:
-    """A prompt, another with the same prefix, and the first again; nothing else runs."""
+    """A prompt, another with the same prefix, then the first again; nothing else runs."""
 
     site: BenchSite
     budget: float
@@ -23,7 +23,7 @@ class SharedPrefix:
     _rounds: list[tuple[Reply, Reply, Reply]] = field(default_factory=list)
 
     def run_round(self) -> None:
-        """Raises ServerBenchError when one of the three fails: there is nothing to compare then."""
+        """Raises ServerBenchError if one of the three requests fails, as there is nothing to compare then."""
         site = self.site
         prefix = site.prompt(self.prefix_tokens)
         first, second = (prefix + site.prompt(SUFFIX_TOKENS) for _ in range(2))

@@ -1,4 +1,4 @@
-"""What every condition of `buddy bench server` works with: server, engine to compare with, prompts, errors."""
+"""What every condition of `buddy bench server` uses: server, engine for comparison, prompts, errors."""
 
 import random
 from collections.abc import Sequence
@@ -17,8 +17,8 @@ from buddy_server.bench.server_row import Facts, ServerRow
 
 @dataclass(frozen=True, slots=True)
 class BenchSite:
-    """`ours` and `server_pid` are None for a server that the bench did not start. Prompts are never repeated unless a
-    condition means to: a cached prefix would make anyone look fast."""
+    """`ours` and `server_pid` are None for a server that the bench did not start. Prompts repeat only if a condition
+    intends it: a cached prefix would make any server look fast."""
 
     target: Target
     facts: Facts
@@ -30,7 +30,7 @@ class BenchSite:
     new_tokens: int
 
     def prompt(self, num_tokens: int | None = None) -> Tokens:
-        """Random tokens, `prompt_tokens` of them by default."""
+        """Random tokens, `prompt_tokens` by default."""
         return tuple(self.rng.choices(range(self.vocab_size), k=num_tokens or self.prompt_tokens))
 
     def request(self, prompt: Tokens, budget: float, new_tokens: int | None = None) -> bytes:
@@ -39,15 +39,15 @@ class BenchSite:
 
 @dataclass(slots=True)
 class Tally:
-    """All requests of a condition and what went wrong with them."""
+    """Counts all requests of a condition, and collects their errors."""
 
     num_requests: int = 0
     errors: list[str] = field(default_factory=list)
 
     def read(self, site: BenchSite, exchanges: Sequence[Exchange], new_tokens: int | None = None) -> list[Reply]:
-        """The answers that are as asked for; the others are counted. Raises ServerBenchError when there are none.
+        """The answers that match their requests; the others count as errors. Raises ServerBenchError if there are none.
 
-        A model that the bench did not choose may have end tokens, and end an answer itself.
+        A model that the bench did not choose may have end tokens, and end an answer early.
         """
         replies = [read_reply(one, new_tokens or site.new_tokens, site.ours is None) for one in exchanges]
         self.num_requests += len(replies)
@@ -59,7 +59,7 @@ class Tally:
 
 
 class Condition(Protocol):
-    """Something measured once a round."""
+    """Something measured once per round."""
 
     @property
     def tally(self) -> Tally: ...
@@ -69,7 +69,7 @@ class Condition(Protocol):
         ...
 
     def row(self) -> ServerRow:
-        """What all rounds measured."""
+        """The measurements of all rounds."""
         ...
 
 

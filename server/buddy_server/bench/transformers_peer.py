@@ -23,7 +23,7 @@ class TransformersPeer:
         return Timing(first, whole - first, (new_tokens - 1) * len(prompts), first_tokens)
 
     def _generate(self, prompts: list[Tokens], new_tokens: int) -> tuple[float, torch.Tensor]:
-        """Seconds, and prompts with their answers."""
+        """Returns the seconds, and the prompts with their answers."""
         tokens = torch.tensor(prompts)
         config = GenerationConfig(max_new_tokens=new_tokens, do_sample=False, eos_token_id=None, pad_token_id=0)
         started = time.perf_counter()
