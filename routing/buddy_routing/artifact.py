@@ -65,7 +65,7 @@ def load_predictor(directory: Path, config: RouterConfig, device: torch.device) 
     except (SafetensorError, RuntimeError, KeyError, ValueError) as error:
         raise ArtifactError(f"{path} does not fit {CONFIG_NAME}: {error}") from error
     if num_features != feature_dim(config.kv_dim):
-        raise ArtifactError(f"{path} takes {num_features} features, {CONFIG_NAME} gives {feature_dim(config.kv_dim)}")
+        raise ArtifactError(f"{path} expects {num_features} features, {CONFIG_NAME} gives {feature_dim(config.kv_dim)}")
     return predictor.to(device).eval().requires_grad_(False)
 
 

@@ -118,7 +118,7 @@ class ControlTokens:
             if not cuts:
                 return [self._originals.get(token, token) for token in encoding.ids if token != self._break_id]
             if any(end - start < 2 for start, end in cuts):
-                raise InvalidRequest("The messages hold a text that is a control token.", param="messages")
+                raise InvalidRequest("The messages contain a text that is a control token.", param="messages")
             for start, _ in reversed(cuts):
                 text = text[: start + 1] + self._break + text[start + 1 :]
 
@@ -176,7 +176,7 @@ class ControlTokens:
         for first in range(_PRIVATE.start, _PRIVATE.stop - size, size):
             if taken.isdisjoint(range(first, first + size)):
                 return first
-        raise InvalidRequest("The messages hold too many private-use characters.", param="messages")
+        raise InvalidRequest("The messages contain too many private-use characters.", param="messages")
 
     def _renamed(self, token: AddedToken) -> AddedToken:
         if token.content not in self._names:

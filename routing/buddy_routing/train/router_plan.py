@@ -69,7 +69,7 @@ def plan_from(parsed: Namespace) -> RouterPlan:
     if plan.lora_rank < 0:
         raise ValueError(f"--lora-rank is {plan.lora_rank}, allowed is 0 or more")
     if plan.lora_rank and plan.objective == "distill":
-        raise ValueError("--lora-rank needs --objective cross_entropy: a model that changes is no teacher for itself")
+        raise ValueError("--lora-rank needs --objective cross_entropy: a model that changes cannot be its own teacher")
     if not 0 < plan.lowest_budget <= 1:
         raise ValueError(f"--lowest-budget is {plan.lowest_budget}, allowed is more than 0, up to 1")
     return plan

@@ -92,7 +92,7 @@ def write_gguf(model: RoutedDecoder, dtype: str, path: Path) -> None:
     biased = spec.output_bias or spec.mlp_bias or (spec.family == "llama" and spec.qkv_bias)
     if spec.family not in ARCHITECTURES or spec.rope_scaling or spec.qk_norm or biased or any(spec.windows):
         raise PeerError(
-            f"peer llama.cpp: this {spec.family} is not written here; allowed: llama without biases, qwen2, "
+            f"peer llama.cpp: this {spec.family} variant is not supported; allowed: llama without biases, qwen2, "
             "both without scaled rotation and without windows"
         )
     kind = gguf.GGMLQuantizationType.Q8_0 if dtype == "int8" else gguf.GGMLQuantizationType.BF16

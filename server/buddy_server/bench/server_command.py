@@ -69,7 +69,7 @@ def run_server(parsed: Namespace) -> None:
     check_counts(parsed, ("long_prompt", "shared_prefix", "memory"), least=0)
     check_plot(parsed.plot)
     if parsed.url and parsed.memory:
-        raise ValueError("--memory is of a server that this command starts; allowed is one of --memory and --url")
+        raise ValueError("--memory measures a server that this command starts; allowed is one of --memory and --url")
     if parsed.router and not parsed.model:
         raise ValueError("--router is for a --model; the embedded model and shapes have theirs")
     plan = ServerBenchPlan(

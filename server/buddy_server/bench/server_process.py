@@ -79,7 +79,7 @@ def _wait_until_ready(url: str, process: "subprocess.Popen[bytes]", log: IO[byte
 
 def _last_lines(log: IO[bytes]) -> str:
     log.seek(max(0, log.seek(0, os.SEEK_END) - 2000))
-    return log.read().decode(errors="replace").strip() or "it said nothing"
+    return log.read().decode(errors="replace").strip() or "its log is empty"
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:

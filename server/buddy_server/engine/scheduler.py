@@ -53,7 +53,7 @@ class Scheduler:
         if max_step_tokens < max_sequences + route_block:
             raise ValueError(
                 f"max_step_tokens {max_step_tokens} is too small: allowed is at least max_sequences "
-                f"{max_sequences} + route_block {route_block}, so that prefill goes on beside a full batch"
+                f"{max_sequences} + route_block {route_block}, so that prefill continues beside a full batch"
             )
         if prefix_keys is not None and route_block % pool.block_size:
             raise ValueError(

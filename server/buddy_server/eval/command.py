@@ -61,9 +61,9 @@ def run(parsed: Namespace) -> None:
     if parsed.limit < 1:
         raise ValueError(f"--limit is {parsed.limit}, allowed is 1 or more")
     if parsed.resume and parsed.json is None:
-        raise ValueError("--resume needs --json FILE, whose rows it goes on from")
+        raise ValueError("--resume needs --json FILE, whose rows it continues")
     if parsed.resume and parsed.text:
-        raise ValueError("--resume does not go with --text: rows do not tell which text they are of")
+        raise ValueError("--resume does not go with --text: rows do not record their text")
     if parsed.dtype == "int8" and (parsed.text or {"bound", "router:zero-kv"} & set(parsed.methods)):
         raise ValueError("--text, bound and router:zero-kv run in plain torch, which has no int8")
     router = parsed.router or default_router(parsed.model)
