@@ -24,7 +24,7 @@ Message = Mapping[str, Any]
 
 _REASON_CHARS = 200
 _FEW_TOKEN_CHARS = 2
-"""Less than the average characters per token of ordinary text: a longer text may be far too long and is checked."""
+"""Fewer characters per token than in ordinary text: texts with no more than this, at the limit, are not checked."""
 _PIECE_CHARS = 2**14
 _CUT_TOKENS = 64
 _BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")

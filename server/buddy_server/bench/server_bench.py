@@ -154,7 +154,7 @@ def _rows(plan: ServerBenchPlan, site: BenchSite, tallies: list[Tally]) -> Itera
 
 
 def _conditions(plan: ServerBenchPlan, site: BenchSite) -> list[Condition]:
-    # The streams beside a long prompt run as long as the context allows, which is unknown for a foreign server.
+    # The streams beside a long prompt run as long as the context allows, which is unknown if `ours` is None.
     context = plan.prompt_tokens + plan.new_tokens if site.ours is None else site.ours.spec.max_context
     stream_tokens = context - plan.prompt_tokens
     conditions: list[Condition] = []
