@@ -85,7 +85,7 @@ def load_model(directory: Path, dtype: torch.dtype, device: torch.device) -> Loa
                 raise CheckpointError(f"{directory} holds {name}, which a {spec.family} model does not have")
             if tensor.shape != wanted[own_name].shape:
                 raise CheckpointError(
-                    f"{name} has shape {list(tensor.shape)}, config.json requires {list(wanted[own_name].shape)}"
+                    f"{name} has shape {list(tensor.shape)}, config.json asks for {list(wanted[own_name].shape)}"
                 )
             wanted[own_name].copy_(tensor)
             missing.discard(own_name)
