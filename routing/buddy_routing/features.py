@@ -38,6 +38,13 @@ def causal_features(v: Tensor, starts: Tensor | None = None) -> Tensor:
     return torch.cat((mean.float(), newest), -1)
 
 
+def last_features(v: Tensor) -> Tensor:
+    """Features of the last token of one sequence: V states [T, ...] -> [2F] fp32."""
+    rows = v.flatten(1)  # [T, F]
+    mean = rows.sum(0, dtype=torch.float64) / len(rows)
+    return torch.cat((mean.float(), rows[-1].float()))
+
+
 class RunningFeatures:
     """The same features, kept per lane as a running sum: O(1) per step, without rereading the cache."""
 

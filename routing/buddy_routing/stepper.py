@@ -111,6 +111,7 @@ class NativeStepper:
 def router_weights(planner: PathPlanner) -> RouterWeights | None:
     """What the op needs to choose paths itself; None for a type of router it does not support, which runs in Python."""
     actions = planner.actions
+    assert all(len(costs) == 2 for costs in actions.costs), "the native step knows skipping and running only"
     choice = RouterWeights(
         prior=torch.empty(0),
         costs=torch.tensor(actions.costs, dtype=torch.int64),

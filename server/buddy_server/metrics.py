@@ -109,6 +109,12 @@ class Metrics:
         self._layers_executed = Counter(
             "buddy_layers_executed", "Layers run, summed over tokens.", _TENANT, registry=self.registry
         )
+        self._layers_uncharged = Counter(
+            "buddy_layers_uncharged",
+            "Of the layers executed, those run again after a preemption or for tokens behind the end of an answer.",
+            _TENANT,
+            registry=self.registry,
+        )
         self._layers_skipped = Counter(
             "buddy_layers_skipped", "Layers not run, summed over tokens.", _TENANT, registry=self.registry
         )
@@ -178,6 +184,7 @@ class Metrics:
             labels = self._labels.get(tenant, (_OTHER, _OTHER))
             self._layers_executed.labels(*labels).inc(depth.executed / MILLI_LAYERS)
             self._layers_skipped.labels(*labels).inc(depth.skipped / MILLI_LAYERS)
+            self._layers_uncharged.labels(*labels).inc(depth.uncharged / MILLI_LAYERS)
 
     def observe_account(self, account: Account) -> None:
         """Record the usage of a settled request."""

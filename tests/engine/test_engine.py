@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from buddy_routing.router import NEVER
 from buddy_server.engine import scheduler
 from buddy_server.engine.build import EngineBuildError, build_engine
 from buddy_server.engine.messages import FinishEvent, GenerationRequest, TokenEvent
@@ -235,6 +236,29 @@ def test_depth_changes_in_mid_answer_and_what_ran_is_charged(tiny: TinySite, num
     assert depths == [4] * 4 + [6] * 5 + [3] + [5] * 10 + [4] * 10
     assert first.end.usage.output_cost == 1000 * sum(depths[1:])
     assert first.end.usage.prompt_cost == 4000 * num_prompt
+
+
+@pytest.mark.parametrize("native", [False, True])
+@pytest.mark.parametrize("reroute_every", [4, NEVER])
+def test_path_that_is_kept_ends_with_the_depth_it_was_chosen_for(
+    tiny: TinySite, reroute_every: int, native: bool, tmp_path: Path
+) -> None:
+    save_random_router(tiny.model, tmp_path, reroute_every=reroute_every)
+    engine = build_tiny_engine(tiny.model, tmp_path, native=native, prefix_cache=False).engine
+    answers: list[list[TokenEvent]] = []
+    for _ in range(2):
+        engine.add(make_request(num_prompt=9, num_run=6, max_tokens=40))
+        tokens: list[TokenEvent] = []
+        while engine.has_work:
+            tokens += [event for _, event in engine.step().events if isinstance(event, TokenEvent)]
+            if len(tokens) == 1:
+                engine.change_depth("r", 3000)
+        answers.append(tokens)
+    assert [sum(event.path) for event in answers[0]] == [6] + [3] * 39
+    assert answers[0] == answers[1]
+    paths = [event.path for event in answers[0][1:]]
+    changes = [index for index in range(1, len(paths)) if paths[index] != paths[index - 1]]
+    assert all((index + 1) % reroute_every == 0 for index in changes), "the path is kept as before"
 
 
 def test_depth_changed_in_mid_prompt_takes_effect_at_the_next_route_block_and_caches_nothing_wrong(

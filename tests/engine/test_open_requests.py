@@ -75,3 +75,19 @@ async def test_a_request_that_no_engine_takes_is_settled_with_nothing() -> None:
     assert isinstance(ended, FinishEvent)
     assert (ended.reason, len(requests)) == ("lost", 0)
     assert settled == [Account("a", "default", "lost", Usage(9))]
+
+
+async def test_an_account_that_cannot_be_settled_keeps_no_event_from_anyone() -> None:
+    def fail(_: Account) -> None:
+        raise RuntimeError("no ledger today")
+
+    requests = OpenRequests(lambda _: True, fail)
+
+    async def heard(name: str) -> list[Event]:
+        return [event async for together in requests.events(make_request(name)) for event in together]
+
+    asked = [asyncio.create_task(heard(name)) for name in ("a", "b")]
+    await asyncio.sleep(0)
+    end = FinishEvent("length", Usage(9))
+    requests.deliver(report([("a", end), ("b", TOKENS[0]), ("b", end)]))
+    assert await asyncio.gather(*asked) == [[end], [TOKENS[0], end]]

@@ -144,11 +144,11 @@ async def test_depth_is_predicted_as_in_this_process(engine: EngineProcess, plan
         assert {1000 * sum(event.path) for event in answer if isinstance(event, TokenEvent)} == {cost}
 
 
-async def test_prompt_that_no_prediction_can_be_made_of_gets_all_it_may_have(plan: EnginePlan) -> None:
-    here = build_engine(plan.model, plan.router, plan.settings, plan.device, plan.dtype).engine.depth_predictor
-    assert here is not None
-    unknown = replace(make_request(), prompt_tokens=(10**6,), min_cost=3000, max_cost=5000)
-    assert here.settle([unknown]) == [replace(unknown, min_cost=None)]
+async def test_request_whose_depth_cannot_be_predicted_gets_all_that_it_allows(plan: EnginePlan) -> None:
+    engine = build_engine(plan.model, plan.router, plan.settings, plan.device, plan.dtype).engine
+    unknown = replace(make_request("unknown"), prompt_tokens=(10**6,), min_cost=3000, max_cost=5000)
+    assert engine.add(unknown) == []
+    assert engine.add(replace(make_request("known"), min_cost=3000, max_cost=5000)) != []
 
 
 async def test_killed_process_ends_every_request_and_another_takes_its_place(
@@ -212,7 +212,7 @@ async def test_stop_ends_every_request_and_the_process(plan: EnginePlan) -> None
         assert (end.reason, end.error) == ("cancelled", "the server is shutting down")
     (late,) = await ask(engine, make_request("late"))
     assert isinstance(late, FinishEvent)
-    assert (late.reason, late.error) == ("lost", "the server is shutting down")
+    assert (late.reason, late.error) == ("lost", "there is no engine to take the request")
 
 
 async def test_another_model_is_not_served_in_place_of_the_first(

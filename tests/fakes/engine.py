@@ -26,6 +26,7 @@ INFO = EngineInfo(
     vocab_size=1000,
     max_context=256,
     kv_capacity_tokens=200,
+    max_sequences=4,
     router_id="static",
     device="cpu",
     dtype="float32",

@@ -430,6 +430,7 @@ def test_aligned_segments_share_the_path_of_their_summed_scores(native: WeightKi
         ({"lanes": [1]}, "a lane is unknown"),
         ({"max_costs": [1999]}, "a segment may cost less than the layers that always run"),
         ({"wanted": [Wanted(1)]}, "a wanted row is not in the step"),
+        ({"wanted": [Wanted(0, max_tokens=0)]}, "a wanted row makes no token"),
         ({"wanted": [Wanted(0, given=SHAPE["vocab_size"])]}, "a token of a wanted row is not in the vocabulary"),
         ({"lengths": [2]}, "a segment is empty or too long"),
         ({"aligned": [1]}, "a segment is aligned with one that is later"),

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from buddy_routing.action_space import ActionSpace
 from buddy_routing.artifact import load_router, save_router
 from buddy_routing.checkpoint import LoadedModel, load_model
 from buddy_routing.decoder import RoutedDecoder
@@ -128,12 +129,12 @@ def test_pretraining_learns_to_count(tmp_path: Path) -> None:
 
 def test_random_depth_keeps_the_ends_and_half_of_the_layers() -> None:
     for seed in range(200):
-        layers_on = random_depth(16, 1.0, random.Random(seed))
+        layers_on = random_depth(ActionSpace.skip_or_run(16), 1.0, random.Random(seed))
         assert layers_on is not None
         assert layers_on[0]
         assert layers_on[-1]
         assert 8 <= sum(layers_on) <= 15
-    assert random_depth(16, 0.0, random.Random(0)) is None
+    assert random_depth(ActionSpace.skip_or_run(16), 0.0, random.Random(0)) is None
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,11 @@ import pytest
 from openai.types.chat import ChatCompletion
 
 from buddy_server.config import ServerConfig
+from buddy_server.errors import Overloaded
+from buddy_server.tenancy.capacity import Capacity
+from buddy_server.tenancy.depth import DepthDecision
+from buddy_server.tenancy.policy import Tenant, Tier
+from buddy_server.tenancy.request_life import RequestLife
 from fakes.engine import INFO, PREDICTING, FakeEngine
 from fakes.site import Serve, Site
 
@@ -214,29 +219,46 @@ def test_without_a_limit_the_output_may_fill_what_remains(site: Site) -> None:
 
 
 @pytest.mark.parametrize(
-    ("engine", "n", "code", "retry_after"),
+    ("engine", "retry_after"),
     [
-        ({}, 5, "overloaded", "1"),
-        ({"is_ready": False}, 1, "not_ready", "7"),
-        ({"fail_at": 2, "fail_with": "cancelled"}, 1, "not_ready", "1"),
-        ({"fail_at": 2, "fail_with": "lost"}, 1, "not_ready", "1"),
+        ({"is_ready": False}, "7"),
+        ({"fail_at": 2, "fail_with": "cancelled"}, "1"),
+        ({"fail_at": 2, "fail_with": "lost"}, "1"),
     ],
 )
-def test_engine_that_cannot_take_more_gives_503_with_retry_after(
-    serve: Serve, engine: dict[str, Any], n: int, code: str, retry_after: str
+def test_engine_that_is_not_there_gives_503_with_retry_after(
+    serve: Serve, engine: dict[str, Any], retry_after: str
 ) -> None:
-    response = serve(FakeEngine(**engine), ServerConfig(max_waiting=4)).chat(n=n)
-    assert (response.status_code, response.json()["error"]["code"]) == (503, code)
+    response = serve(FakeEngine(**engine)).chat()
+    assert (response.status_code, response.json()["error"]["code"]) == (503, "not_ready")
     assert response.headers["retry-after"] == retry_after
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_of_a_burst_as_many_are_taken_as_may_wait_and_room_comes_back(serve: Serve, stream: bool) -> None:
-    site = serve(FakeEngine(PREDICTING, predicted=4, delay_s=0.05), ServerConfig(max_waiting=7))
+def test_of_a_burst_as_many_are_accepted_as_run_and_wait_and_room_comes_back(serve: Serve, stream: bool) -> None:
+    site = serve(FakeEngine(PREDICTING, predicted=4, delay_s=0.05), ServerConfig(max_waiting=3))
     with ThreadPoolExecutor(20) as pool:
         answers = list(pool.map(lambda _: site.chat(budget="auto", stream=stream), range(20)))
     assert sorted(answer.status_code for answer in answers) == [200] * 7 + [503] * 13
+    refused = next(answer for answer in answers if answer.status_code == 503)
+    assert (refused.json()["error"]["code"], refused.headers["retry-after"]) == ("overloaded", "1")
     assert site.chat(n=7).status_code == 200
+
+
+def test_more_answers_than_there_is_ever_room_for_are_a_bad_request(serve: Serve) -> None:
+    response = serve(config=ServerConfig(max_waiting=1)).chat(n=6)
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "n")
+    assert "this server allows 5" in response.json()["error"]["message"]
+
+
+def test_an_answer_that_has_ended_takes_no_room_from_others_however_slowly_it_is_read(serve: Serve) -> None:
+    capacity = Capacity(FakeEngine(), max_waiting=0)
+    life = RequestLife(capacity, serve().metrics.request(Tenant("default", Tier("default"))))
+    life.admit(4, 4, DepthDecision(1.0, 1.0, 8000, "request"))
+    with pytest.raises(Overloaded):
+        capacity.reserve(1)
+    life.answered()
+    capacity.reserve(1)
 
 
 @pytest.mark.parametrize("engine", [{"fail_at": 2}, {"raise_at": 0}, {"raise_at": 3}])

@@ -62,11 +62,11 @@ def test_body_over_the_limit_gets_413(serve: Serve, announced: bool) -> None:
 def test_unforeseen_exception_gets_500_without_a_trace(serve: Serve) -> None:
     class BrokenEngine(FakeEngine):
         @property
-        def num_running(self) -> int:
+        def is_ready(self) -> bool:
             raise ZeroDivisionError("secret inside of the engine")
 
-        @num_running.setter
-        def num_running(self, value: int) -> None:
+        @is_ready.setter
+        def is_ready(self, value: bool) -> None:
             pass
 
     response = serve(BrokenEngine()).chat()

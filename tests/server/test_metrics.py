@@ -1,6 +1,7 @@
 """What is counted, and what must add up."""
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
@@ -48,17 +49,18 @@ def test_completion_tokens_are_first_tokens_and_gaps(serve: Serve) -> None:
 
 
 def test_every_request_is_counted_once_with_its_outcome(serve: Serve) -> None:
-    site = serve(config=ServerConfig(max_waiting=2))
+    site = serve(FakeEngine(delay_s=0.05), ServerConfig(max_waiting=1))
     site.chat()
     site.chat(stream=True)
     site.chat(budget=7)
-    assert site.chat(n=3).status_code == 503
+    with ThreadPoolExecutor(2) as pool:
+        assert sorted(pool.map(lambda _: site.chat(n=3).status_code, range(2))) == [200, 503]
     site.engine.fail_at = 1
     site.chat()
-    outcomes = {"finished": 2, "refused": 1, "overloaded": 1, "error": 1, "cancelled": 0}
+    outcomes = {"finished": 3, "refused": 1, "overloaded": 1, "error": 1, "cancelled": 0}
     for outcome, count in outcomes.items():
         assert site.sample("buddy_requests_total", outcome=outcome, tenant="default") == count
-    assert site.sample("buddy_requests_total") == site.sample("buddy_request_duration_seconds_count") == 5
+    assert site.sample("buddy_requests_total") == site.sample("buddy_request_duration_seconds_count") == 6
 
 
 def test_usage_and_counters_agree(site: Site) -> None:
@@ -76,9 +78,10 @@ def sample(metrics: Metrics, name: str, **labels: str) -> float | None:
 def test_step_counts_layers_by_configured_tenant() -> None:
     metrics = Metrics(INFO, [Tenant("acme", Tier("pro"))])
     for _ in range(2):
-        metrics.observe_step(step(acme=DepthCount(30000, 10000), stranger=DepthCount(4000, 28000)))
+        metrics.observe_step(step(acme=DepthCount(30000, 10000, 500), stranger=DepthCount(4000, 28000)))
     assert sample(metrics, "buddy_layers_executed_total", tenant="acme", tier="pro") == 60
     assert sample(metrics, "buddy_layers_skipped_total", tenant="acme", tier="pro") == 20
+    assert sample(metrics, "buddy_layers_uncharged_total", tenant="acme", tier="pro") == 1
     assert sample(metrics, "buddy_layers_skipped_total", tenant="other", tier="other") == 56
     assert sample(metrics, "buddy_batch_layers_read_ratio_sum") == 2 * 6 / 8
     assert sample(metrics, "buddy_batch_size_sum") == 4

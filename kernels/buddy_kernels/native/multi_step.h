@@ -53,7 +53,7 @@ class MultiStep {
         for (size_t i = 0; i < places.size(); ++i) {
             const int64_t token = given.next_tokens[(given.num_steps - 1) * given.num_wanted + places[i]];
             const int64_t* const end = wanted[i].end_tokens + wanted[i].num_end_tokens;
-            if (given.num_steps == wanted[i].max_tokens || std::find(wanted[i].end_tokens, end, token) != end) continue;
+            if (given.num_steps >= wanted[i].max_tokens || std::find(wanted[i].end_tokens, end, token) != end) continue;
             places[count] = places[i], tokens[count] = token, positions[count] = positions[i] + 1, wanted[count] = wanted[i];
             wanted[count].row = static_cast<int64_t>(count);
             if (wanted[count].uniforms) ++wanted[count].uniforms;

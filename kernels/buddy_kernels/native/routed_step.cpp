@@ -128,7 +128,7 @@ class Decoder {
         };
         if (outside(s.tokens, s.num_rows + s.num_ahead, 0, m.vocab)) return "a token is not in the vocabulary";
         if (outside(s.tables, s.table_starts[s.num_segments], 0, m.num_blocks)) return "a block is not in the pool";
-                if (!s.choose && outside(s.lanes, s.num_segments, 0, r.num_lanes)) return "a lane is unknown";
+        if (!s.choose && outside(s.lanes, s.num_segments, 0, r.num_lanes)) return "a lane is unknown";
         if (!s.choose && outside(s.max_costs, s.num_segments, chooser.smallest_cost(r), INT64_MAX))
             return "a segment may cost less than the layers that always run";
         if (outside(s.lengths, s.num_segments, 1, s.num_rows + 1)) return "a segment is empty or too long";
@@ -160,6 +160,7 @@ class Decoder {
     }
 
     const char* check(const Wanted& w, int64_t num_rows) const {
+        if (w.max_tokens < 1) return "a wanted row makes no token";
         const auto unknown = [&](const int64_t* tokens, int64_t count) {
             return std::any_of(tokens, tokens + count, [&](int64_t token) { return token < 0 || token >= m.vocab; });
         };

@@ -210,10 +210,10 @@ def pack(corpus: Corpus, mixture: Mixture, tokenizer: TrainingTokenizer, num_tok
             # The source furthest below its share is next; a few documents at a time keep the order mixed.
             name = min(streams, key=lambda source: written[source] / mixture[source])
             for _ in range(4):
-                ids, is_decode = tokenizer.encode_document(next(streams[name]))
+                ids, is_answer = tokenizer.encode_document(next(streams[name]))
                 tokens.append(np.array(ids, dtype=np.uint16))
                 begins.append(np.arange(len(ids)) == 0)
-                counted.append(np.array(is_decode))
+                counted.append(np.array(is_answer))
                 written[name] += len(ids)
                 total += len(ids)
                 bar.update(len(ids))

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from buddy_routing.action_space import ActionSpace
 from buddy_routing.decoder import RoutedDecoder
 from buddy_routing.router import LearnedRouter
 from buddy_routing.train.corpus import PackedTokens
@@ -118,7 +119,7 @@ def run_batch(
     """Hidden states [B, T, D] of rows [B, T]: on the router's paths, with some layers dropped, or with all layers."""
     num_layers = model.spec.num_layers
     if router is None or rng.random() >= plan.routed_share:
-        return model.dense(tokens, layers_on=random_depth(num_layers, plan.depth_drop, rng))
+        return model.dense(tokens, layers_on=random_depth(model.spec.actions, plan.depth_drop, rng))
     actions = model.spec.actions
     max_cost = cost_per_conversation(begins, actions, plan.lowest_budget, num_layers - 1, rng.getrandbits(63))
     return model.dense(tokens, routed_paths(router, actions, begins, counted, max_cost, plan.route_block))
@@ -136,13 +137,15 @@ def lr_scale(plan: FitPlan, step: int) -> float:
     return warm * (1.0 - (1.0 - plan.final_lr_scale) * step / plan.num_steps)
 
 
-def random_depth(num_layers: int, depth_drop: float, rng: random.Random) -> list[bool] | None:
-    """The layers that a batch runs: all, or with probability `depth_drop` a random half or more, including both
-    ends."""
+def random_depth(actions: ActionSpace, depth_drop: float, rng: random.Random) -> list[bool] | None:
+    """The layers that a batch runs: all, or with probability `depth_drop` a random half or more, the forced ones
+    included."""
     if rng.random() >= depth_drop:
         return None
-    kept = set(rng.sample(range(1, num_layers - 1), rng.randint(num_layers // 2, num_layers - 1) - 2))
-    return [layer in kept or layer in (0, num_layers - 1) for layer in range(num_layers)]
+    num_layers = actions.num_layers
+    num_free = rng.randint(num_layers // 2, num_layers - 1) - len(actions.forced)
+    kept = actions.forced.union(rng.sample(actions.free, num_free))
+    return [layer in kept for layer in range(num_layers)]
 
 
 def next_token_loss(model: RoutedDecoder, hidden: Tensor, tokens: Tensor, counted: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ async def complete(
     async with AsyncExitStack() as stack:
         life = await stack.enter_async_context(services.begin(tenant))
         admitted = await admit(services, life, tenant, request, await read_body(request, schema))
-        generation = Generation(services.engine, admitted, life.metrics)
+        generation = Generation(services.engine, admitted, life)
         if admitted.body.stream:
             # The response outlives this function and exits `life` itself.
             return CompletionStream(generation, write(generation), stack.pop_all(), services.config.ping_interval_s)

@@ -10,8 +10,8 @@ from buddy_server.api.admission import Admitted
 from buddy_server.api.merge import merge
 from buddy_server.engine.messages import AnswerEvent, DepthEvent, EngineClient, Event, FinishEvent, TokenEvent
 from buddy_server.errors import InternalError, NotReady
-from buddy_server.metrics import RequestMetrics
 from buddy_server.tenancy.depth import predicted_depth
+from buddy_server.tenancy.request_life import RequestLife
 
 _log = logging.getLogger(__name__)
 
@@ -19,9 +19,10 @@ _log = logging.getLogger(__name__)
 class Generation:
     """Runs the choices of `admitted`, measures them, and sums their usage. Iterate `events` only once."""
 
-    def __init__(self, engine: EngineClient, admitted: Admitted, metrics: RequestMetrics):
+    def __init__(self, engine: EngineClient, admitted: Admitted, life: RequestLife):
         self.admitted = admitted
-        self.metrics = metrics
+        self.metrics = life.metrics
+        self._life = life
         self._engine = engine
         self._depth = admitted.depth
         self._predicted: list[int] = []
@@ -103,6 +104,7 @@ class Generation:
         costs = self.admitted.actions.path_costs
         self.metrics.tokens([costs[path] for path in paths], index)
         if answer and isinstance(last := answer[-1], FinishEvent):
+            self._life.answered()
             self._check(last)
             self._finishes[index] = last
         return answer

@@ -30,6 +30,9 @@ class ChunkWriter(Protocol):
 
 _log = logging.getLogger(__name__)
 
+SEND_TIMEOUT_S = 60.0
+"""A client that reads nothing for this long has gone; its answer is cancelled."""
+
 
 class CompletionStream(EventSourceResponse):
     """The streamed response. Cancels the generation if the client disconnects.
@@ -41,6 +44,7 @@ class CompletionStream(EventSourceResponse):
         super().__init__(
             _lines(generation, writer),
             ping=ping_interval_s,
+            send_timeout=SEND_TIMEOUT_S,
             sep="\n",
             # By default every stream is cut off at SIGTERM, but the server decides how long a shutdown may take.
             shutdown_grace_period=math.inf,

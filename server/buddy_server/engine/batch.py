@@ -40,6 +40,11 @@ class Work:
         return range(first, min(self.end, self.sequence.num_prompt - 1))
 
     @property
+    def begins_depth(self) -> bool:
+        """Whether the first token may cost another amount than the token before it."""
+        return self.start > 0 and self.max_cost != self.sequence.max_cost(self.start - 1)
+
+    @property
     def makes_token(self) -> bool:
         return self.end == len(self.sequence.tokens)
 

@@ -161,6 +161,7 @@ def assemble(served: ServedModel, routing: Routing, settings: EngineSettings) ->
         vocab_size=model.spec.vocab_size,
         max_context=model.spec.max_context,
         kv_capacity_tokens=num_blocks * settings.block_size,
+        max_sequences=settings.max_sequences,
         router_id=routing.router.router_id,
         device=str(served.device),
         dtype=served.dtype_name,

@@ -1,6 +1,7 @@
 """The engine: requests in, steps, events out. Single-threaded; loop.py drives it."""
 
 import itertools
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
@@ -13,6 +14,8 @@ from buddy_server.engine.runner import ModelRunner
 from buddy_server.engine.sampler import Sampler
 from buddy_server.engine.scheduler import Scheduler, StepOutput
 from buddy_server.engine.sequence import Sequence
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -28,12 +31,12 @@ class Engine:
     _arrivals: Iterator[int] = field(default_factory=itertools.count)
 
     def add(self, *requests: GenerationRequest) -> list[tuple[str, Event]]:
-        """Add requests. Returns the depths chosen for those that leave them open."""
-        settled = self.depth_predictor.settle(requests) if self.depth_predictor else list(requests)
-        for request in settled:
+        """Accept requests. Returns the depths chosen for those that leave theirs open."""
+        depths = self._predicted_depths(requests)
+        for request in requests:
             params = request.sampling
             sequence = Sequence(
-                replace(request, min_cost=None),
+                replace(request, max_cost=depths.get(request.request_id, request.max_cost)),
                 next(self._arrivals),
                 Sampler(params),
                 Detokenizer(self.tokenizer, params.stop),
@@ -41,8 +44,22 @@ class Engine:
             )
             self.scheduler.add(sequence)
             self._sequences[request.request_id] = sequence
-        pairs = zip(requests, settled, strict=True)
-        return [(one.request_id, DepthEvent(one.max_cost)) for before, one in pairs if one is not before]
+        return [(request_id, DepthEvent(max_cost)) for request_id, max_cost in depths.items()]
+
+    def _predicted_depths(self, requests: tuple[GenerationRequest, ...]) -> dict[str, int]:
+        """Milli-layers by request id, for requests that leave their depth open. Without a predictor, or when it fails,
+        they keep the most that they allow."""
+        open_requests = [request for request in requests if request.min_cost is not None]
+        if self.depth_predictor is None or not open_requests:
+            return {}
+        bounds = [(request.min_cost or 0, request.max_cost) for request in open_requests]
+        try:
+            costs = self.depth_predictor.costs([request.prompt_tokens for request in open_requests], bounds)
+        except Exception:
+            # No answer should fail because of it.
+            log.exception("predicting depths failed")
+            return {}
+        return {request.request_id: cost for request, cost in zip(open_requests, costs, strict=True)}
 
     def change_depth(self, request_id: str, max_cost: int) -> None:
         """Limit tokens that no step has run yet to `max_cost` milli-layers. Unknown ids have already ended."""

@@ -12,6 +12,8 @@ from buddy_server.engine.wire import Cancel, LoopCommand, Report, Stop, Submit
 
 log = logging.getLogger(__name__)
 
+MOST_NEW_TOKENS = 4096
+"""Prompt tokens of the requests that are added in one turn of the loop, but for the last."""
 STEP_FAILED = "the engine failed while generating"
 
 
@@ -19,13 +21,13 @@ class EngineLoop:
     """Commands arrive through `inbox`, from any thread. `deliver` is called on the loop's thread, after every step and
     whenever requests end without one. Every request put before `closed` is set ends exactly once.
 
-    `step_started_s` is when the current step began, by the monotonic clock; None between steps.
+    `turn_started_s` is when the loop began to act, by the monotonic clock; None while it waits for a command.
     """
 
     def __init__(self, engine: Engine, deliver: Callable[[Report], None]) -> None:
         self.inbox: queue.SimpleQueue[LoopCommand] = queue.SimpleQueue()
         self.closed = False
-        self.step_started_s: float | None = None
+        self.turn_started_s: float | None = None
         self._engine = engine
         self._deliver = deliver
         self._open: dict[str, GenerationRequest] = {}
@@ -48,7 +50,6 @@ class EngineLoop:
             self._end_all("cancelled", SHUTTING_DOWN)
 
     def _step(self) -> None:
-        self.step_started_s = time.monotonic()
         try:
             output = self._engine.step()
             self._report(output.events, output.usages, output.stats)
@@ -56,19 +57,21 @@ class EngineLoop:
             # A bug must not hang any client: every open request gets an answer, and the next request starts clean.
             log.exception("engine step failed")
             self._end_all("error", STEP_FAILED)
-        finally:
-            self.step_started_s = None
 
     def _handle_commands(self) -> bool:
         """Act on the commands that have arrived; wait for one if there is no work. Returns False to stop."""
-        wait = not self._engine.has_work
         submitted: list[GenerationRequest] = []
-        while wait or not self.inbox.empty():
+        wait, num_tokens = not self._engine.has_work, 0
+        self.turn_started_s = None if wait else time.monotonic()
+        # Running answers do not wait for a long queue of prompts whose depth is still to be predicted.
+        while wait or (num_tokens < MOST_NEW_TOKENS and not self.inbox.empty()):
             command = self.inbox.get()
-            wait = False
+            if wait:
+                wait, self.turn_started_s = False, time.monotonic()
             match command:
                 case Submit():
                     submitted.append(command.request)
+                    num_tokens += len(command.request.prompt_tokens)
                 case Cancel():
                     self._add(submitted)
                     submitted = []
@@ -85,10 +88,15 @@ class EngineLoop:
         try:
             events = self._engine.add(*requests)
         except Exception:
-            log.exception("engine refused requests", extra={"requests": [request.request_id for request in requests]})
-            events = [(request.request_id, unused(request, "error", STEP_FAILED)) for request in requests]
             for request in requests:
                 self._engine.cancel(request.request_id)
+            if len(requests) > 1:
+                # Only those that the engine refuses fail.
+                for request in requests:
+                    self._add([request])
+                return
+            log.exception("engine refused a request", extra={"request_id": requests[0].request_id})
+            events = [(requests[0].request_id, unused(requests[0], "error", STEP_FAILED))]
         if events:
             self._report(events)
 

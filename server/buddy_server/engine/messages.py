@@ -156,6 +156,7 @@ class EngineInfo:
     vocab_size: int
     max_context: int
     kv_capacity_tokens: int
+    max_sequences: int
     router_id: str
     device: str
     dtype: str

@@ -16,6 +16,7 @@ from buddy_server.engine.wire import Cancel, Report, Submit
 log = logging.getLogger(__name__)
 
 SHUTTING_DOWN = "the server is shutting down"
+NO_ENGINE = "there is no engine to take the request"
 
 _Queue = asyncio.Queue[list[Event]]
 
@@ -51,7 +52,7 @@ class OpenRequests:
         ended = False
         try:
             if not self._send(Submit(request)):
-                self._hand_over([(name, unused(request, "lost", SHUTTING_DOWN))])
+                self._hand_over([(name, unused(request, "lost", NO_ENGINE))])
             while not ended:
                 events = await queue.get()
                 ended = isinstance(events[-1], FinishEvent)
@@ -84,7 +85,7 @@ class OpenRequests:
             if opened is None:
                 continue
             if isinstance(last, FinishEvent):
-                self._settle(Account(name, opened.request.tenant, last.reason, last.usage))
+                self._settle_one(Account(name, opened.request.tenant, last.reason, last.usage))
             if (queue := opened.events) is not None:
                 by_loop[opened.loop].append((queue, together))
         for loop, groups in by_loop.items():
@@ -92,6 +93,13 @@ class OpenRequests:
                 loop.call_soon_threadsafe(_put_all, groups)
             except RuntimeError:
                 self._forget(loop)
+
+    def _settle_one(self, account: Account) -> None:
+        try:
+            self._settle(account)
+        except Exception:
+            # Whatever cannot be settled, clients still receive their events.
+            log.exception("account not settled", extra={"account": account})
 
     def _forget(self, loop: asyncio.AbstractEventLoop) -> None:
         """Drop the clients of an event loop that has closed."""

@@ -10,7 +10,7 @@ from buddy_server.engine.messages import Account, EngineInfo, Event, GenerationR
 from buddy_server.engine.open_requests import SHUTTING_DOWN, OpenRequests
 from buddy_server.engine.settings import EnginePlan
 from buddy_server.engine.wire import Cancel, Ready, Report, Stop, Submit
-from buddy_server.engine.worker_process import WorkerProcess
+from buddy_server.engine.worker_process import TICK_S, WorkerProcess
 from buddy_server.errors import EngineStartError
 
 log = logging.getLogger(__name__)
@@ -97,7 +97,8 @@ class EngineProcess:
     def stop(self) -> None:
         """End every request as cancelled, then the child. May be called more than once, from any thread but its own."""
         self._stopping.set()
-        self._thread.join()
+        if self._thread.ident is not None:
+            self._thread.join()
 
     def submit(self, request: GenerationRequest) -> AsyncGenerator[list[Event], None]:
         """As in EngineClient: yields events up to the FinishEvent."""
@@ -122,11 +123,12 @@ class EngineProcess:
 
     def _relay(self, worker: WorkerProcess) -> None:
         """Relay events until the child has ended, is silent for too long, or takes too long to stop."""
-        deadline_s, heard_s = math.inf, time.monotonic()
+        deadline_s, looked_s, silent_s = math.inf, time.monotonic(), 0.0
         for event in worker.events():
             now_s = time.monotonic()
-            if event is not None:
-                heard_s = now_s
+            # Bounded: if this process was paused too, by Ctrl-Z or with its machine, the silence means nothing.
+            silent_s = 0.0 if event is not None else silent_s + min(now_s - looked_s, 2 * TICK_S)
+            looked_s = now_s
             if isinstance(event, Report):
                 self._take(event)
             if deadline_s == math.inf and self._stopping.is_set():
@@ -134,7 +136,7 @@ class EngineProcess:
                 deadline_s = now_s + STOP_TIMEOUT_S
             if now_s > deadline_s:
                 return
-            if now_s - heard_s > HEARTBEAT_TIMEOUT_S:
+            if silent_s > HEARTBEAT_TIMEOUT_S:
                 log.error("engine process is silent", extra={"pid": worker.pid, "seconds": HEARTBEAT_TIMEOUT_S})
                 return
 

@@ -66,7 +66,9 @@ def step_rows(batch: Batch, reroute_every: int) -> StepRows:
     wanted: list[Wanted] = []
     for index, work in enumerate(batch.works):
         sequence, request = work.sequence, work.sequence.request
-        wanted += wanted_rows(work, len(tokens), batch.most_steps)
+        # A path that is kept must not outlive the depth it was chosen for, nor be chosen again at the next token.
+        most_steps = 1 if work.begins_depth and reroute_every != 1 else batch.most_steps
+        wanted += wanted_rows(work, len(tokens), most_steps)
         ahead += sequence.tokens[work.end : work.end + work.ahead]
         tokens += sequence.tokens[work.start : work.end]
         positions += range(work.start, work.end)
@@ -95,7 +97,7 @@ def path_action_of(work: Work, reroute_every: int) -> PathAction:
     if work.continues:
         return PathAction.CONTINUE
     num_output = work.start - work.sequence.num_prompt
-    chooses = num_output < 0 or (num_output + 1) % reroute_every == 0
+    chooses = num_output < 0 or (num_output + 1) % reroute_every == 0 or work.begins_depth
     return PathAction.CHOOSE if chooses else PathAction.KEEP
 
 

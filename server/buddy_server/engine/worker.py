@@ -102,7 +102,7 @@ def read_commands(commands: "zmq.Socket[bytes]", loop: "EngineLoop") -> None:
 def beat(loop: "EngineLoop", outbox: Outbox) -> None:
     """Send a heartbeat every HEARTBEAT_S, unless the current step has exceeded STEP_LIMIT_S."""
     while True:
-        started_s = loop.step_started_s
+        started_s = loop.turn_started_s
         if started_s is None or time.monotonic() - started_s < STEP_LIMIT_S:
             outbox.put(Heartbeat())
         time.sleep(HEARTBEAT_S)

@@ -31,7 +31,12 @@ class RequestLife:
             self.metrics.finish("error" if isinstance(error, Exception) else "cancelled")
 
     def admit(self, num_answers: int, num_prompt_tokens: int, depth: DepthDecision) -> None:
-        """Admit the request. Raises NotReady, Overloaded."""
+        """Accept the request. Raises NotReady, Overloaded, InvalidRequest."""
         self._capacity.reserve(num_answers)
         self._num_reserved = num_answers
         self.metrics.admitted(num_prompt_tokens, depth)
+
+    def answered(self) -> None:
+        """The engine has ended one answer; its place is free, however slowly the client reads."""
+        self._capacity.release(1)
+        self._num_reserved -= 1
