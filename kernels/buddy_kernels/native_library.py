@@ -58,7 +58,11 @@ def load_library() -> ctypes.CDLL:
     if not path.exists():
         log.info("compiling the native step, once; it takes about ten seconds", extra={"path": str(path)})
         _build(compiler, path)
-    return ctypes.CDLL(str(path))
+    library = ctypes.CDLL(str(path))
+    library.buddy_decoder.restype = ctypes.c_void_p
+    library.buddy_step.restype = library.buddy_arithmetic.restype = ctypes.c_char_p
+    library.buddy_use.restype = library.buddy_product.restype = ctypes.c_bool
+    return library
 
 
 def _processor_features() -> set[str]:

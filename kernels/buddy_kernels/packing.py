@@ -57,6 +57,18 @@ def pack(weight: Tensor, bias: Tensor | None, kind: str) -> PackedMatrix:
     return PackedMatrix(kind, panels, packed_bias, by_panel, outputs, inputs)
 
 
+def unpack(matrix: PackedMatrix) -> Tensor:
+    """Weights [O, I] fp32 of panels, the padding included."""
+    panels = matrix.panels.float().view(
+        matrix.outputs // LANES, -1, LANES, {"float32": 1, "bfloat16": 2, "int8": 4}[matrix.kind]
+    )
+    weight = panels.transpose(1, 2).reshape(matrix.outputs, matrix.inputs)
+    if matrix.scales is None:
+        return weight
+    scales = matrix.scales.transpose(1, 2).reshape(matrix.outputs, -1)
+    return (weight - 128) * scales.repeat_interleave(GROUP, 1)
+
+
 def interleaved(first: Tensor, second: Tensor) -> Tensor:
     """Panels of 16 rows of two tensors [O, ...] in turn, as gate and up are read."""
     panels = [pad_to(x, LANES, 0).unflatten(0, (-1, LANES)) for x in (first, second)]

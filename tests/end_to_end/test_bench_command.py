@@ -38,6 +38,9 @@ def test_budgets_batches_dtypes_and_a_peer_become_rows_and_a_table(tmp_path: Pat
     assert picture.read_bytes().startswith(b"\x89PNG")
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     runs = [(row["engine"], row["dtype"], row["batch"], row["budget"]) for row in rows]
+    for row in rows:
+        assert bool(row["arithmetic"]) == (row["engine"] == "buddy")
+        assert not row["arithmetic"] or f"{row['dtype']} by {row['arithmetic']}" in done.stdout
     ours = [(1.0, 0.5, None), ("bf16", "int8"), (1, 4)]
     assert [run for run in runs if run[0] == "buddy"] == [
         ("buddy", dtype, batch, budget) for dtype in ours[1] for batch in ours[2] for budget in ours[0]

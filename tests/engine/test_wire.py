@@ -46,7 +46,7 @@ EVENTS = [
     ("b", FinishEvent("error", 4, 1, 8, 2, text="ö", error="why", cached_tokens=3)),
 ]
 STATS = StepStats(3, 9, 2, 6, 1, 0.25, {"acme": DepthCount(3, 4)})
-INFO = EngineInfo("m", 8, 100, 256, 512, "learned", "cpu", "bfloat16")
+INFO = EngineInfo("m", 8, 100, 256, 512, "learned", "cpu", "bfloat16", "dpbf16")
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ INFO = EngineInfo(
     router_id="static",
     device="cpu",
     dtype="float32",
+    arithmetic="fma",
 )
 
 

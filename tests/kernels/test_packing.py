@@ -3,18 +3,12 @@
 import pytest
 import torch
 
-from buddy_kernels.packing import GROUP, LANES, PackedMatrix, interleaved, pack
+from buddy_kernels.packing import PackedMatrix, interleaved, pack, unpack
 
 
 def unpacked(matrix: PackedMatrix, outputs: int, inputs: int) -> torch.Tensor:
-    """[O, I] fp32 from panels."""
-    panels = matrix.panels.float()
-    if matrix.scales is not None:
-        panels = panels - 128
-    values = panels.view(matrix.outputs // LANES, -1, LANES, panels.shape[3] if panels.dim() == 4 else 1)
-    weight = values.transpose(1, 2).reshape(matrix.outputs, matrix.inputs)
-    if matrix.scales is not None:
-        weight = weight * matrix.scales.transpose(1, 2).reshape(matrix.outputs, -1).repeat_interleave(GROUP, 1)
+    """[O, I] fp32, and behind them nothing but zeros."""
+    weight = unpack(matrix)
     assert not weight[outputs:].any()
     assert not weight[:, inputs:].any()
     return weight[:outputs, :inputs]

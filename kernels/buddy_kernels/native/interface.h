@@ -23,7 +23,7 @@ struct Matrix {
 struct Layer {
     const float *input_norm, *post_norm, *q_norm, *k_norm;  // the last two null without norms of heads
     Matrix q, kv, o, gate_up, down;                         // kv: K's outputs, then V's; gate_up: panels in turn
-    void *k, *v;                                            // cache: [block][Hkv][Dh][16], [block][Hkv][16][Dh padded to 16]
+    void *k, *v;                                            // cache: [block][Hkv], each a panel of 16 keys; Dh / 16 of 16 tokens
     int64_t window;                                         // 0: all
 };
 

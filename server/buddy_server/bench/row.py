@@ -4,7 +4,7 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -15,7 +15,8 @@ class BenchRow:
     """Medians of rounds. `shape` is the model's when it is no random one; `budget` is None where several take turns.
     Speeds are of all `batch` requests together. `ideal_speedup` is what the weights read promise over budget 1.0,
     `speedup` the median of per-round ratios to our own budget 1.0 (under 1 for a slower peer). `share_of_predicted` is
-    the speed over what the rows that ran each layer predict (OurEngine.predicted_s), where that was measured."""
+    the speed over what the rows that ran each layer predict (OurEngine.predicted_s), where that was measured.
+    `arithmetic` is what our engine chose, None for peers."""
 
     engine: str
     shape: str
@@ -32,6 +33,7 @@ class BenchRow:
     commit: str
     machine: str
     share_of_predicted: float | None = None
+    arithmetic: str | None = None
 
 
 def write_row(path: Path, row: Mapping[str, object], first: bool) -> None:
@@ -50,6 +52,12 @@ def markdown_table(rows: Sequence[BenchRow]) -> str:
         cells = [row.engine, row.shape, row.dtype, str(row.batch), str(row.prompt_tokens), budget, *speeds, *ratios]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def conditions(arithmetics: Iterable[tuple[str | None, str | None]]) -> str:
+    """A line of what is measured where; `arithmetics` are dtypes and what our engine computes each with, or None."""
+    named = dict.fromkeys(f"{dtype} by {arithmetic}" for dtype, arithmetic in arithmetics if arithmetic)
+    return ", ".join((f"commit {commit() or 'unknown'}", machine(), *named))
 
 
 @cache

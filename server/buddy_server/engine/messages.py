@@ -123,7 +123,8 @@ class StepStats(Struct, frozen=True, array_like=True):
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """What the HTTP layer may know about the engine: `kv_capacity_tokens` bounds any single request."""
+    """What the HTTP layer may know about the engine: `kv_capacity_tokens` bounds any single request. `arithmetic` is
+    what products are computed with: one of buddy_kernels.arithmetics, or "torch"."""
 
     model_id: str
     num_layers: int
@@ -133,6 +134,7 @@ class EngineInfo:
     router_id: str
     device: str
     dtype: str
+    arithmetic: str
 
 
 class EngineClient(Protocol):

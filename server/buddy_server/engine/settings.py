@@ -7,8 +7,9 @@ from dataclasses import dataclass
 class EngineSettings:
     """`kv_cache_gib` bounds the cache; it is smaller when `max_sequences` full contexts need less. A block holds
     `block_size` tokens, a step computes at most `max_step_tokens`. `cost_weight` makes the Budget Predictor choose less
-    depth (BudgetPredictor.choose). `native` runs steps on the CPU in C++ where that can be built. `prefix_cache` keeps
-    what prompts of the same tenant and depth begin with in the cache as long as there is room."""
+    depth (BudgetPredictor.choose). `native` runs steps on the CPU in C++ where that can be built, with the
+    fastest `arithmetic` or the named one (buddy_kernels.arithmetics). `prefix_cache` keeps what prompts of the same
+    tenant and depth begin with in the cache as long as there is room."""
 
     kv_cache_gib: float = 1.0
     block_size: int = 16
@@ -16,6 +17,7 @@ class EngineSettings:
     max_step_tokens: int = 512
     cost_weight: float = 0.0
     native: bool = True
+    arithmetic: str = "auto"
     prefix_cache: bool = True
 
 
