@@ -22,7 +22,7 @@ ALLOWED_ERROR = {"float32": 1e-5, "bfloat16": 1e-2, "int8": 3e-2}
 """Of a product's norm, by the kind of weights: what rounding the inputs costs, several times over."""
 MOST_ROUNDS, TIMING_S = 10, 0.15
 GAIN = 0.9
-"""What a time must be of another to be less: a choice by noise would change a text's last bits at every start."""
+"""What a time must be of another to be less: a choice by noise would change a text's last bits from start to start."""
 
 
 @cache
@@ -51,11 +51,8 @@ def is_right(arithmetic: str, kind: str) -> bool:
 
 
 def fastest(names: Sequence[str], works: Sequence[Callable[[str], object]]) -> str:
-    """The name with the least product of the works' times: each work counts the same, whatever it takes. A later name
-    has to gain something over an earlier one. All take turns, and of each the best counts: the rest is other
-    programs."""
-    if len(names) == 1:
-        return names[0]
+    """The name with the least product of the works' times on this thread: each work counts the same, whatever it takes.
+    A later name has to gain something over an earlier one. All take turns, and of each the best counts."""
     best = {name: [math.inf] * len(works) for name in names}
     started = time.perf_counter()
     for rounds in range(MOST_ROUNDS + 1):
@@ -63,11 +60,12 @@ def fastest(names: Sequence[str], works: Sequence[Callable[[str], object]]) -> s
             break
         for name in names:
             for index, work in enumerate(works):
-                begun = time.perf_counter()
+                # The thread's own time: whatever else runs, every start is to choose the same.
+                begun = time.thread_time()
                 work(name)
                 # The first round warms up.
                 if rounds:
-                    best[name][index] = min(best[name][index], time.perf_counter() - begun)
+                    best[name][index] = min(best[name][index], time.thread_time() - begun)
     costs = {name: math.prod(times) for name, times in best.items()}
     chosen = names[0]
     for name in names[1:]:

@@ -200,7 +200,6 @@ class RoutedStep:
             mlp_dim=weights.mlp_dim,
             vocab=weights.embeddings.shape[0],
             num_blocks=num_blocks,
-            num_threads=num_threads,
             eps=weights.eps,
             scale=weights.head_dim**-0.5,
             attention_factor=weights.attention_factor,
@@ -214,16 +213,31 @@ class RoutedStep:
         self.vocab_size = weights.embeddings.shape[0]
         self._logits = torch.empty(0, self.vocab_size)
         self._v_shape = torch.Size((weights.num_kv_heads, weights.head_dim))
+        self._decoder: c_void_p | None = None
+        self.arithmetic = names[0] if arithmetic == AUTO else arithmetic
+        if arithmetic == AUTO and len(names) > 1:
+            self._make_decoder(model, num_threads=1)
+            self.arithmetic = self._fastest(names)
+        self._make_decoder(model, num_threads)
+        self._use(self.arithmetic)
+
+    def _make_decoder(self, model: interface.Model, num_threads: int) -> None:
+        """In place of the one that there is."""
+        self._free_decoder()
+        model.num_threads = num_threads
         made = self._library.buddy_decoder(ctypes.byref(model))
         if not made:
             raise NativeBuildError("there is no memory for the native step")
         self._decoder = c_void_p(made)
-        self.arithmetic = self._fastest(names) if arithmetic == AUTO else arithmetic
-        self._use(self.arithmetic)
+
+    def _free_decoder(self) -> None:
+        decoder, self._decoder = self._decoder, None
+        if decoder is not None:
+            self._library.buddy_free(decoder)
 
     def __del__(self) -> None:
         if hasattr(self, "_decoder"):
-            self._library.buddy_free(self._decoder)
+            self._free_decoder()
 
     def pin_threads(self) -> None:
         """Keep this thread, which is to make all calls, and the step's own each on a processor of its own. Only where

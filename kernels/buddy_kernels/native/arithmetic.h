@@ -25,7 +25,7 @@ inline const Arithmetic ARITHMETICS[] = {
 #if defined(__AVX512BF16__)
     {"dpbf16", BF16, BF16, sum_tile<DotBf16>, attend_some<DotBf16>},
 #endif
-    {"dpbusd", INT8, INT8, sum_tile<DotInt8>, attend_some<FmaBf16>},
+    {DOT_INT8, INT8, INT8, sum_tile<DotInt8>, attend_some<FmaBf16>},
 };
 
 // Null when there is none of that name.

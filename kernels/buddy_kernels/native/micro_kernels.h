@@ -96,6 +96,11 @@ struct DotBf16 {
 #endif
 
 // 16 sums of four products of unsigned weights and signed inputs.
+#if defined(__AVX512VNNI__)
+constexpr char DOT_INT8[] = "dpbusd";
+#else
+constexpr char DOT_INT8[] = "widened";
+#endif
 inline VecI dot_int8(VecI total, const uint8_t* weights, int32_t inputs) {
 #if defined(__AVX512VNNI__)
     return (VecI)_mm512_dpbusd_epi32((__m512i)total, _mm512_loadu_si512(weights), _mm512_set1_epi32(inputs));
