@@ -32,7 +32,7 @@ def test_an_empty_group_of_int8_is_zero() -> None:
 def test_bias_is_padded_and_an_unknown_kind_is_named() -> None:
     packed = pack(torch.randn(5, 3), torch.ones(5), "bfloat16")
     assert packed.bias is not None
-    assert packed.bias.tolist() == [1.0] * 5 + [0.0] * 11
+    assert packed.bias.tolist() == [1.0] * 5 + [0.0] * 27
     with pytest.raises(ValueError, match="int4"):
         pack(torch.randn(5, 3), None, "int4")
 

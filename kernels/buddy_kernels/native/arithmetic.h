@@ -20,12 +20,15 @@ struct Arithmetic {
 
 // Of those for a kind of weights the first is what others have to beat.
 inline const Arithmetic ARITHMETICS[] = {
-    {"fma", FP32, FP32, sum_tile<FmaFp32>, attend_some<FmaFp32>},
-    {"fma", BF16, FP32, sum_tile<FmaBf16>, attend_some<FmaBf16>},
+    {"fma", FP32, FP32, sum_tile<FmaFp32>, attend<FmaFp32>},
+    {"fma", BF16, FP32, sum_tile<FmaBf16>, attend<FmaBf16>},
 #if defined(__AVX512BF16__)
-    {"dpbf16", BF16, BF16, sum_tile<DotBf16>, attend_some<DotBf16>},
+    {"dpbf16", BF16, BF16, sum_tile<DotBf16>, attend<DotBf16>},
 #endif
-    {DOT_INT8, INT8, INT8, sum_tile<DotInt8>, attend_some<FmaBf16>},
+    {DOT_INT8, INT8, INT8, sum_tile<DotInt8>, attend<FmaBf16>},
+#if defined(__AVX512BF16__)
+    {"dpbusd+dpbf16", INT8, INT8, sum_tile<DotInt8>, attend<DotBf16>},
+#endif
 };
 
 // Null when there is none of that name.

@@ -76,30 +76,48 @@ void copy_until(const typename Way::Weight* panel, int64_t end, typename Way::We
     for (int64_t i = 0; i < LANES && whole < end; ++i) to[whole * LANES + i * TOGETHER] = panel[whole * LANES + i * TOGETHER];
 }
 
-// What one of the queries may not see weighs nothing: its sums are the same in whatever company it comes, as long as the
-// company's V are numbers.
+// Q queries that read keys and values together. What one of them may not see weighs nothing: its sums are the same in
+// whatever company it comes, as long as the company's V are numbers.
 template <class Way, int Q>
-void attend(const KeysAndValues& seen, const Query* queries, const float* q, float* scores, int64_t scores_width) {
+class Attention {
     using Weight = typename Way::Weight;
     using Input = typename Way::Input;
-    constexpr int P = Q <= 4 ? 4 : 2;  // panels at a time, so that enough sums are under way
-    int64_t first = queries[0].first, last = queries[0].last;
-    for (int i = 1; i < Q; ++i) first = std::min(first, queries[i].first), last = std::max(last, queries[i].last);
-    const int64_t first_block = first / LANES, last_block = last / LANES;
 
-    Input states[Q * MAX_HEAD_DIM];
-    const Input* rows[Q];
-    for (int64_t i = 0; i < Q * seen.head_dim; ++i) put(states + i, q[i]);
-    for (int i = 0; i < Q; ++i) rows[i] = states + i * seen.head_dim;
-    const Vec lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-    Vec most[Q];
-    for (int i = 0; i < Q; ++i) most[i] = splat(-INFINITY);
-    for (int64_t block = first_block; block <= last_block; block += P) {
+  public:
+    Attention(const KeysAndValues& seen, const Query* queries, float* scores, int64_t scores_width)
+        : seen(seen), queries(queries), scores(scores), scores_width(scores_width) {
+        int64_t first = queries[0].first;
+        last = queries[0].last;
+        for (int i = 1; i < Q; ++i) first = std::min(first, queries[i].first), last = std::max(last, queries[i].last);
+        first_block = first / LANES, last_block = last / LANES;
+    }
+
+    void run(const float* q) {
+        Input states[Q * MAX_HEAD_DIM];
+        for (int64_t i = 0; i < Q * seen.head_dim; ++i) put(states + i, q[i]);
+        for (int i = 0; i < Q; ++i) inputs[i] = states + i * seen.head_dim, most[i] = splat(-INFINITY);
+        by_fours(first_block, last_block + 1, [&]<int P>(int64_t block) { score<P>(block); });
+        for (int i = 0; i < Q; ++i) weigh(i);
+        by_fours(0, padded(seen.head_dim, LANES) / LANES, [&]<int P>(int64_t panel) { add_values<P>(panel); });
+    }
+
+  private:
+    // Four panels at a time, or two: enough sums are under way, and few of panels that are not there.
+    template <class Some>
+    static void by_fours(int64_t panel, int64_t end, const Some& some) {
+        if constexpr (Q <= 4)
+            for (; end - panel > 2; panel += 4) some.template operator()<4>(panel);
+        for (; panel < end; panel += 2) some.template operator()<2>(panel);
+    }
+
+    template <int P>
+    void score(int64_t block) {
         const Weight* keys[P];
         for (int p = 0; p < P; ++p)
             keys[p] = static_cast<const Weight*>(seen.k) + seen.table[std::min(block + p, last_block)] * seen.block_stride_k;
         Vec products[P][Q] = {};
-        Way::template sum<0>(keys, rows, seen.head_dim, products);
+        Way::template sum<1, 0>(keys, inputs, seen.head_dim, products);
+        const Vec lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
         for (int p = 0; p < P && block + p <= last_block; ++p) {
             const Vec position = lane + static_cast<float>((block + p) * LANES);
             for (int i = 0; i < Q; ++i) {
@@ -112,39 +130,41 @@ void attend(const KeysAndValues& seen, const Query* queries, const float* q, flo
         }
     }
 
-    // Weights take the scores' place as inputs of the next product.
-    const int64_t num_scores = (last_block - first_block + 1) * LANES;
-    float inverse[Q];
-    for (int i = 0; i < Q; ++i) {
+    // A query's weights take the place of its scores, as inputs of the next product.
+    void weigh(int i) {
+        float* const of_query = scores + i * scores_width;
+        auto* const weights = reinterpret_cast<Input*>(of_query);
         const float top = largest(most[i]);
-        const float* const of_query = scores + i * scores_width;
-        auto* const weights = reinterpret_cast<Input*>(scores + i * scores_width);
         Vec total = Vec{};
-        for (int64_t j = 0; j < num_scores; j += LANES) {
+        for (int64_t j = 0; j < (last_block - first_block + 1) * LANES; j += LANES) {
             const Vec score = load(of_query + j), weight = score == -INFINITY ? Vec{} : exp(score - top);
             put(weights + j, weight);
             total += weight;
         }
         inverse[i] = 1.f / sum(total);
-        rows[i] = weights;
+        inputs[i] = weights;
     }
 
-    const int64_t num_panels = padded(seen.head_dim, LANES) / LANES;
-    for (int64_t panel = 0; panel < num_panels; panel += P) {
-        Vec totals[P][Q] = {};
+    template <int P>
+    void add_values(int64_t panel) {
+        const int64_t num_panels = std::min<int64_t>(P, padded(seen.head_dim, LANES) / LANES - panel);
+        const auto panel_of = [&](int64_t block, int64_t p) {
+            return static_cast<const Weight*>(seen.v) + seen.table[block] * seen.block_stride_v + (panel + p) * LANES * LANES;
+        };
         Weight written[P][LANES * LANES];
+        for (int64_t p = 0; p < num_panels; ++p) copy_until<Way>(panel_of(last_block, p), last % LANES + 1, written[p]);
+        Vec totals[P][Q] = {};
         for (int64_t block = first_block; block <= last_block; ++block) {
             const Weight* values[P];
             const Input* weights[Q];
-            for (int p = 0; p < P; ++p) {
-                values[p] = static_cast<const Weight*>(seen.v) + seen.table[block] * seen.block_stride_v +
-                            std::min(panel + p, num_panels - 1) * LANES * LANES;
-                if (block == last_block) copy_until<Way>(values[p], last % LANES + 1, written[p]), values[p] = written[p];
+            for (int64_t p = 0; p < P; ++p) {
+                const int64_t there = std::min(p, num_panels - 1);
+                values[p] = block < last_block ? panel_of(block, there) : written[there];
             }
-            for (int i = 0; i < Q; ++i) weights[i] = rows[i] + (block - first_block) * LANES;
-            Way::template sum<0>(values, weights, LANES, totals);
+            for (int i = 0; i < Q; ++i) weights[i] = inputs[i] + (block - first_block) * LANES;
+            Way::template sum<1, 0>(values, weights, LANES, totals);
         }
-        for (int p = 0; p < P && panel + p < num_panels; ++p) {
+        for (int64_t p = 0; p < num_panels; ++p) {
             const int64_t d = (panel + p) * LANES;
             for (int i = 0; i < Q; ++i) {
                 float values[LANES];
@@ -153,15 +173,24 @@ void attend(const KeysAndValues& seen, const Query* queries, const float* q, flo
             }
         }
     }
-}
+
+    const KeysAndValues& seen;
+    const Query* const queries;
+    float* const scores;
+    const int64_t scores_width;
+    int64_t last, first_block, last_block;
+    const Input* inputs[Q];
+    Vec most[Q];
+    float inverse[Q];
+};
 
 template <class Way, int Q = MOST_QUERIES>
-void attend_some(
+void attend(
     const KeysAndValues& seen, const Query* queries, int64_t num_queries, const float* q, float* scores, int64_t scores_width
 ) {
     if constexpr (Q > 1)
-        if (num_queries < Q) return attend_some<Way, Q - 1>(seen, queries, num_queries, q, scores, scores_width);
-    attend<Way, Q>(seen, queries, q, scores, scores_width);
+        if (num_queries < Q) return attend<Way, Q - 1>(seen, queries, num_queries, q, scores, scores_width);
+    Attention<Way, Q>(seen, queries, scores, scores_width).run(q);
 }
 
 }  // namespace buddy

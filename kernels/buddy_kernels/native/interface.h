@@ -11,8 +11,9 @@ enum Kind : int64_t { FP32 = 0, BF16 = 1, INT8 = 2 };
 
 extern "C" {
 
-// [outputs, inputs] in panels of 16 outputs. fp32: [panel][input][16]. bf16: [panel][input / 2][16][2]. int8:
-// [panel][input / 4][16][4], stored as value + 128, and scales [panel][input / 64][16].
+// [outputs, inputs], padded to multiples of 32 and 64, in panels of 16 outputs, two of them side by side. fp32:
+// [outputs / 32][input][32]. bf16: [outputs / 32][input / 2][32][2]. int8: [outputs / 32][input / 4][32][4], stored as
+// value + 128, and scales [outputs / 32][input / 64][32].
 struct Matrix {
     const char* panels;
     const float* bias;    // [outputs], padded; or null

@@ -1,8 +1,8 @@
 // Sums of products of weights and inputs: the ways that this processor has.
 //
-// A panel is 16 outputs, their weights for one input side by side; bf16 has pairs of inputs, int8 fours. Every sum takes
-// its inputs in order, whatever panels and rows are summed together: a row's result is its own. Two ways may differ in
-// the last bits.
+// A panel is 16 outputs, their weights for one input side by side; bf16 has pairs of inputs, int8 fours. PITCH panels may
+// lie side by side. Every sum takes its inputs in order, whatever panels and rows are summed together: a row's result is
+// its own. Two ways may differ in the last bits.
 #pragma once
 
 #include <immintrin.h>
@@ -16,9 +16,9 @@
 
 namespace buddy {
 
-// 64 bytes of weights at `at`; those AHEAD bytes behind them are on their way.
-template <int AHEAD, class Element>
-const Element* fetched_ahead(const Element* at) {
+// 64 bytes of weights; those AHEAD bytes behind them are on their way.
+template <int AHEAD, class Weight>
+const Weight* fetched_ahead(const Weight* at) {
     if constexpr (AHEAD) _mm_prefetch(reinterpret_cast<const char*>(at) + AHEAD, _MM_HINT_T0);
     return at;
 }
@@ -28,13 +28,13 @@ struct FmaFp32 {
     using Weight = float;
     using Input = float;
     static constexpr int64_t TOGETHER = 1;  // inputs side by side in a panel
-    template <int AHEAD, int P, int R>
+    template <int PITCH, int AHEAD, int P, int R>
     [[gnu::always_inline]] static void sum(
         const Weight* const (&panels)[P], const Input* const (&rows)[R], int64_t count, Vec (&sums)[P][R]
     ) {
         for (int64_t i = 0; i < count; ++i) {
             Vec weight[P];
-            for (int p = 0; p < P; ++p) weight[p] = load(fetched_ahead<AHEAD>(panels[p] + i * LANES));
+            for (int p = 0; p < P; ++p) weight[p] = load(fetched_ahead<AHEAD>(panels[p] + i * LANES * PITCH));
             for (int r = 0; r < R; ++r) {
                 const Vec value = splat(rows[r][i]);
                 for (int p = 0; p < P; ++p) sums[p][r] += weight[p] * value;
@@ -48,14 +48,14 @@ struct FmaBf16 {
     using Weight = uint16_t;
     using Input = float;
     static constexpr int64_t TOGETHER = 2;
-    template <int AHEAD, int P, int R>
+    template <int PITCH, int AHEAD, int P, int R>
     [[gnu::always_inline]] static void sum(
         const Weight* const (&panels)[P], const Input* const (&rows)[R], int64_t count, Vec (&sums)[P][R]
     ) {
         for (int64_t i = 0; i < count; i += 2) {
             Vec first[P], second[P];
             for (int p = 0; p < P; ++p) {
-                const VecU both = *reinterpret_cast<const VecU*>(fetched_ahead<AHEAD>(panels[p] + i * LANES));
+                const VecU both = *reinterpret_cast<const VecU*>(fetched_ahead<AHEAD>(panels[p] + i * LANES * PITCH));
                 first[p] = (Vec)(both << 16), second[p] = (Vec)(both & 0xffff0000u);
             }
             for (int r = 0; r < R; ++r) {
@@ -76,14 +76,14 @@ struct DotBf16 {
     using Weight = uint16_t;
     using Input = uint16_t;
     static constexpr int64_t TOGETHER = 2;
-    template <int AHEAD, int P, int R>
+    template <int PITCH, int AHEAD, int P, int R>
     [[gnu::always_inline]] static void sum(
         const Weight* const (&panels)[P], const Input* const (&rows)[R], int64_t count, Vec (&sums)[P][R]
     ) {
         for (int64_t i = 0; i < count; i += 2) {
             __m512bh weight[P];
             for (int p = 0; p < P; ++p)
-                weight[p] = (__m512bh)_mm512_loadu_si512(fetched_ahead<AHEAD>(panels[p] + i * LANES));
+                weight[p] = (__m512bh)_mm512_loadu_si512(fetched_ahead<AHEAD>(panels[p] + i * LANES * PITCH));
             for (int r = 0; r < R; ++r) {
                 int32_t both;
                 std::memcpy(&both, rows[r] + i, 4);
@@ -115,7 +115,8 @@ inline VecI dot_int8(VecI total, const uint8_t* weights, int32_t inputs) {
 // Whole numbers within a group of 64, whose sums are scaled: `scales` of panels, by group; rows and groups of `x`.
 struct DotInt8 {
     using Weight = uint8_t;
-    template <int AHEAD, int P, int R>
+    static constexpr int64_t TOGETHER = 4;
+    template <int PITCH, int AHEAD, int P, int R>
     [[gnu::always_inline]] static void sum(
         const Weight* const (&panels)[P], const float* const (&scales)[P], const Inputs& x, const int32_t* rows,
         Vec (&sums)[P][R]
@@ -132,7 +133,7 @@ struct DotInt8 {
             }
             for (int64_t i = 0; i < PAD; i += 4) {
                 const Weight* w[P];
-                for (int p = 0; p < P; ++p) w[p] = fetched_ahead<AHEAD>(panels[p] + (group * PAD + i) * LANES);
+                for (int p = 0; p < P; ++p) w[p] = fetched_ahead<AHEAD>(panels[p] + (group * PAD + i) * LANES * PITCH);
                 for (int r = 0; r < R; ++r) {
                     int32_t four;
                     std::memcpy(&four, in[r] + i, 4);
@@ -140,7 +141,7 @@ struct DotInt8 {
                 }
             }
             for (int p = 0; p < P; ++p) {
-                const Vec scale = load(scales[p] + group * LANES);
+                const Vec scale = load(scales[p] + group * LANES * PITCH);
                 for (int r = 0; r < R; ++r)
                     sums[p][r] += __builtin_convertvector(total[p][r], Vec) * (scale * x.scales[rows[r] * groups + group]);
             }

@@ -13,13 +13,14 @@
 namespace buddy {
 
 constexpr int64_t CACHED_BYTES = 1 << 20;  // of inputs, beside the panels that go by
+constexpr int64_t SIDE_BY_SIDE = 2;        // panels, of which threads share out such pairs
 constexpr int64_t MOST_ROWS = 8;           // of a tile
 constexpr int64_t MOST_SUMS = 2 * MOST_ROWS * LANES;
-// Of weights on their way from memory to a tile. The processor's own fetching ahead starts anew at every page of 4 KiB,
-// and a panel has few.
+// Of weights on their way from memory. The processor's own fetching ahead starts anew at every page of 4 KiB.
 constexpr int AHEAD_BYTES = 4096;
 
-// Panels `panel` .. times rows rows[0 .. num_rows - 1] of x, at most MOST_ROWS, into sums [row][panel][16].
+// Panels `panel` .., 4 of them or 2, times rows rows[0 .. num_rows - 1] of x, at most 4 or MOST_ROWS, into sums
+// [row][panel][16].
 using SumTile = void(
     const Matrix& m, int64_t panel, int64_t num_panels, const Inputs& x, const int32_t* rows, int64_t num_rows, float* sums
 );
@@ -29,18 +30,24 @@ template <class Way, int P, int R>
 void sum_rows(const Matrix& m, int64_t panel, const Inputs& x, const int32_t* rows, int64_t num_rows, float* sums) {
     if constexpr (R > 1)
         if (num_rows < R) return sum_rows<Way, P, R - 1>(m, panel, x, rows, num_rows, sums);
+    using Weight = typename Way::Weight;
+    constexpr int AHEAD = AHEAD_BYTES * SIDE_BY_SIDE / P;
     Vec out[P][R] = {};
-    const typename Way::Weight* panels[P];
+    // Where a panel's weights for one input, or those together, begin.
+    const auto at = [panel](int p, int64_t num_inputs, int64_t together) {
+        return (panel + p) / SIDE_BY_SIDE * SIDE_BY_SIDE * LANES * num_inputs + p % SIDE_BY_SIDE * LANES * together;
+    };
+    const Weight* panels[P];
     for (int p = 0; p < P; ++p)
-        panels[p] = reinterpret_cast<const typename Way::Weight*>(m.panels) + (panel + p) * m.inputs * LANES;
+        panels[p] = reinterpret_cast<const Weight*>(m.panels) + at(p, m.inputs, Way::TOGETHER);
     if constexpr (std::is_same_v<Way, DotInt8>) {
         const float* scales[P];
-        for (int p = 0; p < P; ++p) scales[p] = m.scales + (panel + p) * m.inputs / PAD * LANES;
-        Way::template sum<AHEAD_BYTES / P>(panels, scales, x, rows, out);
+        for (int p = 0; p < P; ++p) scales[p] = m.scales + at(p, m.inputs / PAD, 1);
+        Way::template sum<SIDE_BY_SIDE, AHEAD>(panels, scales, x, rows, out);
     } else {
         const typename Way::Input* in[R];
         for (int r = 0; r < R; ++r) in[r] = x.row<typename Way::Input>(rows[r]);
-        Way::template sum<AHEAD_BYTES / P>(panels, in, m.inputs, out);
+        Way::template sum<SIDE_BY_SIDE, AHEAD>(panels, in, m.inputs, out);
     }
     for (int r = 0; r < R; ++r)
         for (int p = 0; p < P; ++p) store(sums + (r * P + p) * LANES, out[p][r]);
@@ -50,37 +57,35 @@ template <class Way>
 void sum_tile(
     const Matrix& m, int64_t panel, int64_t num_panels, const Inputs& x, const int32_t* rows, int64_t num_rows, float* sums
 ) {
-    switch (num_panels) {
-        case 8: return sum_rows<Way, 8, 1>(m, panel, x, rows, num_rows, sums);
-        case 4: return sum_rows<Way, 4, 4>(m, panel, x, rows, num_rows, sums);
-        case 2: return sum_rows<Way, 2, 8>(m, panel, x, rows, num_rows, sums);
-        case 1: return sum_rows<Way, 1, 8>(m, panel, x, rows, num_rows, sums);
-    }
+    if (num_panels == 4)
+        sum_rows<Way, 4, 4>(m, panel, x, rows, num_rows, sums);
+    else
+        sum_rows<Way, 2, MOST_ROWS>(m, panel, x, rows, num_rows, sums);
 }
 
-// Panels first .. last - 1, an even number of them where results are taken in pairs, times inputs rows[0 .. count - 1].
+// Panels first .. last - 1, both even, times inputs rows[0 .. count - 1].
 template <class Store>
 void multiply(
-    SumTile* sum_tile, const Matrix& m, int64_t first, int64_t last, const Inputs& x, const int32_t* rows,
-    int64_t count, const Store& result
+    SumTile* sum_tile, const Matrix& m, int64_t first, int64_t last, const Inputs& x, const int32_t* rows, int64_t count,
+    const Store& result
 ) {
     // Few rows: more panels, so that enough sums are under way at a time.
-    const int64_t most_panels = count == 1 ? 8 : count <= 4 ? 4 : 2;
+    const int64_t most_panels = count <= 4 ? 4 : 2;
     // Many rows in pieces that stay in the cache while all panels go by.
     const int64_t row_bytes = x.width * (x.kind == FP32 ? 4 : x.kind == BF16 ? 2 : 1);
     const int64_t piece = std::max<int64_t>(1, CACHED_BYTES / row_bytes / MOST_ROWS) * MOST_ROWS;
     alignas(64) float sums[MOST_SUMS];
-    for (int64_t row = 0; row < count; row += piece) {
-        const int64_t end = std::min(row + piece, count);
-        for (int64_t panel = first, num_panels = most_panels; panel < last; panel += num_panels) {
-            while (num_panels > last - panel) num_panels /= 2;
-            for (int64_t r = row; r < end; r += MOST_ROWS) {
-                const int64_t num_rows = std::min(MOST_ROWS, end - r);
-                sum_tile(m, panel, num_panels, x, rows + r, num_rows, sums);
+    for (int64_t start = 0; start < count; start += piece) {
+        const int64_t end = std::min(start + piece, count);
+        for (int64_t panel = first, num_panels; panel < last; panel += num_panels) {
+            num_panels = std::min(most_panels, last - panel);
+            for (int64_t row = start; row < end; row += MOST_ROWS) {
+                const int64_t num_rows = std::min(MOST_ROWS, end - row);
+                sum_tile(m, panel, num_panels, x, rows + row, num_rows, sums);
                 for (int64_t i = 0; i < num_rows; ++i) {
                     float* const of_row = sums + i * num_panels * LANES;
                     if (m.bias) add(of_row, m.bias + panel * LANES, num_panels * LANES);
-                    result.take(panel, num_panels, r + i, of_row);
+                    result.take(panel, num_panels, row + i, of_row);
                 }
             }
         }

@@ -236,10 +236,13 @@ class Decoder {
         return into;
     }
 
+    // Of inputs rows[0 .. count - 1].
     template <class Store>
-    void product(const Matrix& w, const Inputs& x, int64_t count, int thread, const Store& result, int64_t together = 1) {
-        const auto [first, last] = share((w.outputs + LANES * together - 1) / (LANES * together), thread);
-        multiply(arithmetic->sum_tile, w, first * together, last * together, x, all_rows.data(), count, result);
+    void product(
+        const Matrix& w, const Inputs& x, const int32_t* rows, int64_t count, int thread, const Store& result
+    ) {
+        const auto [first, last] = share(w.outputs / LANES / SIDE_BY_SIDE, thread);
+        multiply(arithmetic->sum_tile, w, first * SIDE_BY_SIDE, last * SIDE_BY_SIDE, x, rows, count, result);
     }
 
     void run_thread(Step& s, const Router& router, int thread) {
@@ -249,7 +252,7 @@ class Decoder {
             const Layer& layer = layers[index];
             const int64_t n = s.num_rows + (index == 0 ? s.num_ahead : 0);
             const Inputs& normed = inputs(hidden.data(), width, m.dim, all_rows.data(), n, layer.input_norm, thread);
-            product(layer.kv, normed, n, thread, Write{kv.data(), kv_width});
+            product(layer.kv, normed, all_rows.data(), n, thread, Write{kv.data(), kv_width});
             if (index == 0) {
                 barrier.wait();
                 if (thread == 0) choose(s, router);
@@ -257,8 +260,7 @@ class Decoder {
             }
             const std::vector<int32_t>& rows = running[index];
             const auto count = static_cast<int64_t>(rows.size());
-            const auto [first, last] = share((layer.q.outputs + LANES - 1) / LANES, thread);
-            multiply(arithmetic->sum_tile, layer.q, first, last, normed, rows.data(), count, Write{q.data(), q_width});
+            product(layer.q, normed, rows.data(), count, thread, Write{q.data(), q_width});
             barrier.wait();
             if (m.cache_kind == BF16)
                 attention<uint16_t>(s, layer, index, thread);
@@ -270,25 +272,25 @@ class Decoder {
             }
             barrier.wait();
             product(
-                layer.o, inputs(attended.data(), q_width, 0, all_rows.data(), count, nullptr, thread), count, thread,
-                AddToHidden{hidden.data(), width, rows.data()}
+                layer.o, inputs(attended.data(), q_width, 0, all_rows.data(), count, nullptr, thread), all_rows.data(), count,
+                thread, AddToHidden{hidden.data(), width, rows.data()}
             );
             barrier.wait();
             product(
-                layer.gate_up, inputs(hidden.data(), width, m.dim, rows.data(), count, layer.post_norm, thread), count,
-                thread, WriteGated{gated.data(), mlp_width}, 2
+                layer.gate_up, inputs(hidden.data(), width, m.dim, rows.data(), count, layer.post_norm, thread),
+                all_rows.data(), count, thread, WriteGated{gated.data(), mlp_width}
             );
             barrier.wait();
             product(
-                layer.down, inputs(gated.data(), mlp_width, 0, all_rows.data(), count, nullptr, thread), count, thread,
-                AddToHidden{hidden.data(), width, rows.data()}
+                layer.down, inputs(gated.data(), mlp_width, 0, all_rows.data(), count, nullptr, thread), all_rows.data(),
+                count, thread, AddToHidden{hidden.data(), width, rows.data()}
             );
             barrier.wait();
         }
         if (s.num_wanted == 0) return;
         product(
-            m.head, inputs(hidden.data(), width, m.dim, wanted.data(), s.num_wanted, m.norm, thread), s.num_wanted, thread,
-            WriteLogits{s.logits, m.vocab}
+            m.head, inputs(hidden.data(), width, m.dim, wanted.data(), s.num_wanted, m.norm, thread), all_rows.data(),
+            s.num_wanted, thread, WriteLogits{s.logits, m.vocab}
         );
         barrier.wait();
         const auto [first, last] = share(s.num_wanted, thread);
