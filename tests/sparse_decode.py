@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
 from buddy_kernels import PathAction, RoutedOutput, RoutedStep, StepRows, Wanted, WeightKind
+from buddy_kernels.arithmetics import arithmetics
 from buddy_kernels.routed_step import BLOCK_SIZE as NATIVE_BLOCK_SIZE
 from buddy_routing.action_space import MILLI_LAYERS
 from buddy_routing.decoder import RoutedDecoder
@@ -16,12 +17,15 @@ from buddy_routing.planner import PathPlanner
 from buddy_routing.router import Router
 from buddy_routing.stepper import NativeStepper, TorchStepper, decoder_weights
 
+NATIVE = [(kind, arithmetic) for kind in get_args(WeightKind) for arithmetic in arithmetics(kind)]
+"""What the native step can compute with on this processor."""
 BLOCK_SIZE = 4
 NUM_THREADS = 2
 
 
 class SparseDecode:
-    """One sequence, or several of the same length side by side, fed segment by segment."""
+    """One sequence, or several of the same length side by side, fed segment by segment. `native` is a kind of weights
+    for the native step, with an `arithmetic` or always the same one."""
 
     def __init__(
         self,
@@ -30,6 +34,7 @@ class SparseDecode:
         tokens: Tensor,
         num_run: Sequence[int],
         native: WeightKind | None = None,
+        arithmetic: str | None = None,
     ) -> None:
         self.tokens = tokens  # [B, T]
         self.num_run = tuple(num_run)
@@ -42,7 +47,9 @@ class SparseDecode:
         planner = PathPlanner(router, model.spec, num_sequences, torch.device("cpu"))
         num_blocks = num_sequences * blocks
         self.stepper = (
-            native_stepper(model, planner, native, num_blocks) if native else torch_stepper(model, planner, num_blocks)
+            native_stepper(model, planner, native, num_blocks, arithmetic or arithmetics(native)[-1])
+            if native
+            else torch_stepper(model, planner, num_blocks)
         )
         for lane in range(num_sequences):
             planner.start(lane)
@@ -105,8 +112,10 @@ def torch_stepper(model: RoutedDecoder, planner: PathPlanner, num_blocks: int) -
     return TorchStepper(model, cache, planner)
 
 
-def native_stepper(model: RoutedDecoder, planner: PathPlanner, kind: WeightKind, num_blocks: int) -> NativeStepper:
-    routed_step = RoutedStep(decoder_weights(model), kind, num_blocks, NUM_THREADS)
+def native_stepper(
+    model: RoutedDecoder, planner: PathPlanner, kind: WeightKind, num_blocks: int, arithmetic: str
+) -> NativeStepper:
+    routed_step = RoutedStep(decoder_weights(model), kind, num_blocks, NUM_THREADS, arithmetic)
     routed_step.cache_k.fill_(torch.nan)
     routed_step.cache_v.fill_(torch.nan)
     return NativeStepper(routed_step, planner)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
+from buddy_kernels.arithmetics import AUTO, arithmetics
 from buddy_kernels.routed_step import BLOCK_SIZE as NATIVE_BLOCK_SIZE
 from buddy_routing.action_space import MILLI_LAYERS, ActionSpace
 from buddy_routing.artifact import save_router
@@ -115,7 +116,11 @@ def build_tiny_engine(
     block_bytes = 2 * NUM_LAYERS * KV_DIM * itemsize * block_size
     # Half a block more, so that rounding takes none away.
     gib = 1.0 if num_blocks is None else (num_blocks + 0.5) * block_bytes / 2**30
-    settings = EngineSettings(gib, block_size, max_sequences, max_step_tokens, prefix_cache=prefix_cache)
+    # Always the same one, where a choice by time would change the last bits from engine to engine.
+    arithmetic = arithmetics(dtype)[-1] if native else AUTO
+    settings = EngineSettings(
+        gib, block_size, max_sequences, max_step_tokens, prefix_cache=prefix_cache, arithmetic=arithmetic
+    )
     built = build_engine(str(model), str(router), settings, "cpu", dtype)
     assert isinstance(built.engine.runner.stepper, NativeStepper) == native
     return built

@@ -4,6 +4,7 @@ from buddy_kernels.attention import paged_attention, paged_attention_reference
 from buddy_kernels.linear import linear, linear_reference
 from buddy_kernels.native_library import NativeBuildError
 from buddy_kernels.norm import rms_norm, rms_norm_reference
+from buddy_kernels.packed_product import UnknownArithmeticError
 from buddy_kernels.paged_cache import write_kv, write_kv_reference
 from buddy_kernels.rotary import (
     RotaryScaling,
@@ -46,6 +47,7 @@ __all__ = [
     "SampledToken",
     "Sampling",
     "StepRows",
+    "UnknownArithmeticError",
     "Wanted",
     "WeightKind",
     "apply_rotary",

@@ -4,6 +4,9 @@ import ctypes
 from collections.abc import Sequence
 from ctypes import POINTER, c_double, c_int64, c_void_p
 
+KINDS = {"float32": 0, "bfloat16": 1, "int8": 2}
+"""Of weights, inputs and the cache."""
+
 
 class Matrix(ctypes.Structure):
     _fields_ = (

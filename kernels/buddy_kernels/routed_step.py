@@ -20,17 +20,20 @@ import torch
 from torch import Tensor
 
 from buddy_kernels import native_interface as interface
+from buddy_kernels.arithmetics import AUTO, arithmetics, fastest
 from buddy_kernels.native_library import NativeBuildError, load_native_library
+from buddy_kernels.packed_product import UnknownArithmeticError, matrix_pointers
 from buddy_kernels.packing import LANES, PackedMatrix, interleaved, pack, pad_to
 from buddy_kernels.sampling import GREEDY, SampledToken
-from buddy_kernels.step import RUN, RoutedOutput, StepRows, Wanted, check_rows
+from buddy_kernels.step import RUN, PathAction, RoutedOutput, StepRows, Wanted, check_rows
 
 WeightKind = Literal["float32", "bfloat16", "int8"]
-KINDS: dict[str, int] = {"float32": 0, "bfloat16": 1, "int8": 2}
 BLOCK_SIZE = LANES
 """Slots in a block of the cache: as many keys as fit a vector."""
 MAX_HEAD_DIM = 1024
 NO_TOKEN = -1
+TIMED_ROWS, TIMED_PROMPT, TIMED_BYTES = 8, 64, 96 * 2**20
+"""What arithmetics are timed on: rows side by side, tokens of a prompt, weights."""
 
 ChoosePaths = Callable[[Tensor], tuple[Tensor, Tensor]]
 """A router that is asked: the first layer's V [N + A, Hkv, Dh] fp32 to paths [S, L] int8 and RoutedOutput.sums."""
@@ -115,15 +118,22 @@ class RouterWeights:
 class RoutedStep:
     """A decoder with its packed weights and its paged cache of `num_blocks` blocks of 16 tokens.
 
-    Raises NativeBuildError where the library cannot be built; ValueError for a `kind` or a shape it does not take.
+    `arithmetic` is a name of those that this processor has for the kind of weights, or "auto" for the fastest; the
+    attribute says which it is.
+
+    Raises NativeBuildError where the library cannot be built; ValueError for a `kind` or a shape it does not take;
+    UnknownArithmeticError.
     """
 
-    def __init__(self, weights: DecoderWeights, kind: WeightKind, num_blocks: int, num_threads: int) -> None:
+    def __init__(
+        self, weights: DecoderWeights, kind: WeightKind, num_blocks: int, num_threads: int, arithmetic: str = AUTO
+    ) -> None:
         if weights.head_dim > MAX_HEAD_DIM:
             raise ValueError(f"head_dim is {weights.head_dim}, allowed is up to {MAX_HEAD_DIM}")
+        names = arithmetics(kind)
+        if arithmetic not in (AUTO, *names):
+            raise UnknownArithmeticError(arithmetic, kind, (AUTO, *names))
         self._library = load_native_library()
-        self._library.buddy_decoder.restype = c_void_p
-        self._library.buddy_step.restype = ctypes.c_char_p
         self._kept: list[object] = []
         cache_dtype = torch.float32 if kind == "float32" else torch.bfloat16
         k_width, v_width = weights.head_dim, weights.head_dim + -weights.head_dim % LANES
@@ -135,8 +145,8 @@ class RoutedStep:
         )
         self._kept.append(layers)
         model = interface.Model(
-            kind=KINDS[kind],
-            cache_kind=KINDS["float32" if kind == "float32" else "bfloat16"],
+            kind=interface.KINDS[kind],
+            cache_kind=interface.KINDS["float32" if kind == "float32" else "bfloat16"],
             num_layers=len(weights.layers),
             dim=weights.embeddings.shape[1],
             num_heads=weights.num_heads,
@@ -145,28 +155,44 @@ class RoutedStep:
             mlp_dim=weights.mlp_dim,
             vocab=weights.embeddings.shape[0],
             num_blocks=num_blocks,
-            num_threads=num_threads,
             eps=weights.eps,
             scale=weights.head_dim**-0.5,
             attention_factor=weights.attention_factor,
             inv_freq=self._keep(weights.inv_freq.float()),
             embeddings=self._keep(weights.embeddings.detach().to(cache_dtype)),
             norm=self._norm(weights.norm),
-            head=self._matrix(pack(weights.head.weight, weights.head.bias, kind)),
+            head=self._matrix(weights.head.weight, weights.head.bias, kind),
             layers=layers,
         )
         self.num_layers = len(weights.layers)
         self.vocab_size = weights.embeddings.shape[0]
         self._logits = torch.empty(0, self.vocab_size)
         self._v_shape = torch.Size((weights.num_kv_heads, weights.head_dim))
+        self._decoder: c_void_p | None = None
+        self.arithmetic = names[0] if arithmetic == AUTO else arithmetic
+        if arithmetic == AUTO and len(names) > 1:
+            self._make_decoder(model, num_threads=1)
+            self.arithmetic = self._fastest(names)
+        self._make_decoder(model, num_threads)
+        self._use(self.arithmetic)
+
+    def _make_decoder(self, model: interface.Model, num_threads: int) -> None:
+        """In place of the one that there is."""
+        self._free_decoder()
+        model.num_threads = num_threads
         made = self._library.buddy_decoder(ctypes.byref(model))
         if not made:
             raise NativeBuildError("there is no memory for the native step")
         self._decoder = c_void_p(made)
 
+    def _free_decoder(self) -> None:
+        decoder, self._decoder = self._decoder, None
+        if decoder is not None:
+            self._library.buddy_free(decoder)
+
     def __del__(self) -> None:
         if hasattr(self, "_decoder"):
-            self._library.buddy_free(self._decoder)
+            self._free_decoder()
 
     def pin_threads(self) -> None:
         """Keep this thread, which is to make all calls, and the step's own each on a processor of its own. Only where
@@ -302,6 +328,57 @@ class RoutedStep:
             raise raised[0]
         return mistake
 
+    def _fastest(self, names: Sequence[str]) -> str:
+        """For this model: by steps of its first layers, more of them than a processor's caches hold if there are so
+        many. A row alone, rows side by side and a prompt count the same, since nobody knows who will ask for what."""
+        layer_bytes = (
+            sum(kept.panels.nbytes for kept in self._kept if isinstance(kept, PackedMatrix)) // self.num_layers
+        )
+        num_layers = min(self.num_layers, max(2, -(-TIMED_BYTES // layer_bytes)))
+        num_blocks = self.cache_k.shape[1]
+        # The first layers are forced and cost one each; the others are free and not paid for.
+        forced = torch.arange(self.num_layers) < num_layers
+        router = RouterWeights(
+            prior=torch.zeros(self.num_layers - num_layers),
+            costs=torch.tensor([[0, 1]] * self.num_layers),
+            forced=forced,
+            sums=torch.zeros(TIMED_ROWS, self._v_shape.numel(), dtype=torch.float64),
+            last_paths=torch.zeros(TIMED_ROWS, self.num_layers, dtype=torch.int8),
+        )
+
+        def work(num_segments: int, length: int) -> Callable[[str], object]:
+            num_rows = num_segments * length
+            rows = StepRows(
+                tokens=[0] * num_rows,
+                positions=[*range(length)] * num_segments,
+                lengths=[length] * num_segments,
+                tables=[
+                    [(segment + i) % num_blocks for i in range(-(-length // BLOCK_SIZE))]
+                    for segment in range(num_segments)
+                ],
+                lanes=range(num_segments),
+                max_costs=[num_layers] * num_segments,
+                path_actions=[PathAction.CHOOSE] * num_segments,
+                wanted=(),
+                aheads=[0] * num_segments,
+                aligned=range(num_segments),
+            )
+
+            def step(name: str) -> None:
+                self._use(name)
+                self(rows, router)
+
+            return step
+
+        return fastest(
+            names,
+            [work(1, 1), work(min(TIMED_ROWS, num_blocks), 1), work(1, min(TIMED_PROMPT, num_blocks * BLOCK_SIZE))],
+        )
+
+    def _use(self, arithmetic: str) -> None:
+        used = self._library.buddy_use(self._decoder, arithmetic.encode())
+        assert used, arithmetic
+
     def _layer(self, layer: LayerWeights, index: int, kind: WeightKind) -> interface.Layer:
         gate_up = interleaved(layer.gate.weight.detach(), layer.up.weight.detach())
         gate_up_bias = None
@@ -315,25 +392,20 @@ class RoutedStep:
             post_norm=self._norm(layer.post_norm),
             q_norm=None if layer.q_norm is None else self._keep(layer.q_norm.detach().float()),
             k_norm=None if layer.k_norm is None else self._keep(layer.k_norm.detach().float()),
-            q=self._matrix(pack(layer.q.weight, layer.q.bias, kind)),
-            kv=self._matrix(pack(torch.cat((layer.k.weight, layer.v.weight)), kv_bias, kind)),
-            o=self._matrix(pack(layer.o.weight, layer.o.bias, kind)),
-            gate_up=self._matrix(pack(gate_up, gate_up_bias, kind)),
-            down=self._matrix(pack(layer.down.weight, layer.down.bias, kind)),
+            q=self._matrix(layer.q.weight, layer.q.bias, kind),
+            kv=self._matrix(torch.cat((layer.k.weight, layer.v.weight)), kv_bias, kind),
+            o=self._matrix(layer.o.weight, layer.o.bias, kind),
+            gate_up=self._matrix(gate_up, gate_up_bias, kind),
+            down=self._matrix(layer.down.weight, layer.down.bias, kind),
             k=self.cache_k[index].data_ptr(),
             v=self.cache_v[index].data_ptr(),
             window=layer.window or 0,
         )
 
-    def _matrix(self, matrix: PackedMatrix) -> interface.Matrix:
-        return interface.Matrix(
-            self._keep(matrix.panels),
-            None if matrix.bias is None else self._keep(matrix.bias),
-            None if matrix.scales is None else self._keep(matrix.scales),
-            matrix.outputs,
-            matrix.inputs,
-            KINDS[matrix.kind],
-        )
+    def _matrix(self, weight: Tensor, bias: Tensor | None, kind: str) -> interface.Matrix:
+        matrix = pack(weight, bias, kind)
+        self._kept.append(matrix)
+        return matrix_pointers(matrix)
 
     def _norm(self, weight: Tensor) -> int:
         return self._keep(pad_to(weight.detach().float(), 64, 0))

@@ -38,6 +38,11 @@ class Stepper(Protocol):
     def num_layers(self) -> int: ...
 
     @property
+    def arithmetic(self) -> str:
+        """What products are computed with: one of buddy_kernels.arithmetics, or "torch"."""
+        ...
+
+    @property
     def multi_step(self) -> bool:
         """Whether one call may run several steps."""
         ...
@@ -52,6 +57,7 @@ class TorchStepper:
     model: RoutedDecoder
     cache: KVCache
     planner: Planner
+    arithmetic: str = "torch"
 
     @property
     def num_layers(self) -> int:
@@ -96,6 +102,7 @@ class NativeStepper:
         self.routed_step = routed_step
         self.planner = planner
         self.num_layers = routed_step.num_layers
+        self.arithmetic = routed_step.arithmetic
         self._router_weights = router_weights(planner)
         # If some steps choose paths and others keep them, a multi-step call cannot treat its steps alike.
         self.multi_step = self._router_weights is not None and planner.router.reroute_every in (1, NEVER)

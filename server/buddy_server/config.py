@@ -109,6 +109,7 @@ class _EngineEntry(_Strict):
     max_step_tokens: Annotated[int, Field(ge=1)] = _SIZES.max_step_tokens
     cost_weight: Annotated[float, Field(ge=0)] = _SIZES.cost_weight
     prefix_cache: bool = _SIZES.prefix_cache
+    arithmetic: str = _SIZES.arithmetic
 
 
 class _File(_Strict):

@@ -59,10 +59,10 @@ class Metrics:
         build = Gauge(
             "buddy_build_info",
             "1, with what runs as labels.",
-            ("version", "model", "router", "device", "dtype"),
+            ("version", "model", "router", "device", "dtype", "arithmetic"),
             registry=self.registry,
         )
-        build.labels(server_version(), info.model_id, info.router_id, info.device, info.dtype).set(1)
+        build.labels(server_version(), info.model_id, info.router_id, info.device, info.dtype, info.arithmetic).set(1)
 
     def _declare_requests(self) -> None:
         self._requests = Counter(

@@ -190,6 +190,7 @@ def _log_start(ready: Ready, config: ServerConfig, options: ServeOptions) -> Non
             "router": info.router_id,
             "device": info.device,
             "dtype": info.dtype,
+            "arithmetic": info.arithmetic,
             "kv_tokens": info.kv_capacity_tokens,
             "tenants": len(config.tenants),
             "predictor": "yes" if info.has_predictor else "none (auto is the tier's largest budget)",

@@ -24,6 +24,10 @@ def test_budgets_batches_dtypes_and_a_peer_become_rows_and_a_table(
     assert picture.read_bytes().startswith(b"\x89PNG")
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     runs = [(row["engine"], row["dtype"], row["batch"], row["budget"]) for row in rows]
+    printed = capsys.readouterr().out
+    for row in rows:
+        assert bool(row["arithmetic"]) == (row["engine"] == "buddy")
+        assert not row["arithmetic"] or f"{row['dtype']} by {row['arithmetic']}" in printed
     ours = [(1.0, 0.5, None), ("bf16", "int8"), (1, 4)]
     assert [run for run in runs if run[0] == "buddy"] == [
         ("buddy", dtype, batch, budget) for dtype in ours[1] for batch in ours[2] for budget in ours[0]
@@ -37,7 +41,7 @@ def test_budgets_batches_dtypes_and_a_peer_become_rows_and_a_table(
         assert (row["share_of_predicted"] is not None) == (row["engine"] == "buddy" and row["batch"] > 1)
     half = next(row for row in rows if row["budget"] == 0.5)
     assert 1.5 < half["ideal_speedup"] < 2
-    assert "| buddy | buddy-7m | int8 | 4 | 16 | 0.5 |" in capsys.readouterr().out
+    assert "| buddy | buddy-7m | int8 | 4 | 16 | 0.5 |" in printed
 
 
 def test_a_shape_has_random_weights_that_transformers_reads_as_we_do(tmp_path: Path) -> None:

@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 
+from buddy_kernels.arithmetics import arithmetics
 from buddy_routing.router import NEVER
 from buddy_server.engine import scheduler
 from buddy_server.engine.build import EngineBuildError, build_engine
 from buddy_server.engine.messages import FinishEvent, GenerationRequest, TokenEvent
 from buddy_server.engine.settings import EngineSettings
+from sparse_decode import NATIVE
 from tiny_engine import (
     BLOCK_SIZE,
     NUM_LAYERS,
@@ -490,9 +492,30 @@ def test_cache_without_room_for_a_block_is_refused(tiny: TinySite) -> None:
         build_engine(str(tiny.model), "prior:cosine", EngineSettings(kv_cache_gib=1e-6), "cpu", "float32")
 
 
+@pytest.mark.parametrize(
+    ("native", "message"),
+    [
+        (True, "arithmetic is 'magic', allowed for float32 on this processor: auto, fma"),
+        (False, "arithmetic 'magic' needs the native step: it is switched off"),
+    ],
+)
+def test_arithmetic_that_the_processor_has_not_is_refused(tiny: TinySite, native: bool, message: str) -> None:
+    settings = EngineSettings(native=native, arithmetic="magic")
+    with pytest.raises(EngineBuildError, match=message):
+        build_engine(str(tiny.model), "prior:cosine", settings, "cpu", "float32")
+
+
+@pytest.mark.parametrize(("kind", "arithmetic"), [(kind, name) for kind, name in NATIVE if len(arithmetics(kind)) > 1])
+def test_engine_takes_the_arithmetic_it_is_told_or_one_that_it_has(tiny: TinySite, kind: str, arithmetic: str) -> None:
+    for asked in (arithmetic, "auto"):
+        settings = EngineSettings(kv_cache_gib=0.01, arithmetic=asked)
+        info = build_engine(str(tiny.model), "prior:cosine", settings, "cpu", kind).info
+        assert info.arithmetic in ((arithmetic,) if asked == arithmetic else arithmetics(kind))
+
+
 def test_engine_tells_what_it_serves(tiny: TinySite) -> None:
     info = build_tiny_engine(tiny.model, "prior:ppl", "bfloat16", max_sequences=2).info
     assert (info.model_id, info.num_layers, info.max_context) == ("model", NUM_LAYERS, 512)
-    assert (info.router_id, info.device, info.dtype) == ("prior:ppl", "cpu", "bfloat16")
+    assert (info.router_id, info.device, info.dtype, info.arithmetic) == ("prior:ppl", "cpu", "bfloat16", "torch")
     assert info.kv_capacity_tokens == 2 * 512
     assert build_tiny_engine(tiny.model, tiny.router).info.router_id.startswith("learned:")

@@ -208,12 +208,15 @@ async def test_stop_ends_every_request_and_those_that_come_too_late(tiny: TinySi
         await until(lambda: service.num_running == 4)
         stopping = asyncio.create_task(asyncio.to_thread(service.stop))
         behind = [asyncio.create_task(ask(service, make_request(f"behind{i}", max_tokens=300))) for i in range(3)]
-        answers = await asyncio.gather(*tasks, *behind)
+        answers, last = await asyncio.gather(*tasks), await asyncio.gather(*behind)
         await stopping
         assert not service.is_ready
         late = await ask(service, make_request("late"))
         for answer in answers:
             assert (answer.end.reason, answer.end.error) == ("cancelled", "the server is shutting down")
+        assert {answer.end.reason for answer in last} <= {"cancelled", "lost"}, (
+            "as they came before the end or behind it"
+        )
         assert (late.end.reason, late.end.error) == ("lost", "there is no engine to take the request")
         assert late.end.usage.cost == 0
 

@@ -30,6 +30,7 @@ INFO = EngineInfo(
     router_id="static",
     device="cpu",
     dtype="float32",
+    arithmetic="fma",
 )
 
 

@@ -3,18 +3,12 @@
 import pytest
 import torch
 
-from buddy_kernels.packing import GROUP, LANES, PackedMatrix, interleaved, pack
+from buddy_kernels.packing import PackedMatrix, interleaved, pack, unpack
 
 
 def unpacked(matrix: PackedMatrix, outputs: int, inputs: int) -> torch.Tensor:
-    """[O, I] fp32 from panels."""
-    panels = matrix.panels.float()
-    if matrix.scales is not None:
-        panels = panels - 128
-    values = panels.view(matrix.outputs // LANES, -1, LANES, panels.shape[3] if panels.dim() == 4 else 1)
-    weight = values.transpose(1, 2).reshape(matrix.outputs, matrix.inputs)
-    if matrix.scales is not None:
-        weight = weight * matrix.scales.transpose(1, 2).reshape(matrix.outputs, -1).repeat_interleave(GROUP, 1)
+    """[O, I] fp32, and behind them nothing but zeros."""
+    weight = unpack(matrix)
     assert not weight[outputs:].any()
     assert not weight[:, inputs:].any()
     return weight[:outputs, :inputs]
@@ -38,7 +32,7 @@ def test_an_empty_group_of_int8_is_zero() -> None:
 def test_bias_is_padded_and_an_unknown_kind_is_named() -> None:
     packed = pack(torch.randn(5, 3), torch.ones(5), "bfloat16")
     assert packed.bias is not None
-    assert packed.bias.tolist() == [1.0] * 5 + [0.0] * 11
+    assert packed.bias.tolist() == [1.0] * 5 + [0.0] * 27
     with pytest.raises(ValueError, match="int4"):
         pack(torch.randn(5, 3), None, "int4")
 

@@ -36,7 +36,7 @@ from buddy_routing.planner import PathPlanner
 from buddy_routing.router import DecisionModule, LearnedRouter, PromptSetRouter, Router, StaticRouter
 from buddy_routing.selection import select_path
 from buddy_routing.stepper import decoder_weights, router_weights
-from sparse_decode import SparseDecode, segment_bounds
+from sparse_decode import NATIVE, SparseDecode, segment_bounds
 from tiny_models import CONFIGS, SHAPE, save_random_model
 from tolerances import assert_close, assert_near
 
@@ -75,10 +75,12 @@ def ties(_: RoutedDecoder | None) -> StaticRouter:
     return StaticRouter(torch.tensor([0.5, 0.7, 0.5, 0.5]), "ties")
 
 
-def run_both(model: RoutedDecoder, router: Router, native: WeightKind) -> tuple[Tensor, Tensor]:
+def run_both(
+    model: RoutedDecoder, router: Router, native: WeightKind, arithmetic: str | None = None
+) -> tuple[Tensor, Tensor]:
     """Logits [steps, S, V] in plain torch fp32 and of the native step; their paths are the same."""
     tokens = torch.randint(0, SHAPE["vocab_size"], (3, 60), generator=torch.Generator().manual_seed(3))
-    runs = [SparseDecode(model, router, tokens, [4, 3, 6], kind) for kind in (None, native)]
+    runs = [SparseDecode(model, router, tokens, [4, 3, 6], kind, arithmetic) for kind in (None, native)]
     steps = []
     for start, end in segment_bounds(40, 60, route_block=16):
         (ours, paths), (theirs, their_paths) = (run.step([(s, start, end) for s in range(3)]) for run in runs)
@@ -125,11 +127,11 @@ def test_running_sums_of_the_native_step_are_those_of_plain_torch(tmp_path: Path
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3", "mistral-window"])
-@pytest.mark.parametrize("kind", ["bfloat16", "int8"])
-def test_rounded_weights_stay_near_fp32(name: str, kind: WeightKind, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kind", "arithmetic"), [pair for pair in NATIVE if pair[0] != "float32"])
+def test_rounded_weights_stay_near_fp32(name: str, kind: WeightKind, arithmetic: str, tmp_path: Path) -> None:
     model = load_tiny(name, tmp_path)
-    exact, rounded = run_both(model, ties(model), kind)
-    other_path, _ = run_both(model, StaticRouter(torch.tensor([0.5, 0.4, 0.6, 0.7]), "other"), kind)
+    exact, rounded = run_both(model, ties(model), kind, arithmetic)
+    other_path, _ = run_both(model, StaticRouter(torch.tensor([0.5, 0.4, 0.6, 0.7]), "other"), kind, arithmetic)
     assert_near(rounded, exact, other_path, kind, NUM_LAYERS)
 
 
@@ -169,14 +171,17 @@ def test_pinned_threads_have_a_processor_each_and_only_where_all_are_theirs(tmp_
     assert os.sched_getaffinity(0) == allowed
 
 
+@pytest.mark.parametrize(("native", "arithmetic"), NATIVE)
 @pytest.mark.parametrize("name", list(CONFIGS))
-def test_threads_do_not_show_in_the_result(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_do_not_show_in_the_result(
+    name: str, native: WeightKind, arithmetic: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = load_tiny(name, tmp_path)
     tokens = torch.randint(0, SHAPE["vocab_size"], (2, 30))
     logits = []
     for num_threads in (1, 2, 5):
         monkeypatch.setattr("sparse_decode.NUM_THREADS", num_threads)
-        sparse = SparseDecode(model, ties(model), tokens, [4, 6], "float32")
+        sparse = SparseDecode(model, ties(model), tokens, [4, 6], native, arithmetic)
         sparse.step([(0, 0, 29), (1, 0, 29)])
         logits.append(sparse.step([(0, 29, 30), (1, 29, 30)])[0])
     assert torch.equal(logits[0], logits[1])
@@ -207,8 +212,25 @@ def test_sizes_that_fill_no_vector_are_the_same_in_fp32_and_near_in_int8(shape: 
     assert_near(int8, exact, other_path, "int8", NUM_LAYERS)
 
 
-@pytest.mark.parametrize("native", [None, "float32", "bfloat16"])
-def test_a_prefill_block_run_in_pieces_is_the_block_run_at_once(native: WeightKind | None, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("native", "arithmetic"), NATIVE)
+@pytest.mark.parametrize("name", ["llama", "mistral-window"])
+def test_a_token_has_the_same_bits_in_a_prompt_and_alone(
+    name: str, native: WeightKind, arithmetic: str, tmp_path: Path
+) -> None:
+    model = load_tiny(name, tmp_path)
+    tokens, num_run = some_tokens(2, 37), (NUM_LAYERS, NUM_LAYERS)
+    prompt, alone = (SparseDecode(model, ties(model), tokens, num_run, native, arithmetic) for _ in range(2))
+    for token in range(36):
+        alone.step([(0, token, token + 1)])
+    expected, _ = alone.step([(0, 36, 37)])
+    logits, _ = prompt.step([(1, 0, 20), (0, 0, 37)])
+    assert torch.equal(logits[1:], expected)
+
+
+@pytest.mark.parametrize(("native", "arithmetic"), [(None, None), *NATIVE])
+def test_a_prefill_block_run_in_pieces_is_the_block_run_at_once(
+    native: WeightKind | None, arithmetic: str | None, tmp_path: Path
+) -> None:
     model = load_tiny("qwen3", tmp_path)
     router, tokens = random_router(model), some_tokens(2, 40)
 
@@ -216,7 +238,7 @@ def test_a_prefill_block_run_in_pieces_is_the_block_run_at_once(native: WeightKi
         """To the bit where the step is native."""
         assert torch.equal(got, want) if native else assert_close(got, want, WIDTH, NUM_LAYERS) is None
 
-    whole, pieces = (SparseDecode(model, router, tokens, (4, 3), native) for _ in range(2))
+    whole, pieces = (SparseDecode(model, router, tokens, (4, 3), native, arithmetic) for _ in range(2))
     expected_logits, expected_masks = whole.step([(0, 0, 32), (1, 0, 32)])
     masks = [
         pieces.step([(0, 0, 5), (1, 0, 32)], block_ends=[32, 32])[1][0],

@@ -114,3 +114,10 @@ def test_prefix_cache_is_on_unless_the_file_says_otherwise(tmp_path: Path) -> No
     file.write_text("engine: {prefix_cache: false}")
     assert ServerConfig().engine.prefix_cache
     assert not load_config(file).engine.prefix_cache
+
+
+def test_arithmetic_is_what_the_file_says(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("engine: {arithmetic: fma}")
+    assert ServerConfig().engine.arithmetic == "auto"
+    assert load_config(file).engine.arithmetic == "fma"

@@ -11,8 +11,9 @@ enum Kind : int64_t { FP32 = 0, BF16 = 1, INT8 = 2 };
 
 extern "C" {
 
-// [outputs, inputs] in panels of 16 outputs. fp32: [panel][input][16]. bf16: [panel][input / 2][16][2]. int8:
-// [panel][input / 4][16][4], stored as value + 128, and scales [panel][input / 64][16].
+// [outputs, inputs], padded to multiples of 32 and 64, in panels of 16 outputs, two of them side by side. fp32:
+// [outputs / 32][input][32]. bf16: [outputs / 32][input / 2][32][2]. int8: [outputs / 32][input / 4][32][4], stored as
+// value + 128, and scales [outputs / 32][input / 64][32].
 struct Matrix {
     const char* panels;
     const float* bias;    // [outputs], padded; or null
@@ -23,7 +24,7 @@ struct Matrix {
 struct Layer {
     const float *input_norm, *post_norm, *q_norm, *k_norm;  // the last two null without norms of heads
     Matrix q, kv, o, gate_up, down;                         // kv: K's outputs, then V's; gate_up: panels in turn
-    void *k, *v;                                            // cache: [block][Hkv][Dh][16], [block][Hkv][16][Dh padded to 16]
+    void *k, *v;                                            // cache: [block][Hkv], each a panel of 16 keys; Dh / 16 of 16 tokens
     int64_t window;                                         // 0: all
 };
 

@@ -25,8 +25,10 @@
 #include <utility>
 #include <vector>
 
+#include "arithmetic.h"
 #include "attention.h"
 #include "barrier.h"
+#include "inputs.h"
 #include "interface.h"
 #include "layout.h"
 #include "multi_step.h"
@@ -38,7 +40,6 @@
 namespace buddy {
 
 constexpr int BETWEEN_STEPS = 10000;  // spins, 0.15 ms on a 2.3 GHz Xeon: what Python takes until the next step
-constexpr int64_t TOGETHER = 8;       // queries that read the keys together
 constexpr int64_t ALONE = 4;          // up to so many rows every thread prepares its own inputs rather than wait
 
 class Decoder {
@@ -52,7 +53,7 @@ class Decoder {
         kv_width = padded(2 * kv_dim);
         mlp_width = padded(m.mlp_dim);
         v_width = padded(m.head_dim, LANES);
-        rows_together = std::max<int64_t>(1, TOGETHER * m.num_kv_heads / m.num_heads);
+        rows_together = std::max<int64_t>(1, MOST_QUERIES * m.num_kv_heads / m.num_heads);
         for (int thread = 1; thread < m.num_threads; ++thread) threads.emplace_back([this, thread] { serve(thread); });
     }
 
@@ -63,6 +64,13 @@ class Decoder {
     }
 
     Decoder(const Decoder&) = delete;
+
+    // False when this processor has no arithmetic of that name for these weights.
+    bool use(const char* name) {
+        const Arithmetic* const found = find_arithmetic(m.kind, name);
+        if (found) arithmetic = found;
+        return found;
+    }
 
     // Null, or what is wrong with the step; then nothing has run.
     const char* run(Step& given, const Router& given_router) {
@@ -204,8 +212,8 @@ class Decoder {
             for (int64_t j = 0; j < i && one_row_each; ++j) one_row_each = s.lanes[i] != s.lanes[j];
         for (Worker& worker : workers) {
             grow(worker.normed, std::max({width, q_width, mlp_width}));
-            grow(worker.q, TOGETHER * m.head_dim);
-            grow(worker.scores, TOGETHER * padded(longest + LANES));
+            grow(worker.q, MOST_QUERIES * m.head_dim);
+            grow(worker.scores, MOST_QUERIES * padded(longest + LANES));
         }
         scores_width = padded(longest + LANES);
     }
@@ -222,9 +230,9 @@ class Decoder {
         const bool alone = count <= ALONE;
         Inputs& into = alone ? workers[thread].inputs : shared;
         if (alone) {
-            into.shape(count, x_width, m.kind);
+            into.shape(count, x_width, arithmetic->inputs);
         } else {
-            if (thread == 0) into.shape(count, x_width, m.kind);
+            if (thread == 0) into.shape(count, x_width, arithmetic->inputs);
             barrier.wait();
         }
         const auto [first, last] = alone ? std::pair<int64_t, int64_t>{0, count} : share(count, thread);
@@ -238,10 +246,13 @@ class Decoder {
         return into;
     }
 
+    // Of inputs rows[0 .. count - 1].
     template <class Store>
-    void product(const Matrix& w, const Inputs& x, int64_t count, int thread, const Store& result, int64_t together = 1) {
-        const auto [first, last] = share((w.outputs + LANES * together - 1) / (LANES * together), thread);
-        multiply(w, first * together, last * together, x, all_rows.data(), count, result);
+    void product(
+        const Matrix& w, const Inputs& x, const int32_t* rows, int64_t count, int thread, const Store& result
+    ) {
+        const auto [first, last] = share(w.outputs / LANES / SIDE_BY_SIDE, thread);
+        multiply(arithmetic->sum_tile, w, first * SIDE_BY_SIDE, last * SIDE_BY_SIDE, x, rows, count, result);
     }
 
     void run_thread(MultiStep& steps, const Router& router, int thread) {
@@ -252,7 +263,7 @@ class Decoder {
             const Layer& layer = layers[index];
             const int64_t n = s.num_rows + (index == 0 ? s.num_ahead : 0);
             const Inputs& normed = inputs(hidden.data(), width, m.dim, all_rows.data(), n, layer.input_norm, thread);
-            product(layer.kv, normed, n, thread, Write{kv.data(), kv_width});
+            product(layer.kv, normed, all_rows.data(), n, thread, Write{kv.data(), kv_width});
             if (index == 0) {
                 barrier.wait();
                 if (thread == 0) choose(s, router);
@@ -260,8 +271,7 @@ class Decoder {
             }
             const std::vector<int32_t>& rows = running[index];
             const auto count = static_cast<int64_t>(rows.size());
-            const auto [first, last] = share((layer.q.outputs + LANES - 1) / LANES, thread);
-            multiply(layer.q, first, last, normed, rows.data(), count, Write{q.data(), q_width});
+            product(layer.q, normed, rows.data(), count, thread, Write{q.data(), q_width});
             barrier.wait();
             if (m.cache_kind == BF16)
                 attention<uint16_t>(s, layer, index, thread);
@@ -273,25 +283,25 @@ class Decoder {
             }
             barrier.wait();
             product(
-                layer.o, inputs(attended.data(), q_width, 0, all_rows.data(), count, nullptr, thread), count, thread,
-                AddToHidden{hidden.data(), width, rows.data()}
+                layer.o, inputs(attended.data(), q_width, 0, all_rows.data(), count, nullptr, thread), all_rows.data(), count,
+                thread, AddToHidden{hidden.data(), width, rows.data()}
             );
             barrier.wait();
             product(
-                layer.gate_up, inputs(hidden.data(), width, m.dim, rows.data(), count, layer.post_norm, thread), count,
-                thread, WriteGated{gated.data(), mlp_width}, 2
+                layer.gate_up, inputs(hidden.data(), width, m.dim, rows.data(), count, layer.post_norm, thread),
+                all_rows.data(), count, thread, WriteGated{gated.data(), mlp_width}
             );
             barrier.wait();
             product(
-                layer.down, inputs(gated.data(), mlp_width, 0, all_rows.data(), count, nullptr, thread), count, thread,
-                AddToHidden{hidden.data(), width, rows.data()}
+                layer.down, inputs(gated.data(), mlp_width, 0, all_rows.data(), count, nullptr, thread), all_rows.data(),
+                count, thread, AddToHidden{hidden.data(), width, rows.data()}
             );
             barrier.wait();
         }
         if (s.num_wanted == 0) return;
         product(
-            m.head, inputs(hidden.data(), width, m.dim, wanted.data(), s.num_wanted, m.norm, thread), s.num_wanted, thread,
-            WriteLogits{s.logits, m.vocab}
+            m.head, inputs(hidden.data(), width, m.dim, wanted.data(), s.num_wanted, m.norm, thread), all_rows.data(),
+            s.num_wanted, thread, WriteLogits{s.logits, m.vocab}
         );
         barrier.wait();
         const auto [first, last] = share(s.num_wanted, thread);
@@ -353,11 +363,14 @@ class Decoder {
             float rotated[MAX_HEAD_DIM];
             const float* const states = &kv[row * kv_width + head * m.head_dim];
             normed_and_rotated(states, layer.k_norm, m.head_dim, m.eps, &cos[row * half], &sin[row * half], rotated);
-            Element* const key = static_cast<Element*>(layer.k) + (block * heads + head) * k_size + slot;
-            Element* const value = static_cast<Element*>(layer.v) + (block * heads + head) * v_size + slot * v_width;
+            // Panels of keys, and of values: in bf16 with pairs of inputs side by side.
+            constexpr int64_t PAIR = sizeof(Element) == 2 ? 2 : 1;
+            Element* const key = static_cast<Element*>(layer.k) + (block * heads + head) * k_size + slot * PAIR;
+            Element* const value = static_cast<Element*>(layer.v) + (block * heads + head) * v_size +
+                                   slot / PAIR * PAIR * LANES + slot % PAIR;
             for (int64_t d = 0; d < m.head_dim; ++d) {
-                put(key + d * LANES, rotated[d]);
-                put(value + d, states[kv_dim + d]);
+                put(key + d / PAIR * PAIR * LANES + d % PAIR, rotated[d]);
+                put(value + d / LANES * LANES * LANES + d % LANES * PAIR, states[kv_dim + d]);
             }
         };
         const std::vector<int32_t>& place = place_of_row[index];
@@ -396,17 +409,13 @@ class Decoder {
     ) {
         const int64_t half = m.head_dim / 2, heads = m.num_kv_heads, group = m.num_heads / heads;
         const int64_t k_size = m.head_dim * LANES, v_size = v_width * LANES;
-        Worker& worker = workers[thread];
-        Query queries[TOGETHER];
-        int64_t held = 0;
-        const auto some = [&]<int Q>() {
-            attend<Q>(
-                static_cast<const Element*>(layer.k) + head * k_size, static_cast<const Element*>(layer.v) + head * v_size,
-                segment.table, heads * k_size, heads * v_size, queries, worker.q.data(), m.head_dim, v_width,
-                static_cast<float>(m.scale), worker.scores.data(), scores_width
-            );
-            held = 0;
+        const KeysAndValues seen = {
+            static_cast<const Element*>(layer.k) + head * k_size, static_cast<const Element*>(layer.v) + head * v_size,
+            segment.table, m.head_dim, heads * k_size, heads * v_size, static_cast<float>(m.scale)
         };
+        Worker& worker = workers[thread];
+        Query queries[MOST_QUERIES];
+        int64_t held = 0;
         for (int64_t i = 0; i < count * group; ++i) {
             const int64_t of_row = row + i / group, start = (head * group + i % group) * m.head_dim;
             const int64_t last = s.positions[of_row];
@@ -418,16 +427,9 @@ class Decoder {
                 layer.window ? std::max<int64_t>(0, last - layer.window + 1) : 0, last,
                 &attended[(place + i / group) * q_width + start]
             };
-            if (held == TOGETHER) some.template operator()<TOGETHER>();
-        }
-        switch (held) {
-            case 7: return some.template operator()<7>();
-            case 6: return some.template operator()<6>();
-            case 5: return some.template operator()<5>();
-            case 4: return some.template operator()<4>();
-            case 3: return some.template operator()<3>();
-            case 2: return some.template operator()<2>();
-            case 1: return some.template operator()<1>();
+            if (held < MOST_QUERIES && i + 1 < count * group) continue;
+            arithmetic->attend(seen, queries, held, worker.q.data(), worker.scores.data(), scores_width);
+            held = 0;
         }
     }
 
@@ -473,6 +475,7 @@ class Decoder {
     const Router* router = nullptr;
     int64_t kv_dim, width, q_width, kv_width, mlp_width, v_width, rows_together, scores_width = 0;
     bool one_row_each = false;
+    const Arithmetic* arithmetic = nullptr;
     Inputs shared;
     std::vector<float> hidden, q, kv, attended, gated, cos, sin;
     std::vector<int64_t> segment_of_row;
@@ -498,6 +501,29 @@ void* buddy_decoder(const buddy::Model* model) {
 const int64_t* buddy_layout(int64_t* count) {
     *count = std::size(buddy::LAYOUT);
     return buddy::LAYOUT;
+}
+
+// False when this processor has no arithmetic of that name for the decoder's kind of weights.
+bool buddy_use(void* decoder, const char* arithmetic) { return static_cast<buddy::Decoder*>(decoder)->use(arithmetic); }
+
+// Rows x times a matrix into out, rows padded on both sides. False when this processor has no such arithmetic.
+bool buddy_product(const buddy::Matrix* m, const char* arithmetic, const float* x, int64_t num_rows, float* out) {
+    const buddy::Arithmetic* const how = buddy::find_arithmetic(m->kind, arithmetic);
+    if (!how) return false;
+    buddy::Inputs inputs;
+    inputs.shape(num_rows, m->inputs, how->inputs);
+    for (int64_t row = 0; row < num_rows; ++row) inputs.set(row, x + row * m->inputs);
+    std::vector<int32_t> rows(num_rows);
+    std::iota(rows.begin(), rows.end(), 0);
+    buddy::multiply(how->sum_tile, *m, 0, m->outputs / buddy::LANES, inputs, rows.data(), num_rows, buddy::Write{out, m->outputs});
+    return true;
+}
+
+// The name of the index-th arithmetic for a kind of weights that this processor has; null behind the last.
+const char* buddy_arithmetic(int64_t weights, int64_t index) {
+    for (const buddy::Arithmetic& known : buddy::ARITHMETICS)
+        if (known.weights == weights && index-- == 0) return known.name;
+    return nullptr;
 }
 
 void buddy_pin(void* decoder) { static_cast<buddy::Decoder*>(decoder)->pin(); }

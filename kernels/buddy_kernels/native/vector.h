@@ -31,15 +31,24 @@ inline Vec load(const uint16_t* p) {
     return (Vec)(__builtin_convertvector(*reinterpret_cast<const VecH*>(p), VecU) << 16);
 }
 inline void store(float* p, Vec x) { *reinterpret_cast<Vec*>(p) = x; }
+inline void store(uint16_t* p, VecH x) { *reinterpret_cast<VecH*>(p) = x; }
 inline uint16_t to_bf16(float x) {
     uint32_t bits;
     std::memcpy(&bits, &x, 4);
     return static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
+inline VecH to_bf16(Vec x) {
+    const VecU bits = (VecU)x;
+    return __builtin_convertvector((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16, VecH);
+}
 inline float round_to_bf16(float x) {
     const uint32_t bits = static_cast<uint32_t>(to_bf16(x)) << 16;
     std::memcpy(&x, &bits, 4);
     return x;
+}
+// `count` floats, a multiple of 16.
+inline void add(float* to, const float* x, int64_t count) {
+    for (int64_t i = 0; i < count; i += LANES) store(to + i, load(to + i) + load(x + i));
 }
 inline float sum(Vec x) {
     float s[LANES];

@@ -84,7 +84,7 @@ def run_engine(parsed: Namespace) -> None:
     """Raises ValueError for the model and for peers that are not installed; OSError for files."""
     from buddy_server.bench.engine_bench import EngineBenchPlan, bench_engine
     from buddy_server.bench.plots import plot_engine
-    from buddy_server.bench.row import BenchRow, markdown_table, write_row
+    from buddy_server.bench.row import BenchRow, conditions, markdown_table, write_row
 
     check_counts(parsed, ("rounds", "new_tokens"))
     if parsed.predict and parsed.new_tokens < 2:
@@ -111,4 +111,4 @@ def run_engine(parsed: Namespace) -> None:
             write_row(parsed.json, asdict(row), first=len(rows) == 1)
     if parsed.plot:
         plot_engine(rows, parsed.plot)
-    print(f"commit {rows[0].commit or 'unknown'}, {rows[0].machine}\n\n{markdown_table(rows)}")
+    print(f"{conditions((row.dtype, row.arithmetic) for row in rows)}\n\n{markdown_table(rows)}")

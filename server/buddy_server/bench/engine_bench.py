@@ -118,6 +118,7 @@ def _rows(plan: EngineBenchPlan, contenders: Sequence[Contender], batch: int, nu
             commit=commit(),
             machine=machine(),
             share_of_predicted=median(predicted) if predicted else None,
+            arithmetic=ours.built.info.arithmetic if ours else None,
         )
 
 

@@ -4,7 +4,7 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -16,7 +16,7 @@ class BenchRow:
     alternate. Speeds cover all `batch` requests together. `ideal_speedup` is what the weights read allow over budget
     1.0, `speedup` the median of per-round ratios to our own budget 1.0 (below 1 for a slower peer).
     `share_of_predicted`, if measured, is the speed relative to the prediction from the rows that ran each layer
-    (OurEngine.predicted_s)."""
+    (OurEngine.predicted_s). `arithmetic` is our engine's, None for peers."""
 
     engine: str
     shape: str
@@ -33,6 +33,7 @@ class BenchRow:
     commit: str
     machine: str
     share_of_predicted: float | None = None
+    arithmetic: str | None = None
 
 
 def write_row(path: Path, row: Mapping[str, object], first: bool) -> None:
@@ -51,6 +52,12 @@ def markdown_table(rows: Sequence[BenchRow]) -> str:
         cells = [row.engine, row.shape, row.dtype, str(row.batch), str(row.prompt_tokens), budget, *speeds, *ratios]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def conditions(arithmetics: Iterable[tuple[str | None, str | None]]) -> str:
+    """A line of what is measured where; `arithmetics` are dtypes and what our engine computes each with, or None."""
+    named = dict.fromkeys(f"{dtype} by {arithmetic}" for dtype, arithmetic in arithmetics if arithmetic)
+    return ", ".join((f"commit {commit() or 'unknown'}", machine(), *named))
 
 
 @cache

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 import yaml
 
+from buddy_kernels.arithmetics import AUTO
 from buddy_routing.artifact import save_router
 from buddy_routing.checkpoint import load_model
 from buddy_routing.embedded import MODEL_ID, model_directory
@@ -54,11 +55,12 @@ def served_model(model: str | None, router: str | None, work: Path) -> ServedChe
     return ServedCheckpoint(directory, default_router(model) if router is None else router)
 
 
-def write_config(settings: EngineSettings, path: Path) -> None:
-    """Write a configuration file for `buddy serve` with these sizes."""
+def write_config(settings: EngineSettings, arithmetic: str, path: Path) -> None:
+    """Write a configuration file for `buddy serve` with these sizes and the arithmetic that an engine here chose."""
     sizes = {
         "kv_cache_gib": settings.kv_cache_gib,
         "max_sequences": settings.max_sequences,
         "max_step_tokens": settings.max_step_tokens,
+        "arithmetic": AUTO if arithmetic == "torch" else arithmetic,
     }
     path.write_text(yaml.safe_dump({"engine": sizes}), encoding="utf-8")

@@ -116,14 +116,16 @@ def _our_site(plan: ServerBenchPlan, checkpoint: ServedCheckpoint, dtype: str, w
     gc.collect()
     gc.freeze()
     config = work / "config.yaml"
-    write_config(ours.settings, config)
+    # Both engines compute alike.
+    arithmetic = ours.built.info.arithmetic
+    write_config(ours.settings, arithmetic, config)
     arguments = ["--model", str(checkpoint.directory), "--router", checkpoint.router, "--config", str(config)]
     with serving([*arguments, "--device", "cpu", "--dtype", DTYPES[dtype]]) as server:
         settings = ours.settings
         name = plan.shape or plan.model or MODEL_ID
         yield BenchSite(
             target=Target(server.url, wait_until_answering(server.url, {})),
-            facts=Facts(name, dtype, settings.max_sequences, settings.max_step_tokens, commit(), machine()),
+            facts=Facts(name, dtype, settings.max_sequences, settings.max_step_tokens, commit(), machine(), arithmetic),
             ours=ours,
             server_pid=server.pid,
             rng=random.Random(SEED),

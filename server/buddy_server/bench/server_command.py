@@ -61,7 +61,7 @@ def _url(text: str) -> str:
 def run_server(parsed: Namespace) -> None:
     """Raises ValueError for the model, the server and answers that do not match their requests; OSError for files."""
     from buddy_server.bench.plots import plot_server
-    from buddy_server.bench.row import commit, machine, write_row
+    from buddy_server.bench.row import conditions, write_row
     from buddy_server.bench.server_bench import ServerBenchPlan, bench_server
     from buddy_server.bench.server_row import ServerRow, flat, markdown_tables
 
@@ -101,7 +101,8 @@ def run_server(parsed: Namespace) -> None:
     finally:
         # Also prints what was measured before a failure: the rows count the failed requests.
         if rows:
-            print(f"commit {commit() or 'unknown'}, {machine()}\n\n{markdown_tables(rows)}")
+            chosen = ((row.facts.dtype, row.facts.arithmetic) for row in rows)
+            print(f"{conditions(chosen)}\n\n{markdown_tables(rows)}")
     if parsed.plot:
         plot_server(rows, parsed.plot)
 

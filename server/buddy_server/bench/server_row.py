@@ -17,6 +17,7 @@ class Facts:
     max_step_tokens: int | None
     commit: str
     machine: str
+    arithmetic: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

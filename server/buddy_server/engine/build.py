@@ -8,7 +8,8 @@ from typing import get_args
 import torch
 from tokenizers import Tokenizer
 
-from buddy_kernels import NativeBuildError, RoutedStep, WeightKind
+from buddy_kernels import NativeBuildError, RoutedStep, UnknownArithmeticError, WeightKind
+from buddy_kernels.arithmetics import AUTO
 from buddy_kernels.routed_step import BLOCK_SIZE as NATIVE_BLOCK_SIZE
 from buddy_routing.adapter import ADAPTER_DIR, merge_adapter
 from buddy_routing.artifact import load_predictor, load_router
@@ -165,6 +166,7 @@ def assemble(served: ServedModel, routing: Routing, settings: EngineSettings) ->
         router_id=routing.router.router_id,
         device=str(served.device),
         dtype=served.dtype_name,
+        arithmetic=stepper.arithmetic,
         has_predictor=routing.predictor is not None,
     )
     directory = served.loaded.directory
@@ -205,18 +207,22 @@ def resolve_dtype(name: str) -> str:
 
 
 def make_stepper(served: ServedModel, planner: PathPlanner, num_blocks: int, settings: EngineSettings) -> Stepper:
-    """The whole step in C++ where a CPU and a compiler allow it, else plain torch. Raises EngineBuildError for int8
-    without the former."""
+    """The whole step in C++ where a CPU and a compiler allow it, else plain torch. Raises EngineBuildError for int8 or
+    an `arithmetic` without the former, and for an arithmetic that this processor has not."""
     model, name = served.loaded.model, served.dtype_name
     try:
         if served.device.type == "cpu":
             return NativeStepper(native_step(model, name, num_blocks, settings), planner)
         reason = "it runs on a CPU"
+    except UnknownArithmeticError as error:
+        raise EngineBuildError(str(error)) from None
     except NativeBuildError as error:
         reason = str(error)
         log.warning("no native step, plain torch runs instead and is slower", extra={"reason": reason})
     if name == "int8":
         raise EngineBuildError(f"dtype 'int8' needs the native step: {reason}")
+    if settings.arithmetic != AUTO:
+        raise EngineBuildError(f"arithmetic {settings.arithmetic!r} needs the native step: {reason}")
     cache = KVCache.allocate(model.spec, num_blocks, settings.block_size, served.dtype, served.device)
     return TorchStepper(model, cache, planner)
 
@@ -231,14 +237,15 @@ def pin_threads(engine: Engine) -> None:
 
 
 def native_step(model: RoutedDecoder, dtype_name: str, num_blocks: int, settings: EngineSettings) -> RoutedStep:
-    """Raises NativeBuildError."""
+    """Raises NativeBuildError, UnknownArithmeticError."""
     if not settings.native:
         raise NativeBuildError("it is switched off")
     if settings.block_size != NATIVE_BLOCK_SIZE:
         raise NativeBuildError(f"it takes blocks of {NATIVE_BLOCK_SIZE} tokens, not {settings.block_size}")
     if dtype_name not in WEIGHT_KINDS:
         raise NativeBuildError(f"it takes {', '.join(WEIGHT_KINDS)}, not {dtype_name}")
-    return RoutedStep(decoder_weights(model), WEIGHT_KINDS[dtype_name], num_blocks, num_cpus())
+    kind = WEIGHT_KINDS[dtype_name]
+    return RoutedStep(decoder_weights(model), kind, num_blocks, num_cpus(), settings.arithmetic)
 
 
 def num_cpus() -> int:

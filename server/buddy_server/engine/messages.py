@@ -149,7 +149,9 @@ class StepStats(Struct, frozen=True, array_like=True):
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """What the HTTP layer may know about the engine. `kv_capacity_tokens` limits any single request."""
+    """What the HTTP layer may know about the engine. `kv_capacity_tokens` limits any single request, `max_sequences`
+    those that run side by side. `arithmetic` is what products are computed with: one of buddy_kernels.arithmetics, or
+    "torch"."""
 
     model_id: str
     actions: ActionSpace
@@ -160,6 +162,7 @@ class EngineInfo:
     router_id: str
     device: str
     dtype: str
+    arithmetic: str
     has_predictor: bool = False
 
     @property

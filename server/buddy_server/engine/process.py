@@ -5,6 +5,7 @@ import math
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable
+from dataclasses import replace
 
 from buddy_server.engine.messages import Account, EngineInfo, Event, GenerationRequest, StepStats
 from buddy_server.engine.open_requests import SHUTTING_DOWN, OpenRequests
@@ -41,7 +42,7 @@ class EngineProcess:
         on_restart: Callable[[], None] = lambda: None,
         settle: Callable[[Account], None] = lambda _: None,
     ) -> None:
-        self._plan = plan
+        self._plan = _with_arithmetic(plan, ready.info)
         self._ready = ready
         self._on_step = on_step
         self._on_restart = on_restart
@@ -188,3 +189,10 @@ class EngineProcess:
             # The tokenizer and what clients have been sent belong to the previous model.
             raise EngineStartError("the model or its router has changed; start the server again to serve it")
         return worker
+
+
+def _with_arithmetic(plan: EnginePlan, info: EngineInfo) -> EnginePlan:
+    """The plan for later children: they compute as the first one does, whatever is fastest by then."""
+    if plan.settings.arithmetic != "auto" or info.arithmetic == "torch":
+        return plan
+    return replace(plan, settings=replace(plan.settings, arithmetic=info.arithmetic))

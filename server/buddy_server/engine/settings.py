@@ -7,8 +7,9 @@ from dataclasses import dataclass
 class EngineSettings:
     """`kv_cache_gib` bounds the cache; it is smaller if `max_sequences` full contexts need less. A block holds
     `block_size` tokens, and a step computes at most `max_step_tokens`. `cost_weight` makes the Budget Predictor choose
-    less depth (BudgetPredictor.choose). `native` runs CPU steps in C++ where that can be built. `prefix_cache` keeps
-    prompt prefixes in the KV cache for later prompts of the same tenant and depth, while there is room."""
+    less depth (BudgetPredictor.choose). `native` runs CPU steps in C++ where that can be built, with the fastest
+    `arithmetic` or the named one (buddy_kernels.arithmetics). `prefix_cache` keeps prompt prefixes in the KV cache for
+    later prompts of the same tenant and depth, while there is room."""
 
     kv_cache_gib: float = 1.0
     block_size: int = 16
@@ -16,6 +17,7 @@ class EngineSettings:
     max_step_tokens: int = 512
     cost_weight: float = 0.0
     native: bool = True
+    arithmetic: str = "auto"
     prefix_cache: bool = True
 
 
