@@ -176,7 +176,7 @@ def _bench_server(parsed: argparse.Namespace) -> None:
 def _train_router(parsed: argparse.Namespace) -> None:
     from buddy_routing.train.router_job import TrainingError, make_router
     from buddy_routing.train.router_plan import plan_from
-    from buddy_server.engine.build import DTYPES, resolve_device
+    from buddy_server.engine.served_model import DTYPES, resolve_device
 
     try:
         plan = plan_from(parsed)
@@ -188,7 +188,7 @@ def _train_router(parsed: argparse.Namespace) -> None:
 def _train_predictor(parsed: argparse.Namespace) -> None:
     from buddy_routing.train.predictor_plan import plan_from
     from buddy_routing.train.router_job import TrainingError, make_predictor
-    from buddy_server.engine.build import DTYPES, resolve_device
+    from buddy_server.engine.served_model import DTYPES, resolve_device
 
     try:
         plan = plan_from(parsed)

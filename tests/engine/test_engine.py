@@ -9,8 +9,9 @@ import pytest
 from buddy_kernels.arithmetics import arithmetics
 from buddy_routing.router import NEVER
 from buddy_server.engine import scheduler
-from buddy_server.engine.build import EngineBuildError, build_engine
+from buddy_server.engine.build import build_engine
 from buddy_server.engine.messages import FinishEvent, GenerationRequest, TokenEvent
+from buddy_server.engine.served_model import EngineBuildError
 from buddy_server.engine.settings import EngineSettings
 from sparse_decode import NATIVE
 from tiny_engine import (

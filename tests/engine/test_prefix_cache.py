@@ -12,9 +12,11 @@ import torch
 from buddy_routing.router import PromptSetRouter
 from buddy_routing.stepper import NativeStepper
 from buddy_server.engine.batch import BatchResult
-from buddy_server.engine.build import Routing, assemble, load_served_model
+from buddy_server.engine.build import assemble
 from buddy_server.engine.engine import Engine
 from buddy_server.engine.messages import FinishEvent, GenerationRequest, TokenEvent
+from buddy_server.engine.routing import Routing
+from buddy_server.engine.served_model import load_served_model
 from buddy_server.engine.settings import EngineSettings
 from tiny_engine import (
     KV_DIM,

@@ -12,8 +12,10 @@ from buddy_routing.action_space import MILLI_LAYERS, SKIP
 from buddy_routing.model_spec import ModelSpec
 from buddy_routing.router import DecisionModule, LearnedRouter
 from buddy_server.bench.contender import Timing, Tokens
-from buddy_server.engine.build import BuiltEngine, Routing, assemble, load_served_model, make_routing
+from buddy_server.engine.build import BuiltEngine, assemble
 from buddy_server.engine.messages import FinishEvent, GenerationRequest, SamplingParams, TokenEvent
+from buddy_server.engine.routing import Routing, make_routing
+from buddy_server.engine.served_model import load_served_model
 from buddy_server.engine.settings import EngineSettings
 
 MAX_STEP_TOKENS = 1024

@@ -14,7 +14,7 @@ from buddy_routing.embedded import MODEL_ID, model_directory
 from buddy_routing.router_config import RouterConfig
 from buddy_server.bench.ours import random_router
 from buddy_server.bench.shapes import save_random_model
-from buddy_server.engine.build import default_router
+from buddy_server.engine.routing import default_router
 from buddy_server.engine.settings import EngineSettings
 
 

@@ -69,8 +69,9 @@ def serve(plan: "EnginePlan", commands: "zmq.Socket[bytes]", outbox: Outbox) -> 
     """Build the engine and run it until Stop. Errors that the user can fix go to the parent as one line."""
     # Imported only now, while the process already follows its parent: torch takes a while to import.
     from buddy_routing.embedded import MODEL_ID
-    from buddy_server.engine.build import BUILD_ERRORS, build_engine, pin_threads
+    from buddy_server.engine.build import BUILD_ERRORS, build_engine
     from buddy_server.engine.loop import EngineLoop
+    from buddy_server.engine.steppers import pin_threads
 
     log.info("loading", extra={"model": plan.model or MODEL_ID})
     try:
@@ -86,7 +87,7 @@ def serve(plan: "EnginePlan", commands: "zmq.Socket[bytes]", outbox: Outbox) -> 
     gc.collect()
     gc.freeze()
     # Comes right before the loop: threads inherit their CPU affinity.
-    pin_threads(built.engine)
+    pin_threads(built.engine.runner.stepper)
     loop.run()
 
 

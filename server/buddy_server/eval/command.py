@@ -49,7 +49,8 @@ def _seeds(text: str) -> tuple[int, ...]:
 
 def run(parsed: Namespace) -> None:
     """Raises ValueError for the model, the router, the methods or the questions; OSError for files."""
-    from buddy_server.engine.build import default_router, load_served_model
+    from buddy_server.engine.routing import default_router
+    from buddy_server.engine.served_model import load_served_model
     from buddy_server.eval.evaluation import EvalPlan, evaluate
     from buddy_server.eval.methods import check_methods
     from buddy_server.eval.questions import builtin_questions, questions_from_file

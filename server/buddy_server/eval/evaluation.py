@@ -14,7 +14,9 @@ from buddy_routing.action_space import MILLI_LAYERS, SKIP
 from buddy_routing.checkpoint import end_token_ids
 from buddy_routing.decoder import RoutedDecoder
 from buddy_routing.train.example import ExampleBatch, packed_in_order
-from buddy_server.engine.build import BuiltEngine, Routing, ServedModel, assemble
+from buddy_server.engine.build import BuiltEngine, assemble
+from buddy_server.engine.routing import Routing
+from buddy_server.engine.served_model import ServedModel
 from buddy_server.engine.settings import EngineSettings
 from buddy_server.eval.answering import Prompt, greedy_answers, log_likelihoods
 from buddy_server.eval.methods import MethodSource

@@ -9,7 +9,8 @@ from buddy_routing.router import NEVER, LearnedRouter, StaticRouter
 from buddy_routing.router_config import INDICATORS
 from buddy_routing.train.example import ExampleBatch
 from buddy_routing.train.prompt_sets import train_prompt_sets
-from buddy_server.engine.build import Routing, ServedModel, make_routing
+from buddy_server.engine.routing import Routing, make_routing
+from buddy_server.engine.served_model import ServedModel
 
 METHODS = (
     "router",

@@ -12,7 +12,9 @@ from string import Template
 from buddy_routing.tasks import FAMILIES
 from buddy_routing.train.corpus import Corpus
 from buddy_routing.train.demo_plan import WIKITEXT, DemoPlan
-from buddy_server.engine.build import assemble, load_served_model, make_routing
+from buddy_server.engine.build import assemble
+from buddy_server.engine.routing import make_routing
+from buddy_server.engine.served_model import load_served_model
 from buddy_server.engine.settings import EngineSettings
 from buddy_server.eval.evaluation import EvalPlan, evaluate
 from buddy_server.eval.quality import bits_per_byte, story_obedience
