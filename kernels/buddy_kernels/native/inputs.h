@@ -63,10 +63,7 @@ struct Inputs {
             total += whole;
             *reinterpret_cast<VecB*>(&int8[group * PAD + i]) = __builtin_convertvector((VecU)whole, VecB);
         }
-        int32_t parts[LANES];
-        *reinterpret_cast<VecI*>(parts) = total;
-        sums[group] = 0;
-        for (const int32_t part : parts) sums[group] += part;
+        sums[group] = sum(total);
         scales[group] = scale;
     }
 };

@@ -57,10 +57,11 @@ template <class Way>
 void sum_tile(
     const Matrix& m, int64_t panel, int64_t num_panels, const Inputs& x, const int32_t* rows, int64_t num_rows, float* sums
 ) {
-    if (num_panels == 4)
-        sum_rows<Way, 4, 4>(m, panel, x, rows, num_rows, sums);
-    else
-        sum_rows<Way, 2, MOST_ROWS>(m, panel, x, rows, num_rows, sums);
+    switch (num_panels) {
+        case 8: return sum_rows<Way, 8, 1>(m, panel, x, rows, num_rows, sums);
+        case 4: return sum_rows<Way, 4, 4>(m, panel, x, rows, num_rows, sums);
+        case 2: return sum_rows<Way, 2, MOST_ROWS>(m, panel, x, rows, num_rows, sums);
+    }
 }
 
 // Panels first .. last - 1, both even, times inputs rows[0 .. count - 1].
@@ -70,15 +71,15 @@ void multiply(
     const Store& result
 ) {
     // Few rows: more panels, so that enough sums are under way at a time.
-    const int64_t most_panels = count <= 4 ? 4 : 2;
+    const int64_t most_panels = count == 1 ? 8 : count <= 4 ? 4 : 2;
     // Many rows in pieces that stay in the cache while all panels go by.
     const int64_t row_bytes = x.width * (x.kind == FP32 ? 4 : x.kind == BF16 ? 2 : 1);
     const int64_t piece = std::max<int64_t>(1, CACHED_BYTES / row_bytes / MOST_ROWS) * MOST_ROWS;
     alignas(64) float sums[MOST_SUMS];
     for (int64_t start = 0; start < count; start += piece) {
         const int64_t end = std::min(start + piece, count);
-        for (int64_t panel = first, num_panels; panel < last; panel += num_panels) {
-            num_panels = std::min(most_panels, last - panel);
+        for (int64_t panel = first, num_panels = most_panels; panel < last; panel += num_panels) {
+            while (num_panels > last - panel) num_panels /= 2;
             for (int64_t row = start; row < end; row += MOST_ROWS) {
                 const int64_t num_rows = std::min(MOST_ROWS, end - row);
                 sum_tile(m, panel, num_panels, x, rows + row, num_rows, sums);

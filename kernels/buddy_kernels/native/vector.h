@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <numeric>
 
 namespace buddy {
 
@@ -50,6 +51,8 @@ inline float round_to_bf16(float x) {
 inline void add(float* to, const float* x, int64_t count) {
     for (int64_t i = 0; i < count; i += LANES) store(to + i, load(to + i) + load(x + i));
 }
+inline Vec max(Vec a, Vec b) { return a > b ? a : b; }
+
 inline float sum(Vec x) {
     float s[LANES];
     store(s, x);
@@ -57,11 +60,23 @@ inline float sum(Vec x) {
         for (int64_t i = 0; i < width; ++i) s[i] += s[i + width];
     return s[0];
 }
-inline Vec max(Vec a, Vec b) { return a > b ? a : b; }
+inline int32_t sum(VecI x) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_add_epi32((__m512i)x);
+#else
+    int32_t s[LANES];
+    std::memcpy(s, &x, sizeof s);
+    return std::accumulate(s, s + LANES, 0);
+#endif
+}
 inline float largest(Vec x) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_max_ps((__m512)x);
+#else
     float s[LANES];
     store(s, x);
     return *std::max_element(s, s + LANES);
+#endif
 }
 
 // Of equals the lowest; 0 where nothing is a number.
