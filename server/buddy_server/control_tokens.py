@@ -12,36 +12,29 @@ import secrets
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from io import StringIO
 from typing import Any
 
 from tokenizers import AddedToken, Encoding, Tokenizer
 
 from buddy_server.errors import InvalidRequest
+from buddy_server.stand_ins import ASCII, StandIns
 from buddy_server.user_text import UserText
 
 _WINDOW_CHARS = 2**16
 """How much one pattern call searches: nothing else in the process runs meanwhile."""
-_RUN_CHARS = 2**12
-"""How many stand-ins are replaced at a time, for the same reason."""
-_PRIVATE = range(0xF0000, 0x10FFFE)
-"""Unicode's private-use characters (planes 15 and 16)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Marked:
-    """Messages for a template, in which stand-in characters mark what comes from users."""
+    """Messages for a template, in which stand-ins replace the characters that users wrote.
+
+    `may_begin` tells whether one of those characters is the first of a control token.
+    """
 
     messages: list[dict[str, Any]]
-    stand_ins: re.Pattern[str] | None
-    originals: Mapping[int, int]
-
-    def plain(self, text: str) -> str:
-        """`text` with the users' characters in place of their stand-ins."""
-        if self.stand_ins is None:
-            return text
-        return self.stand_ins.sub(lambda run: run[0].translate(self.originals), text)
+    stand_ins: StandIns
+    may_begin: bool
 
 
 class ControlTokens:
@@ -55,10 +48,7 @@ class ControlTokens:
         self._tokens = frozenset(self._ids.values()) - {unknown}
         self._pattern = re.compile(_any_of(self._ids)) if self._ids else re.compile("(?!)")
         self._longest = max(map(len, self._ids), default=0)
-        self._all = "\0".join(self._ids)
-        self._beginnings = frozenset(name[:end] for name in self._ids for end in range(1, len(name)))
-        self._endings = frozenset(name[start:] for name in self._ids for start in range(1, len(name)))
-        self._alphabet = sorted({ord(char) for name in self._ids for char in name})
+        self._first_chars = sorted({name[0] for name in self._ids})
         self._tokenizer = tokenizer
         # The same tokenizer, except that control tokens have names that nobody can guess, so no text contains one.
         secret = secrets.token_hex(8)
@@ -75,42 +65,40 @@ class ControlTokens:
         self._break_id = new_id(self._break)
 
     def mark(self, messages: Sequence[Mapping[str, Any]]) -> Marked:
-        """Mark `messages`, all texts but the roles: control tokens in a text, and parts of them at its ends that
-        adjacent text could complete.
+        """Mark `messages`, all texts but the roles. Whatever a template does to a marked text (cut it, join it, remove
+        a part, change letters), the text does not become a control token.
 
         Raises InvalidRequest if no characters are free to serve as stand-ins.
         """
         texts = {text for message in messages for key in message if key != "role" for text in _texts(message[key])}
-        found = [text for text in texts if next(self._spans(text), None) or any(self._edges(text))]
-        if not found:
-            return Marked([dict(message) for message in messages], None, {})
-        first = self._free_characters(texts)
-        stand_ins = {char: first + index for index, char in enumerate(self._alphabet)}
-        marked = {text: UserText(self._marked(text, stand_ins), text) for text in found}
+        stand_ins = ASCII if all(map(str.isascii, texts)) else StandIns(texts)
+        marked = {text: UserText(stand_ins.hide(text), text, stand_ins) for text in texts}
         return Marked(
             [{key: value if key == "role" else _with(value, marked) for key, value in m.items()} for m in messages],
-            re.compile(f"[{chr(first)}-{chr(first + len(self._alphabet) - 1)}]{{1,{_RUN_CHARS}}}"),
-            {stand_in: char for char, stand_in in stand_ins.items()},
+            stand_ins,
+            any(char in text for text in texts for char in self._first_chars),
         )
 
-    def encode(self, rendered: str, marked: Marked) -> list[int]:
-        """The tokens of a template's output for `marked`: the template's own control tokens, and text.
+    def encode(self, unmarked: str, rendered: str, marked: Marked) -> list[int]:
+        """The tokens of a template's output: `unmarked` for messages, `rendered` for the same messages `marked`. These
+        are the template's own control tokens, and text.
 
-        If no user's text contains control tokens, these are the tokens that the tokenizer itself gives. Raises
-        InvalidRequest for a text that can only be a control token.
+        If users' texts add no control tokens, these are the tokens that the tokenizer itself gives for `unmarked`.
+        Raises InvalidRequest for a text that can only be a control token.
         """
-        plain = marked.plain(rendered)
-        honest = list(self._spans(rendered))
-        if marked.stand_ins is None or honest == list(self._spans(plain)):
-            tokens = encode(self._tokenizer, plain)
-            written = Counter(self._ids[rendered[start:end]] for start, end in honest)
+        honest, found = list(self._spans(rendered)), list(self._spans(unmarked))
+        written = [rendered[start:end] for start, end in honest]
+        # The texts between them may differ in length, where a template does not recognize marked characters. That is
+        # accepted only if no user began a control token.
+        if written == [unmarked[start:end] for start, end in found] and (honest == found or not marked.may_begin):
+            tokens = encode(self._tokenizer, unmarked)
             # A normalizer may turn other texts into control tokens.
-            if Counter(filter(self._tokens.__contains__, tokens)) <= written:
+            if Counter(filter(self._tokens.__contains__, tokens)) <= Counter(map(self._ids.__getitem__, written)):
                 return tokens
-        return self._encode_strictly(marked, rendered)
+        return self._encode_strictly(marked.stand_ins, rendered)
 
-    def _encode_strictly(self, marked: Marked, rendered: str) -> list[int]:
-        text = marked.plain(self._rewritten(rendered, self._names.__getitem__))
+    def _encode_strictly(self, stand_ins: StandIns, rendered: str) -> list[int]:
+        text = stand_ins.show(self._rewritten(rendered, self._names.__getitem__))
         while True:
             encoding = _encoding(self._strict, text)
             # A control token may also be in the model's ordinary vocabulary; then the text is split inside it.
@@ -147,37 +135,6 @@ class ControlTokens:
         written.write(text[end:])
         return written.getvalue()
 
-    def _marked(self, text: str, stand_ins: Mapping[int, int]) -> str:
-        """`text` with stand-ins in its control tokens and at its edges."""
-        printed = self._rewritten(text, cache(lambda name: name.translate(stand_ins)))
-        for start, end in self._edges(text):
-            # A character that is already a stand-in stays one.
-            printed = "".join((printed[:start], printed[start:end].translate(stand_ins), printed[end:]))
-        return printed
-
-    def _edges(self, text: str) -> Iterator[tuple[int, int]]:
-        """The parts of `text` that could become a control token with adjacent text. Templates strip texts."""
-        bare = text.strip()
-        if bare and len(bare) < self._longest and bare in self._all:
-            yield 0, len(text)
-            return
-        for end in {len(text), len(text.rstrip())}:
-            lengths = range(min(end, self._longest - 1), 0, -1)
-            yield from [(end - n, end) for n in lengths if text[end - n : end] in self._beginnings][:1]
-        for start in {0, len(text) - len(text.lstrip())}:
-            lengths = range(min(len(text) - start, self._longest - 1), 0, -1)
-            yield from [(start, start + n) for n in lengths if text[start : start + n] in self._endings][:1]
-
-    def _free_characters(self, texts: Iterable[str]) -> int:
-        """The first character of a range as long as the alphabet, none of which occurs in `texts`."""
-        pattern = re.compile(f"[{chr(_PRIVATE.start)}-{chr(_PRIVATE.stop - 1)}]")
-        taken = {ord(char) for text in texts for char in pattern.findall(text)}
-        size = len(self._alphabet)
-        for first in range(_PRIVATE.start, _PRIVATE.stop - size, size):
-            if taken.isdisjoint(range(first, first + size)):
-                return first
-        raise InvalidRequest("The messages contain too many private-use characters.", param="messages")
-
     def _renamed(self, token: AddedToken) -> AddedToken:
         if token.content not in self._names:
             return token
@@ -209,11 +166,11 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def _with(value: Any, texts: Mapping[str, str]) -> Any:
-    """A JSON value with some of its texts replaced."""
+    """A JSON value with its texts replaced."""
     if isinstance(value, str):
-        return texts.get(value, value)
+        return texts[value]
     if isinstance(value, Mapping):
-        return {texts.get(key, key): _with(inner, texts) for key, inner in value.items()}
+        return {texts[key]: _with(inner, texts) for key, inner in value.items()}
     return [_with(inner, texts) for inner in value] if isinstance(value, list | tuple) else value
 
 

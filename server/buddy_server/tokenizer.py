@@ -6,6 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from tokenizers import Tokenizer
 from buddy_server.control_tokens import ControlTokens, encode
 from buddy_server.engine.detokenizer import Detokenizer
 from buddy_server.errors import InvalidRequest
+from buddy_server.user_text import joined, printed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -27,6 +29,7 @@ _FEW_TOKEN_CHARS = 2
 """Fewer characters per token than in ordinary text: texts with no more than this, at the limit, are not checked."""
 _PIECE_CHARS = 2**14
 _CUT_TOKENS = 64
+_NO_TOOLS = {"tools": None, "documents": None}
 _BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")
 
 
@@ -108,31 +111,37 @@ class ChatTokenizer:
         """
         if self._tokenizer.chat_template is None:
             raise InvalidRequest("This model has no chat template: it was not made for conversations.", param="model")
-        marked = self._control.mark([self._prepare(message) for message in messages])
+        prepared = [self._prepare(message) for message in messages]
+        unmarked = self._filled_template(prepared)
+        self._check_length(unmarked, limit)
+        marked = self._control.mark(prepared)
+        rendered = self._filled_template(marked.messages, marked.stand_ins.show)
+        return tuple(self._control.encode(unmarked, rendered, marked))
+
+    def _filled_template(self, messages: list[dict[str, Any]], plain: Callable[[str], str] = str) -> str:
+        """Like `apply_chat_template`, which would pass plain texts to the template instead of marked ones."""
+        special = self._tokenizer.special_tokens_map
         try:
-            rendered = self._filled_template(marked.messages)
+            return printed(self._template.render(messages=messages, add_generation_prompt=True, **_NO_TOOLS, **special))
         # What third-party templates raise on messages they do not expect.
         except (jinja2.TemplateError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
-            reason = marked.plain(str(error))[:_REASON_CHARS]
+            reason = plain(str(error))[:_REASON_CHARS]
             raise InvalidRequest(
                 f"The chat template of this model refuses these messages: {reason}", param="messages"
             ) from error
-        self._check_length(rendered, limit, marked.plain)
-        return tuple(self._control.encode(rendered, marked))
 
-    def _filled_template(self, messages: list[dict[str, Any]]) -> str:
-        """Like `apply_chat_template`, which would pass plain texts to the template instead of marked ones."""
+    @cached_property
+    def _template(self) -> jinja2.Template:
+        """The chat template as transformers compiles it, except that macros keep the marks of texts."""
         from transformers.utils.chat_template_utils import _compile_jinja_template
 
-        template = _compile_jinja_template(self._tokenizer.get_chat_template())
-        special = self._tokenizer.special_tokens_map
-        return str(
-            template.render(messages=messages, tools=None, documents=None, add_generation_prompt=True, **special)
-        )
+        source = self._tokenizer.get_chat_template()
+        environment = _compile_jinja_template(source).environment.overlay()
+        environment.concat = joined
+        return environment.from_string(source)
 
-    def _check_length(self, text: str, limit: int | None, plain: Callable[[str], str] = str) -> None:
-        """Raise PromptTooLong if a text certainly has more tokens than `limit`: `plain` of `text`, which has the same
-        length.
+    def _check_length(self, text: str, limit: int | None) -> None:
+        """Raise PromptTooLong if `text` certainly has more tokens than `limit`.
 
         Counts in pieces, because the tokens of a very long text fill hundreds of megabytes.
         """
@@ -140,7 +149,7 @@ class ChatTokenizer:
             return
         num_tokens = 0
         for start in range(0, len(text), _PIECE_CHARS):
-            piece = encode(self._backend, plain(text[start : start + _PIECE_CHARS]))
+            piece = encode(self._backend, text[start : start + _PIECE_CHARS])
             # The cut adds tokens that the whole text does not have.
             num_tokens += max(0, len(piece) - _CUT_TOKENS)
             if num_tokens > limit:

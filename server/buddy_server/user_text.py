@@ -1,24 +1,28 @@
 """Users' text that stays recognizable after it has passed through a chat template."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
+
+from buddy_server.stand_ins import StandIns
 
 
 class UserText(str):
-    """A text with some characters replaced by stand-ins, which compares and searches like the plain text.
+    """A text with its characters replaced by stand-ins, which compares and searches like the plain text.
 
     A template prints the stand-ins, whatever it joins the text with. But its tests of the text ("does it contain
     </think>?") and the positions of its cuts use `plain`, which has the same length. Operations not named here work on
     the stand-ins, so a template that relies on them does not recognize the characters behind them.
     """
 
-    __slots__ = ("plain",)
+    __slots__ = ("plain", "stand_ins")
     plain: str
+    stand_ins: StandIns
 
-    def __new__(cls, printed: str, plain: str) -> "UserText":
+    def __new__(cls, printed: str, plain: str, stand_ins: StandIns) -> "UserText":
         assert len(printed) == len(plain)
         text = super().__new__(cls, printed)
         text.plain = plain
+        text.stand_ins = stand_ins
         return text
 
     def __str__(self) -> str:
@@ -34,16 +38,16 @@ class UserText(str):
         return _plain(part) in self.plain
 
     def __getitem__(self, key: Any) -> "UserText":
-        return UserText(super().__getitem__(key), self.plain[key])
+        return self._with(super().__getitem__(key), self.plain[key])
 
     def __iter__(self) -> Iterator[str]:
         return (self[index] for index in range(len(self)))
 
     def __add__(self, other: str) -> "UserText":
-        return UserText(super().__add__(other), self.plain + _plain(other))
+        return self._with(super().__add__(other), self.plain + _plain(other))
 
     def __radd__(self, other: str) -> "UserText":
-        return UserText(other + _printed(self), other + self.plain)
+        return self._with(other + printed(self), other + self.plain)
 
     def startswith(self, prefix: Any, *bounds: Any) -> bool:
         return self.plain.startswith(_plain(prefix), *bounds)
@@ -96,9 +100,34 @@ class UserText(str):
 
     def replace(self, old: str, new: str, count: Any = -1) -> "UserText":
         if not old:
-            return UserText(super().replace(old, new, count), self.plain.replace("", _plain(new), count))
+            return self._with(super().replace(old, new, count), self.plain.replace("", _plain(new), count))
         parts = self.split(old, count)
-        return UserText(new.join(map(_printed, parts)), _plain(new).join(map(_plain, parts)))
+        return self._with(printed(new).join(map(printed, parts)), _plain(new).join(map(_plain, parts)))
+
+    def lower(self) -> "UserText":
+        return self._relettered(self.plain.lower())
+
+    def upper(self) -> "UserText":
+        return self._relettered(self.plain.upper())
+
+    def casefold(self) -> "UserText":
+        return self._relettered(self.plain.casefold())
+
+    def swapcase(self) -> "UserText":
+        return self._relettered(self.plain.swapcase())
+
+    def capitalize(self) -> "UserText":
+        return self._relettered(self.plain.capitalize())
+
+    def title(self) -> "UserText":
+        return self._relettered(self.plain.title())
+
+    def _relettered(self, plain: str) -> "UserText":
+        """A text with new letters. All of it counts as written by users, even what a template joined to it before."""
+        return self._with(self.stand_ins.hide(plain), plain)
+
+    def _with(self, printed: str, plain: str) -> "UserText":
+        return UserText(printed, plain, self.stand_ins)
 
     def _cut(self, parts: list[str], sep: str | None) -> Iterator["UserText"]:
         """Parts of this text that match `parts` of the plain text, separated by `sep` (None: white space)."""
@@ -109,10 +138,18 @@ class UserText(str):
             end = start + len(part) + len(sep or "")
 
 
+def joined(parts: Iterable[str]) -> str:
+    """The concatenation of `parts`: a UserText if one of them is."""
+    parts = list(parts)
+    marked = next((part for part in parts if isinstance(part, UserText)), None)
+    text = "".join(map(printed, parts))
+    return text if marked is None else UserText(text, "".join(map(_plain, parts)), marked.stand_ins)
+
+
+def printed(text: str) -> str:
+    """The characters of `text`, including stand-ins, as a plain str."""
+    return str.__str__(text)
+
+
 def _plain(value: Any) -> Any:
     return value.plain if isinstance(value, UserText) else value
-
-
-def _printed(text: str) -> str:
-    """The characters of `text`, stand-ins included, as a plain str."""
-    return str.__str__(text)

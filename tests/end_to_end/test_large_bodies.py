@@ -30,7 +30,7 @@ def many(element: str) -> str:
 
 def text_of(part: str) -> str:
     """A JSON text of as many `part` as fit."""
-    return '"' + part * ((BODY_BYTES - 500) // len(part)) + '"'
+    return '"' + part * ((BODY_BYTES - 500) // len(part.encode())) + '"'
 
 
 def pairs(value: str) -> str:
@@ -79,6 +79,13 @@ BODIES = {
     "best_of": (PLAIN, plain(f'"hi", "best_of": {HUGE}')),
     "lists in lists": (CHAT, "[" * BODY_BYTES),
     "objects in objects": (CHAT, '{"a":' * (BODY_BYTES // 5)),
+    "quotation marks": (CHAT, '"' * BODY_BYTES),
+    "names without values": (CHAT, "{" + '"":' * (BODY_BYTES // 3)),
+    "names without ends": (CHAT, '{"":' + '"":"":' * (BODY_BYTES // 6)),
+    "texts side by side": (CHAT, "{" + '"" ' * (BODY_BYTES // 3)),
+    "names of an unknown field": (CHAT, chat(HI, ', "x": ' + pairs('""'))),
+    "texts of an unknown field": (CHAT, chat(HI, ', "x": ' + many('""'))),
+    "texts in arguments": (CHAT, arguments(json.dumps("[" + '"",' * 600_000))),
     "many arguments": (CHAT, arguments('"' + many("[]") + '"')),
     "deep arguments": (CHAT, arguments('"' + "[" * 60_000 + '"')),
     "long prompt": (PLAIN, plain(text_of("the cat sat, "))),
@@ -86,6 +93,7 @@ BODIES = {
     "content of escapes": (CHAT, content(text_of("\\n"))),
     "content of forged tokens": (CHAT, content(text_of("<|user|>"))),
     "content of halves of tokens": (CHAT, content(text_of("<|"))),
+    "content of beginnings of tokens": (CHAT, content(text_of("<é"))),
     "half a character": (CHAT, content('"\\ud800"')),
     "no text": (CHAT, '{"model": "' + "\udcff" * BODY_BYTES),
 }

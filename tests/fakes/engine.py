@@ -63,6 +63,8 @@ class FakeEngine:
     cancelled: list[str] = field(default_factory=list)
     finished: list[str] = field(default_factory=list)
     stopped: bool = False
+    logprob: float = -0.5
+    """Of every token; the likeliest others are impossible."""
     predicted: int | None = None
     """Layers that the Budget Predictor wants."""
     num_cached: tuple[int, ...] = (0,)
@@ -130,9 +132,9 @@ class FakeEngine:
             (self.finished if ended else self.cancelled).append(request.request_id)
 
     def _prompt(self, request: GenerationRequest) -> PromptEvent:
-        tokens = tuple(TokenLogprob(token, f" w{token}", -1.5) for token in request.prompt_tokens[1:])
+        tokens = tuple(TokenLogprob(token, f" w{token}", self.logprob) for token in request.prompt_tokens[1:])
         count = request.sampling.prompt_logprobs or 0
-        likeliest = tuple(TokenLogprob(other, f"t{other}", -0.5) for other in range(count))
+        likeliest = tuple(TokenLogprob(other, f"t{other}", self.logprob) for other in range(count))
         return PromptEvent(tokens, (likeliest,) * len(tokens))
 
     def _token(self, index: int, request: GenerationRequest) -> TokenEvent:
@@ -142,6 +144,6 @@ class FakeEngine:
             token_id=index,
             text=text,
             path=path_of(index, request.max_cost),
-            logprob=None if top is None else TokenLogprob(index, text, -0.5),
+            logprob=None if top is None else TokenLogprob(index, text, self.logprob),
             top_logprobs=tuple(TokenLogprob(other, f"t{other}", float("-inf")) for other in range(top or 0)),
         )

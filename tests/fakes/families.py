@@ -1,6 +1,7 @@
 """Tokenizers of the families that the server serves, in small: their kinds of tokens, normalizers and templates."""
 
 from collections.abc import Callable
+from functools import partial
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -23,10 +24,11 @@ LLAMA3 = (
     + "{{ m['content'] | trim + '<|eot_id|>' }}{% endfor %}"
     "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}"
 )
+_THOUGHT = "{%- if '</think>' in content %}{% set content = content.split('</think>')[-1].lstrip('\n') %}{% endif -%}"
 QWEN3 = (
     "{% for m in messages %}{%- set content = m.content %}"
-    "{%- if '</think>' in content %}{% set content = content.split('</think>')[-1].lstrip('\n') %}{% endif -%}"
-    "{{ '<|im_start|>' + m.role + '\n' }}"
+    + _THOUGHT
+    + "{{ '<|im_start|>' + m.role + '\n' }}"
     + _CALLS.replace("OPEN", "<tool_call>\n").replace("CLOSE", "\n</tool_call>")
     + _RESULT
     + "{{ content + '<|im_end|>' + '\n' }}{% endfor %}{{ '<|im_start|>assistant\n' }}"
@@ -89,6 +91,31 @@ def llama2() -> PreTrainedTokenizerBase:
     return published
 
 
+REMOVED = {
+    "text | replace('</think>', '')": "</think>",
+    "text.split('</think>') | join": "</think>",
+    "text.split('</think>')[0] ~ text.split('</think>')[-1]": "</think>",
+    "text | replace('/no_think', '')": "/no_think",
+    "text | replace('\\r', '')": "\r",
+    "(text ~ '') | replace('\\r', '') | lower": "\r",
+}
+"""What a template may make of a text, and what it removes from it."""
+RELETTERED = ("text | lower", "text.lower()", "(text ~ '') | lower", "text | title | lower")
+"""What a template may make of a text that changes letters."""
+
+
+def changing(change: str, published: Callable[[], PreTrainedTokenizerBase] = qwen3) -> PreTrainedTokenizerBase:
+    """As `published`, but the template prints `change` in place of every `text` of a message."""
+    changed = published()
+    template = str(changed.chat_template).replace(_THOUGHT, "")
+    for text in ("call.function.name", "call.function.arguments | tojson", "call.id", "m.tool_call_id", "m.name"):
+        template = template.replace("{{ " + text, "{{ changed(" + text + ")")
+    for text in ("m.content", "content"):
+        template = template.replace("{{ " + text + " ", "{{ changed(" + text + ") ")
+    changed.chat_template = "{%- macro changed(text) %}{{ " + change + " }}{% endmacro -%}" + template
+    return changed
+
+
 FAMILIES: dict[str, Callable[[], PreTrainedTokenizerBase]] = {
     "llama3": llama3,
     "qwen3": qwen3,
@@ -96,6 +123,7 @@ FAMILIES: dict[str, Callable[[], PreTrainedTokenizerBase]] = {
     "mistral": mistral,
     "mistral-always": lambda: mistral("always"),
     "llama2": llama2,
+    **{f"qwen3, {change}": partial(changing, change) for change in (*REMOVED, *RELETTERED)},
 }
 
 

@@ -122,6 +122,16 @@ def test_json_in_a_text_counts_as_one_value() -> None:
     JsonBound().add(b"[" * 64)
 
 
+def test_texts_are_counted_with_the_names_of_fields() -> None:
+    at_most = {str(key): "" for key in range(2**15 - 1)}
+    JsonBound().add(json.dumps({"first": at_most}).encode())
+    with pytest.raises(InvalidRequest, match="second: there are more texts than the 65536 allowed in a request"):
+        JsonBound().add(json.dumps({"first": at_most, "second": "one more"}).encode())
+    for malformed in (b'"' * 4_000_000, b'{"":"":' + b'"":' * 10**6, b'"" ' * 10**6):
+        with pytest.raises(InvalidRequest, match="The request body: there are more texts"):
+            JsonBound().add(malformed)
+
+
 def test_prompt_far_too_long_is_refused_before_it_is_tokenized_as_a_whole(site: Site) -> None:
     for response in (
         site.chat(messages=[{"role": "user", "content": "hi " * 10**6}]),

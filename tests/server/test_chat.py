@@ -100,6 +100,11 @@ def test_logprobs_have_bytes_and_no_infinity(site: Site) -> None:
     assert [top["logprob"] for top in entries[0]["top_logprobs"]] == [-9999.0, -9999.0]
 
 
+def test_log_probability_that_is_no_number_is_the_lowest(serve: Serve) -> None:
+    body = serve(FakeEngine(logprob=float("nan"))).chat(logprobs=True).json()
+    assert [entry["logprob"] for entry in body["choices"][0]["logprobs"]["content"]] == [-9999.0] * 6
+
+
 def test_sampling_parameters_reach_the_engine(site: Site) -> None:
     site.chat(
         temperature=0, top_p=0.5, top_k=5, min_p=0.1, seed=7, stop="x", logit_bias={"3": -100, "4": 1.5},

@@ -69,6 +69,15 @@ def test_echo_with_logprobs_tells_those_of_the_prompt_too(site: Site) -> None:
     assert logprobs.text_offset == sorted(logprobs.text_offset or [])
 
 
+def test_log_probability_that_is_no_number_is_the_lowest(serve: Serve) -> None:
+    site = serve(FakeEngine(logprob=float("nan")))
+    logprobs = complete(site, prompt="you are", echo=True, logprobs=1).choices[0].logprobs
+    assert logprobs is not None
+    assert logprobs.token_logprobs == [None] + [-9999.0] * 7
+    assert logprobs.top_logprobs is not None
+    assert {value for top in logprobs.top_logprobs if top for value in top.values()} == {-9999.0}
+
+
 def test_no_token_and_echo_scores_the_prompt_alone(site: Site) -> None:
     answer = complete(site, prompt="you are", echo=True, logprobs=0, max_tokens=0, extra_body={"budget": 0.5})
     choice = answer.choices[0]

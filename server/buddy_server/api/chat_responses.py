@@ -135,6 +135,12 @@ def _logprob(token: TokenLogprob, tokenizer: ChatTokenizer) -> dict[str, Any]:
         known = tokenizer.token_bytes(token.token_id)
     return {
         "token": token.token,
-        "logprob": max(token.logprob, LOWEST_LOGPROB),
+        "logprob": json_logprob(token),
         "bytes": None if known is None else list(known),
     }
+
+
+def json_logprob(token: TokenLogprob) -> float:
+    """The log probability of `token` as a number that JSON has; LOWEST_LOGPROB for what is not a number as well."""
+    # In this order: the first stays unless the second is greater, which NaN never is.
+    return max(LOWEST_LOGPROB, token.logprob)

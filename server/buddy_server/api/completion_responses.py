@@ -5,7 +5,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
-from buddy_server.api.chat_responses import LOWEST_LOGPROB
+from buddy_server.api.chat_responses import json_logprob
 from buddy_server.api.generation import Generation
 from buddy_server.api.schemas import CompletionRequest
 from buddy_server.engine.messages import AnswerEvent, FinishEvent, PromptEvent, TokenEvent, TokenLogprob
@@ -24,8 +24,8 @@ class _Logprobs:
 
     def add(self, token: TokenLogprob, likeliest: tuple[TokenLogprob, ...], offset: int) -> None:
         self.tokens.append(self._name(token))
-        self.token_logprobs.append(max(token.logprob, LOWEST_LOGPROB))
-        self.top_logprobs.append({self._name(other): max(other.logprob, LOWEST_LOGPROB) for other in likeliest})
+        self.token_logprobs.append(json_logprob(token))
+        self.top_logprobs.append({self._name(other): json_logprob(other) for other in likeliest})
         self.text_offset.append(offset)
 
     def add_first(self, token: str) -> None:
