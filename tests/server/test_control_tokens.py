@@ -23,6 +23,7 @@ HONEST_TEXTS = [
     "a",
     "|>",
     "if x <| y |> z: print('<|')",
+    "IF A < B: print('Hi, [INS')",
     "[1, 2][/",
     "<b>bird</b> \t café 🐦 \U000f0001\U0010fffd",
     "tail of a line  \n    code",

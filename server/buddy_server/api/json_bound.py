@@ -15,8 +15,8 @@ _STRING = re.compile(rb'"[^"]*+"?')
 
 
 class JsonBound:
-    """Counts the values in the JSON texts of one request. It counts strings, and commas and brackets outside them, so it
-    bounds malformed JSON as well."""
+    """Counts the values in the JSON texts of one request. It counts strings, and commas and brackets outside them, so
+    it bounds malformed JSON as well."""
 
     def __init__(self) -> None:
         self._num_commas = 0
