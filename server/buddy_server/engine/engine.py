@@ -1,4 +1,4 @@
-"""The engine: requests in, steps, events out. Single-threaded; loop.py drives it."""
+"""The engine: accepts requests, runs steps, returns events. Single-threaded; loop.py calls it."""
 
 import itertools
 import logging
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class Engine:
-    """`end_token_ids` end every request. A FinishEvent is the last event of its request."""
+    """A request ends when it generates one of `end_token_ids`, or earlier. Its last event is a FinishEvent."""
 
     scheduler: Scheduler
     runner: ModelRunner
@@ -31,7 +31,7 @@ class Engine:
     _arrivals: Iterator[int] = field(default_factory=itertools.count)
 
     def add(self, *requests: GenerationRequest) -> list[tuple[str, Event]]:
-        """Accept requests. Returns the depths chosen for those that leave theirs open."""
+        """Accept requests. Returns a DepthEvent for each request whose depth the Budget Predictor chose."""
         depths = self._predicted_depths(requests)
         for request in requests:
             params = request.sampling
@@ -47,8 +47,8 @@ class Engine:
         return [(request_id, DepthEvent(max_cost)) for request_id, max_cost in depths.items()]
 
     def _predicted_depths(self, requests: tuple[GenerationRequest, ...]) -> dict[str, int]:
-        """Milli-layers by request id, for requests that leave their depth open. Without a predictor, or when it fails,
-        they keep the most that they allow."""
+        """The `max_cost` predicted for each request that has a `min_cost`, by request id. Empty without a predictor, or
+        if it fails: these requests keep their own `max_cost`."""
         open_requests = [request for request in requests if request.min_cost is not None]
         if self.depth_predictor is None or not open_requests:
             return {}
@@ -56,23 +56,23 @@ class Engine:
         try:
             costs = self.depth_predictor.costs([request.prompt_tokens for request in open_requests], bounds)
         except Exception:
-            # No answer should fail because of it.
+            # A failing predictor must not fail the requests.
             log.exception("predicting depths failed")
             return {}
         return {request.request_id: cost for request, cost in zip(open_requests, costs, strict=True)}
 
     def change_depth(self, request_id: str, max_cost: int) -> None:
-        """Limit tokens that no step has run yet to `max_cost` milli-layers. Unknown ids have already ended."""
+        """Apply a new `max_cost` (milli-layers per token) to tokens not run yet. Ignores requests that have ended."""
         if request_id in self._sequences:
             self._sequences[request_id].change_depth(max_cost, self.scheduler.route_block)
 
     def cancel(self, request_id: str) -> list[tuple[str, Event]]:
-        """End a request at any point. Returns no events for unknown ids, which have already ended."""
+        """End a request, whether it waits or runs. Returns no events if it has already ended."""
         known = [self._sequences[request_id]] if request_id in self._sequences else []
         return self._end(known, "cancelled")
 
     def end_all(self, reason: FinishReason, message: str) -> list[tuple[str, Event]]:
-        """End every request, after a step that raised or when the engine stops."""
+        """End every request, because a step raised an exception or the engine stops."""
         return self._end(list(self._sequences.values()), reason, message)
 
     @property

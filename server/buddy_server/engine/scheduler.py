@@ -18,12 +18,13 @@ from buddy_server.engine.sequence import Sequence
 from buddy_server.engine.waiting_queue import FirstComeFirstServed, WaitingQueue
 
 MOST_STEPS = 64
-"""Most steps of one call: as many as the smallest models run in a burst (pace.py)."""
+"""The maximum number of steps in one call. Even the smallest models run no more in one burst (pace.py)."""
 
 
 @dataclass(frozen=True, slots=True)
 class StepOutput:
-    """Events by request id, in order; usage so far of the step's unfinished requests; the step's statistics."""
+    """What a batch produced: (request id, event) pairs in order, the usage so far of its unfinished requests, and
+    statistics."""
 
     events: list[tuple[str, Event]]
     usages: list[tuple[str, Usage]]
@@ -31,12 +32,12 @@ class StepOutput:
 
 
 class Scheduler:
-    """Decode and prefill share one token budget per step. Beside decodes, prefill gets only as many tokens as keep
-    their pace (pace.py). The `waiting` queue decides who is next.
+    """Decode and prefill share one token budget per step. While others decode, prefill gets only as many tokens as do
+    not slow them down too much (pace.py). The `waiting` queue picks the next sequence.
 
-    `route_block` is the unit of routing in a prompt: each route block runs one path, at once or in pieces, so chunking
-    changes no result. With `prefix_keys`, full route blocks stay in the pool while there is room, and prompts that
-    begin with them reuse them. With `multi_step`, one call of the runner can run several steps.
+    `route_block` is the number of prompt tokens that share one path. A route block keeps its path when it is computed
+    in pieces, so chunking does not change results. With `prefix_keys`, full route blocks stay cached while there is
+    room, and prompts with the same prefix reuse them. With `multi_step`, one runner call can run several steps.
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class Scheduler:
         if max_step_tokens < max_sequences + route_block:
             raise ValueError(
                 f"max_step_tokens {max_step_tokens} is too small: allowed is at least max_sequences "
-                f"{max_sequences} + route_block {route_block}, so that prefill continues beside a full batch"
+                f"{max_sequences} + route_block {route_block}, so that prefill can continue beside a full batch"
             )
         if prefix_keys is not None and route_block % pool.block_size:
             raise ValueError(
@@ -76,8 +77,8 @@ class Scheduler:
         return bool(self.waiting or self.running)
 
     def add(self, sequence: Sequence) -> None:
-        """Queue a sequence. It must fit the cache on its own, as admission ensures. Then it can always finish, because
-        blocks without holders can be allocated whatever they contain."""
+        """Queue a sequence. Admission ensures that it fits into an otherwise empty cache, so it can always finish:
+        cached blocks that no sequence uses are evicted when room is needed."""
         num_tokens = sequence.num_prompt + sequence.request.sampling.max_tokens
         assert self.pool.blocks_for(num_tokens) <= self.pool.num_blocks, f"{num_tokens} tokens can never fit"
         if self._prefix_keys:
@@ -85,12 +86,12 @@ class Scheduler:
         self.waiting.push(sequence)
 
     def schedule(self) -> Batch:
-        """The next step's segments: decodes first, then prefill, both in order of arrival. If only decodes run and no
-        prompt can join them, the batch may take several steps."""
+        """Build the next batch: decodes first, then prefill, each in order of arrival. A batch with only decodes may
+        run several steps."""
         works = [
             self._work(sequence, sequence.num_computed, 1)
             for sequence in [s for s in self.running if s.is_decoding]
-            # A sequence preempted in favour of an earlier one has lost its lane.
+            # _make_room for an earlier sequence may have preempted this one; it has no lane then.
             if sequence.lane >= 0 and self._make_room(sequence, len(sequence.tokens))
         ]
         most = self._max_step_tokens - len(works)
@@ -107,7 +108,7 @@ class Scheduler:
         return Batch(works)
 
     def commit(self, batch: Batch, result: BatchResult) -> StepOutput:
-        """Record what a batch produced: tokens and their cost, blocks for the prefix cache, requests that ended."""
+        """Record a batch's results: append tokens, charge them, cache prefixes, release sequences that ended."""
         self.pace.observe(batch, result)
         sequences = dict.fromkeys(work.sequence for work in batch.works)
         depth: defaultdict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
@@ -143,15 +144,15 @@ class Scheduler:
             self.waiting.remove(sequence)
 
     def check_idle(self) -> None:
-        """The integrity check between steps: apart from cached prefixes, only running sequences hold blocks."""
+        """Check, between steps, that only running sequences and cached prefixes hold blocks."""
         self.pool.check([sequence.block_table for sequence in self.running])
 
     def _work(self, sequence: Sequence, start: int, length: int, ahead: int = 0, continues: bool = False) -> Work:
         return Work(sequence, start, length, sequence.max_cost(start), ahead, continues)
 
     def _reserve_steps(self, works: list[Work]) -> int:
-        """How many steps in a row the decodes may take: limited by burst length, tokens remaining and free blocks.
-        Reserves blocks for all of them."""
+        """Reserve blocks for several decode steps and return how many may run: limited by burst length, tokens
+        remaining and free blocks."""
         remaining = [work.sequence.request.sampling.max_tokens - work.sequence.num_output for work in works]
         steps = min(self.pace.burst_steps(MOST_STEPS), max(remaining, default=1))
         while self._num_missing(works, remaining, steps) > self.pool.num_free:
@@ -161,7 +162,7 @@ class Scheduler:
         return steps
 
     def _num_missing(self, works: list[Work], remaining: list[int], steps: int) -> int:
-        """Blocks that `steps` steps need beyond the block tables; none for one step."""
+        """The number of blocks that the works still lack for so many steps. It is 0 for one step."""
         missing = 0
         for work, left in zip(works, remaining, strict=True):
             num_tokens = len(work.sequence.tokens) + min(steps, left) - 1
@@ -169,7 +170,7 @@ class Scheduler:
         return missing
 
     def _book(self, work: Work, made: WorkResult, depth: list[int]) -> Iterator[Event]:
-        """Record one work. `depth` counts executed, skipped and uncharged milli-layers."""
+        """Record the result of one work. Adds its executed, skipped and uncharged milli-layers to `depth`."""
         sequence, whole = work.sequence, self._actions.full_cost
         sequence.scored_prompt += made.scored
         for step, path in enumerate(made.paths):
@@ -177,7 +178,7 @@ class Scheduler:
             executed = cost * work.length
             depth[0] += executed
             depth[1] += whole * work.length - executed
-            # Steps may have run past a stop string.
+            # Several steps may run past a stop string. Those tokens are not charged.
             charged = 0 if sequence.has_ended else sequence.charge(work.start + step, work.length, cost)
             depth[2] += executed - charged
             if not sequence.has_ended and made.tokens:
@@ -186,11 +187,11 @@ class Scheduler:
             self._cache(work, array("d", made.sums.tolist()))
 
     def _is_cacheable(self, work: Work) -> bool:
-        """Whether the work completes a full route block whose key is known."""
+        """Whether the work completes a full route block that has a prefix cache key."""
         return work.end % self.route_block == 0 and work.end // self.route_block <= len(work.sequence.prefix_keys)
 
     def _cache(self, work: Work, sums: "array[float]") -> None:
-        """Cache the route block that a cacheable work completed; `sums` are the running features after it."""
+        """Cache the route block that `work` completed. `sums` are the router's running features at its end."""
         table = work.sequence.block_table
         index = work.end // self.route_block - 1
         num_blocks = self.route_block // self.pool.block_size
@@ -199,16 +200,16 @@ class Scheduler:
         if cached is None:
             self.pool.cache(key, table[first : first + num_blocks], sums)
         else:
-            # Another sequence was faster. Holding its blocks saves room, and keeps the chain before what this one adds.
+            # Another sequence cached this route block first. Sharing its blocks saves memory, and keeps the prefix
+            # cached as long as this sequence caches what follows.
             self.pool.share(cached, table, first)
 
     def _prefilling(self) -> Iterator[Sequence]:
-        """Running sequences with a prompt to compute, then newly admitted ones, while the caller iterates."""
+        """Running sequences with prompt tokens left, then waiting ones, each admitted when it is reached."""
         yield from [s for s in self.running if not s.is_decoding]
         while self._free_lanes and (first := self.waiting.peek()):
             self._reuse(first)
-            # Allocates all blocks at once: otherwise two half-prefilled prompts could wait for each other's blocks
-            # forever.
+            # All blocks at once: two partly computed prompts could otherwise wait for each other's blocks forever.
             if not self.pool.grow(first.block_table, len(first.tokens)):
                 self._empty(first)
                 return
@@ -218,10 +219,10 @@ class Scheduler:
             yield first
 
     def _reuse(self, sequence: Sequence) -> None:
-        """Extend the computed tokens from the prefix cache, as far as it holds the next ones."""
+        """Take the sequence's next route blocks from the prefix cache, up to the first that is missing."""
         if sequence.request.sampling.prompt_logprobs is not None:
             return
-        # The last prompt token is always computed, because its logits are needed.
+        # The route block with the last prompt token is never reused: the token must be computed to get its logits.
         last = min(len(sequence.prefix_keys), (sequence.num_prompt - 1) // self.route_block)
         for index in range(sequence.num_computed // self.route_block, last):
             cached = self.pool.find(sequence.prefix_keys[index])
@@ -232,8 +233,8 @@ class Scheduler:
             sequence.restored_sums = cached.sums
 
     def _chunk(self, sequence: Sequence, budget: int, in_pieces: bool) -> Iterator[Work]:
-        """The sequence's next segments, at most `budget` tokens in total."""
-        # Look again: among sequences admitted together, an earlier one may have cached the shared prefix since.
+        """The sequence's next segments, at most `budget` tokens in total. With `in_pieces` a segment may be split."""
+        # Check the cache again: a sequence admitted earlier may have cached a shared prefix after the first check.
         self._reuse(sequence)
         start = sequence.num_computed
         while start < len(sequence.tokens):
@@ -247,8 +248,8 @@ class Scheduler:
             budget -= length
 
     def _make_room(self, sequence: Sequence, num_tokens: int) -> bool:
-        """Get blocks for a decode step, preempting the latest arrivals if needed; False if `sequence` itself was
-        preempted."""
+        """Allocate blocks for a decode step. If there are too few, preempt the latest arrivals. Returns False if
+        `sequence` itself was preempted."""
         while not self.pool.grow(sequence.block_table, num_tokens):
             latest = self.running[-1]
             self._preempt(latest)
@@ -262,7 +263,7 @@ class Scheduler:
         self._num_preemptions += 1
 
     def _take_preemptions(self) -> int:
-        """How many sequences were preempted since the last call."""
+        """The number of preemptions since the last call; starts counting anew."""
         count, self._num_preemptions = self._num_preemptions, 0
         return count
 
@@ -273,7 +274,7 @@ class Scheduler:
         sequence.lane = -1
 
     def _empty(self, sequence: Sequence) -> None:
-        """Reset the sequence to nothing computed."""
+        """Release the sequence's blocks and mark all its tokens as not computed."""
         self.pool.release(sequence.block_table)
         sequence.num_computed = sequence.num_restored = 0
         sequence.restored_sums = None
