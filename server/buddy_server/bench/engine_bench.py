@@ -2,6 +2,7 @@
 
 import random
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +21,8 @@ from buddy_server.bench.transformers_peer import TransformersPeer
 
 MIXED = (1.0, 0.75, 0.5, 0.5)
 NUM_CHECKED = 10
+REST_S = 0.05
+"""Between contenders: the threads of one go on spinning for some milliseconds, which the next would pay for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +95,7 @@ def _rows(plan: EngineBenchPlan, contenders: Sequence[Contender], batch: int, nu
         if plan.predict and batch > 1:
             step_s.append(_step_seconds(_ours(contenders), prompts, plan.new_tokens))
         for contender, times in zip(contenders, timings, strict=True):
+            time.sleep(REST_S)
             times.append(contender.answer(prompts, plan.new_tokens))
     speeds = [[t.num_decoded / t.decode_s if t.num_decoded else 0.0 for t in times] for times in timings]
     for contender, times, speed in zip(contenders, timings, speeds, strict=True):
