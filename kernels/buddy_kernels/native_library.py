@@ -1,5 +1,4 @@
-"""Compiles native/ for this machine's CPU on first use and keeps the result. CXX names another compiler, CXXFLAGS
-adds to its flags.
+"""Compiles native/ for this machine's CPU on first use and keeps the result.
 
 Not torch's extension builder: the source needs none of torch's headers, so a compiler alone builds it in ten seconds,
 and a build that was killed leaves no lock that later ones would wait for.
@@ -55,13 +54,12 @@ def load_library() -> ctypes.CDLL:
     features = _processor_features()
     if "avx2" not in features:
         raise NativeBuildError("the processor has no AVX2")
-    flags = (*FLAGS, *shlex.split(os.environ.get("CXXFLAGS", "")))
     sources = [path.read_text(encoding="utf-8") for path in sorted(SOURCES.iterdir())]
-    made_of = repr((sources, flags, compiler, sorted(features)))
+    made_of = repr((sources, FLAGS, compiler, sorted(features)))
     path = cache_directory() / f"routed_step-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.so"
     if not path.exists():
         log.info("compiling the native step, once; it takes about ten seconds", extra={"path": str(path)})
-        _build([*compiler, *flags], path)
+        _build(compiler, path)
     library = ctypes.CDLL(str(path))
     library.buddy_decoder.restype = ctypes.c_void_p
     library.buddy_step.restype = library.buddy_arithmetic.restype = ctypes.c_char_p
@@ -92,13 +90,13 @@ def cache_directory() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "buddy-serve"
 
 
-def _build(compile_: Sequence[str], path: Path) -> None:
+def _build(compiler: Sequence[str], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     # In a place of its own and moved when it is whole: another process may be doing the same.
     with tempfile.TemporaryDirectory(dir=path.parent) as directory:
         made = Path(directory) / path.name
-        command = [*compile_, str(SOURCES / "routed_step.cpp"), "-o", str(made)]
+        command = [*compiler, *FLAGS, str(SOURCES / "routed_step.cpp"), "-o", str(made)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)  # noqa: S603 (ours)
         if done.returncode:
-            raise NativeBuildError(f"{compile_[0]} failed: {done.stderr.strip()[-500:]}")
+            raise NativeBuildError(f"{compiler[0]} failed: {done.stderr.strip()[-500:]}")
         made.replace(path)
