@@ -12,6 +12,7 @@ from functools import cache
 
 import torch
 
+from buddy_kernels.native_library import NativeBuildError
 from buddy_kernels.packed_product import known_arithmetics, packed_product, packed_product_reference
 from buddy_kernels.packing import pack
 
@@ -21,13 +22,15 @@ AUTO = "auto"
 ALLOWED_ERROR = {"float32": 1e-5, "bfloat16": 1e-2, "int8": 3e-2}
 """Of a product's norm, by the kind of weights: what rounding the inputs costs, several times over."""
 MOST_ROUNDS, TIMING_S = 10, 0.15
+"""Timing ends after so many rounds, or after so many seconds for each name."""
 GAIN = 0.9
-"""What a time must be of another to be less: a choice by noise would change a text's last bits from start to start."""
+"""A later name is chosen only if it takes less than this part of the time: a choice by noise would change the last bits
+of a text from one start to the next."""
 
 
 @cache
 def arithmetics(kind: str) -> tuple[str, ...]:
-    """Names of those this processor computes weights of a kind with, and right; of equals the first is to be taken.
+    """Names of those that compute products with weights of a kind right on this processor; the first is the default.
 
     Raises NativeBuildError.
     """
@@ -36,6 +39,8 @@ def arithmetics(kind: str) -> tuple[str, ...]:
     for name in known:
         if name not in sound:
             log.warning("an arithmetic computes wrong here and is not used", extra={"arithmetic": name, "dtype": kind})
+    if not sound:
+        raise NativeBuildError(f"no arithmetic computes products of {kind} right here")
     return sound
 
 

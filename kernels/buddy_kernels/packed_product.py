@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from buddy_kernels import native_interface as interface
-from buddy_kernels.checks import check_shape
+from buddy_kernels.checks import check_dtype, check_shape
 from buddy_kernels.linear import linear_reference
 from buddy_kernels.native_library import load_native_library
 from buddy_kernels.packing import PackedMatrix, pad_to, unpack
@@ -62,8 +62,9 @@ def packed_product(x: Tensor, matrix: PackedMatrix, arithmetic: str) -> Tensor:
     Raises:
         NativeBuildError: there is no native library here.
         UnknownArithmeticError: the arithmetic is none of this processor's.
-        ValueError: x has too many inputs.
+        ValueError: x has too many inputs, or is not fp32.
     """
+    check_dtype("x", x, torch.float32)
     x = pad_to(x, matrix.inputs, 1).contiguous()
     check_shape("x", x, (None, matrix.inputs))
     out = torch.empty(len(x), matrix.outputs)

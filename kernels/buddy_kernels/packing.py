@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 LANES = 16
-SIDE_BY_SIDE = 2 * LANES
-"""Outputs of which the weights for one input come one after the other."""
+OUTPUTS_SIDE_BY_SIDE = 2 * LANES
+"""Outputs whose weights for one input are adjacent."""
 GROUP = 64
 """Inputs that share a scale in int8; every row of inputs is padded to a multiple of it."""
 
@@ -44,29 +44,29 @@ def pack(weight: Tensor, bias: Tensor | None, kind: str) -> PackedMatrix:
 
     int8 has one scale for every 64 inputs of an output, the largest of them at 127, and is stored with 128 added.
     """
-    w = pad_to(pad_to(weight.detach(), SIDE_BY_SIDE, 0), GROUP, 1)
+    w = pad_to(pad_to(weight.detach(), OUTPUTS_SIDE_BY_SIDE, 0), GROUP, 1)
     outputs, inputs = w.shape
-    packed_bias = None if bias is None else pad_to(bias.detach().float(), SIDE_BY_SIDE, 0).contiguous()
+    packed_bias = None if bias is None else pad_to(bias.detach().float(), OUTPUTS_SIDE_BY_SIDE, 0).contiguous()
     if kind == "float32":
-        panels = w.float().view(-1, SIDE_BY_SIDE, inputs).transpose(1, 2).contiguous()
+        panels = w.float().view(-1, OUTPUTS_SIDE_BY_SIDE, inputs).transpose(1, 2).contiguous()
         return PackedMatrix(kind, panels, packed_bias, None, outputs, inputs)
     if kind == "bfloat16":
-        panels = w.bfloat16().view(-1, SIDE_BY_SIDE, inputs // 2, 2).transpose(1, 2).contiguous()
+        panels = w.bfloat16().view(-1, OUTPUTS_SIDE_BY_SIDE, inputs // 2, 2).transpose(1, 2).contiguous()
         return PackedMatrix(kind, panels, packed_bias, None, outputs, inputs)
     if kind != "int8":
         raise ValueError(f"kind is {kind!r}, allowed is float32, bfloat16 or int8")
     grouped = w.float().view(outputs, -1, GROUP)
     scales = grouped.abs().amax(-1) / 127  # [O, I / 64]
     whole = (grouped / scales[..., None].clamp_min(1e-30)).round() + 128
-    panels = whole.to(torch.uint8).view(-1, SIDE_BY_SIDE, inputs // 4, 4).transpose(1, 2).contiguous()
-    by_panel = scales.view(-1, SIDE_BY_SIDE, inputs // GROUP).transpose(1, 2).contiguous()
+    panels = whole.to(torch.uint8).view(-1, OUTPUTS_SIDE_BY_SIDE, inputs // 4, 4).transpose(1, 2).contiguous()
+    by_panel = scales.view(-1, OUTPUTS_SIDE_BY_SIDE, inputs // GROUP).transpose(1, 2).contiguous()
     return PackedMatrix(kind, panels, packed_bias, by_panel, outputs, inputs)
 
 
 def unpack(matrix: PackedMatrix) -> Tensor:
     """Weights [O, I] fp32 of panels, the padding included."""
     together = TOGETHER[matrix.kind]
-    panels = matrix.panels.float().view(-1, matrix.inputs // together, SIDE_BY_SIDE, together)
+    panels = matrix.panels.float().view(-1, matrix.inputs // together, OUTPUTS_SIDE_BY_SIDE, together)
     weight = panels.transpose(1, 2).reshape(matrix.outputs, matrix.inputs)
     if matrix.scales is None:
         return weight

@@ -31,6 +31,10 @@ class UserText(str):
     def __eq__(self, other: object) -> bool:
         return self.plain == _plain(other)
 
+    def __ne__(self, other: object) -> bool:
+        # str has one of its own, which would compare what is printed.
+        return not self == other
+
     def __hash__(self) -> int:
         return hash(self.plain)
 

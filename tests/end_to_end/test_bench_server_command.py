@@ -123,7 +123,7 @@ def test_ctrl_c_ends_the_server_too(tiny: TinySite) -> None:
             tree = process_tree(bench.pid)
             assert len(tree) > 1
             bench.send_signal(signal.SIGINT)
-            assert bench.wait(timeout=30) == 130
+            assert bench.wait(timeout=90) == 130
         finally:
             bench.kill()
             bench.wait()

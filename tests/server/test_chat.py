@@ -256,7 +256,7 @@ def test_more_answers_than_there_is_ever_room_for_are_a_bad_request(serve: Serve
     assert "this server allows 5" in response.json()["error"]["message"]
 
 
-def test_an_answer_that_has_ended_takes_no_room_from_others_however_slowly_it_is_read(serve: Serve) -> None:
+def test_an_answer_whose_last_event_was_read_takes_no_room_from_the_other_choices(serve: Serve) -> None:
     capacity = Capacity(FakeEngine(), max_waiting=0)
     life = RequestLife(capacity, serve().metrics.request(Tenant("default", Tier("default"))))
     life.admit(4, 4, DepthDecision(1.0, 1.0, 8000, "request"))

@@ -77,7 +77,7 @@ void copy_until(const typename Way::Weight* panel, int64_t end, typename Way::We
 }
 
 // Q queries that read keys and values together. What one of them may not see weighs nothing: its sums are the same in
-// whatever company it comes, as long as the company's V are numbers.
+// whatever company it comes, as long as the V of the tokens it may not see are finite.
 template <class Way, int Q>
 class Attention {
     using Weight = typename Way::Weight;

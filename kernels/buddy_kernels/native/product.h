@@ -12,14 +12,14 @@
 
 namespace buddy {
 
-constexpr int64_t CACHED_BYTES = 1 << 20;  // of inputs, beside the panels that go by
-constexpr int64_t SIDE_BY_SIDE = 2;        // panels, of which threads share out such pairs
+constexpr int64_t CACHED_BYTES = 1 << 20;  // of inputs, which stay in the cache while panels are streamed
+constexpr int64_t SIDE_BY_SIDE = 2;        // panels stored together; threads take whole pairs
 constexpr int64_t MOST_ROWS = 8;           // of a tile
 constexpr int64_t MOST_SUMS = 2 * MOST_ROWS * LANES;
 // Of weights on their way from memory. The processor's own fetching ahead starts anew at every page of 4 KiB.
 constexpr int AHEAD_BYTES = 4096;
 
-// Panels `panel` .., 4 of them or 2, times rows rows[0 .. num_rows - 1] of x, at most 4 or MOST_ROWS, into sums
+// Panels `panel` ..: 8 of them times one row of x, 4 times at most 4, or 2 times at most MOST_ROWS, into sums
 // [row][panel][16].
 using SumTile = void(
     const Matrix& m, int64_t panel, int64_t num_panels, const Inputs& x, const int32_t* rows, int64_t num_rows, float* sums

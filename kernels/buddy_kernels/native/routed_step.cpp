@@ -508,15 +508,19 @@ bool buddy_use(void* decoder, const char* arithmetic) { return static_cast<buddy
 
 // Rows x times a matrix into out, rows padded on both sides. False when this processor has no such arithmetic.
 bool buddy_product(const buddy::Matrix* m, const char* arithmetic, const float* x, int64_t num_rows, float* out) {
-    const buddy::Arithmetic* const how = buddy::find_arithmetic(m->kind, arithmetic);
-    if (!how) return false;
-    buddy::Inputs inputs;
-    inputs.shape(num_rows, m->inputs, how->inputs);
-    for (int64_t row = 0; row < num_rows; ++row) inputs.set(row, x + row * m->inputs);
-    std::vector<int32_t> rows(num_rows);
-    std::iota(rows.begin(), rows.end(), 0);
-    buddy::multiply(how->sum_tile, *m, 0, m->outputs / buddy::LANES, inputs, rows.data(), num_rows, buddy::Write{out, m->outputs});
-    return true;
+    try {
+        const buddy::Arithmetic* const how = buddy::find_arithmetic(m->kind, arithmetic);
+        if (!how) return false;
+        buddy::Inputs inputs;
+        inputs.shape(num_rows, m->inputs, how->inputs);
+        for (int64_t row = 0; row < num_rows; ++row) inputs.set(row, x + row * m->inputs);
+        std::vector<int32_t> rows(num_rows);
+        std::iota(rows.begin(), rows.end(), 0);
+        buddy::multiply(how->sum_tile, *m, 0, m->outputs / buddy::LANES, inputs, rows.data(), num_rows, buddy::Write{out, m->outputs});
+        return true;
+    } catch (const std::exception&) {
+        return false;
+    }
 }
 
 // The name of the index-th arithmetic for a kind of weights that this processor has; null behind the last.

@@ -11,7 +11,7 @@ from buddy_routing.first_layer import FirstLayer
 from buddy_routing.predictor import BudgetPredictor
 
 MOST_TOKENS = 2048
-"""Prompt tokens that go through the first layer in one product: they take a few milliseconds of a small model."""
+"""Prompt tokens that go through the first layer in one product: a few milliseconds with a small model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +25,6 @@ class DepthPredictor:
     @torch.inference_mode()
     def costs(self, prompts: Sequence[tuple[int, ...]], bounds: Sequence[tuple[int, int]]) -> list[int]:
         """The milli-layers that a token of each prompt may cost, within its bounds: the lowest and the highest."""
-        if not prompts:
-            return []
         device = self.first_layer.device
         distinct = list(dict.fromkeys(prompts))
         features = {}

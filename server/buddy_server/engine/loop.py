@@ -13,7 +13,7 @@ from buddy_server.engine.wire import Cancel, LoopCommand, Report, Stop, Submit
 log = logging.getLogger(__name__)
 
 MOST_NEW_TOKENS = 4096
-"""Prompt tokens of the requests that are added in one turn of the loop, but for the last."""
+"""One turn of the loop adds requests until their prompts reach this many tokens."""
 STEP_FAILED = "the engine failed while generating"
 
 

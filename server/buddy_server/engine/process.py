@@ -192,7 +192,7 @@ class EngineProcess:
 
 
 def _with_arithmetic(plan: EnginePlan, info: EngineInfo) -> EnginePlan:
-    """The plan for later children: they compute as the first one does, whatever is fastest by then."""
-    if plan.settings.arithmetic != "auto" or info.arithmetic == "torch":
-        return plan
+    """The plan for later children: they compute as the first one does, whatever is fastest or can be built by then."""
+    if info.arithmetic == "torch":
+        return replace(plan, settings=replace(plan.settings, native=False))
     return replace(plan, settings=replace(plan.settings, arithmetic=info.arithmetic))

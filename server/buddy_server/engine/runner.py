@@ -66,7 +66,7 @@ def step_rows(batch: Batch, reroute_every: int) -> StepRows:
     wanted: list[Wanted] = []
     for index, work in enumerate(batch.works):
         sequence, request = work.sequence, work.sequence.request
-        # A path that is kept must not outlive the depth it was chosen for, nor be chosen again at the next token.
+        # All steps of a call repeat one path action, so a work that chooses out of turn runs one step.
         most_steps = 1 if work.begins_depth and reroute_every != 1 else batch.most_steps
         wanted += wanted_rows(work, len(tokens), most_steps)
         ahead += sequence.tokens[work.end : work.end + work.ahead]

@@ -28,7 +28,7 @@ def make_stepper(served: ServedModel, planner: PathPlanner, num_blocks: int, set
     try:
         if served.device.type == "cpu":
             return NativeStepper(native_step(model, name, num_blocks, settings), planner)
-        reason = "it runs on a CPU"
+        reason = "which runs on CPUs only"
     except UnknownArithmeticError as error:
         raise EngineBuildError(str(error)) from None
     except NativeBuildError as error:

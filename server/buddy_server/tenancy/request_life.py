@@ -37,6 +37,6 @@ class RequestLife:
         self.metrics.admitted(num_prompt_tokens, depth)
 
     def answered(self) -> None:
-        """The engine has ended one answer; its place is free, however slowly the client reads."""
+        """The last event of one answer has been read; its place is free before the client has everything."""
         self._capacity.release(1)
         self._num_reserved -= 1
