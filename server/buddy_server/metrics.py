@@ -102,7 +102,10 @@ class Metrics:
             registry=self.registry,
         )
         self._completion_tokens = Counter(
-            "buddy_completion_tokens", "Tokens generated.", _TENANT, registry=self.registry
+            "buddy_completion_tokens",
+            "Tokens generated that reached the request; those generated after its client had left are not counted.",
+            _TENANT,
+            registry=self.registry,
         )
 
     def _declare_depth(self) -> None:

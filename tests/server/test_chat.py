@@ -218,6 +218,12 @@ def test_prompt_and_output_must_fit_the_smaller_of_context_and_cache(site: Site)
     assert long.json()["error"]["code"] == "context_length_exceeded"
 
 
+@pytest.mark.parametrize("field", ["max_tokens", "max_completion_tokens"])
+def test_an_answer_that_would_be_too_long_names_the_field_that_asked_for_it(site: Site, field: str) -> None:
+    error = site.chat(**{field: 10**6}).json()["error"]
+    assert (error["code"], error["param"]) == ("context_length_exceeded", field)
+
+
 def test_without_a_limit_the_output_may_fill_what_remains(site: Site) -> None:
     site.chat()
     assert site.engine.requests[0].sampling.max_tokens == INFO.kv_capacity_tokens - 4

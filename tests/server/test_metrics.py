@@ -63,6 +63,14 @@ def test_every_request_is_counted_once_with_its_outcome(serve: Serve) -> None:
     assert site.sample("buddy_requests_total") == site.sample("buddy_request_duration_seconds_count") == 6
 
 
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_request_that_is_lost_with_its_engine_counts_as_an_error(serve: Serve, stream: bool) -> None:
+    site = serve(FakeEngine(fail_at=2, fail_with="lost"))
+    site.chat(stream=stream)
+    assert site.sample("buddy_requests_total", outcome="error") == 1
+    assert site.sample("buddy_requests_total") == 1
+
+
 def test_usage_and_counters_agree(site: Site) -> None:
     usage = site.chat(budget=0.5).json()["usage"]
     assert site.sample("buddy_prompt_tokens_total") == usage["prompt_tokens"]

@@ -100,7 +100,7 @@ def _max_tokens(num_prompt_tokens: int, body: Body, info: EngineInfo) -> int:
         raise ContextLengthExceeded(
             f"The request needs {shown(num_tokens)} tokens ({num_prompt_tokens} in the {field}, "
             f"{'at least 1' if wanted is None else shown(wanted)} in the completion), {bound} holds {limit}.",
-            param=field if num_prompt_tokens >= limit else "max_completion_tokens",
+            param=field if num_prompt_tokens >= limit else body.limit_field,
         )
     return wanted or limit - num_prompt_tokens
 

@@ -128,6 +128,9 @@ class Generation:
                 },
             )
             raise InternalError
+        if finish.reason == "lost":
+            # Not the queue's doing, whatever the status says.
+            self.metrics.finish("error")
         if finish.reason in ("cancelled", "lost"):
             raise NotReady(
                 "The engine stopped before it finished this request.",

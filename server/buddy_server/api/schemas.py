@@ -125,6 +125,11 @@ class GenerationFields(_Schema):
         return bool(self.buddy and self.buddy.trace)
 
     @property
+    def limit_field(self) -> str:
+        """The field that limits the answer's length."""
+        return "max_tokens"
+
+    @property
     def scores_only(self) -> bool:
         """Whether only the prompt's log probabilities are requested."""
         return self.max_tokens == 0
@@ -165,6 +170,10 @@ class ChatRequest(GenerationFields):
         if self.top_logprobs is not None and not self.logprobs:
             raise refused("top_logprobs", self.top_logprobs, "it together with logprobs: true")
         return self
+
+    @property
+    def limit_field(self) -> str:
+        return "max_tokens" if self.max_completion_tokens is None and self.max_tokens else "max_completion_tokens"
 
     @property
     def wanted_tokens(self) -> int | None:
