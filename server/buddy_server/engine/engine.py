@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class Engine:
-    """A request ends when it generates one of `end_token_ids`, or earlier. Its last event is a FinishEvent."""
+    """A request ends at one of `end_token_ids`, if nothing ended it before. Its last event is a FinishEvent."""
 
     scheduler: Scheduler
     runner: ModelRunner

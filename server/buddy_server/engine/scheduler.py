@@ -18,7 +18,7 @@ from buddy_server.engine.sequence import Sequence
 from buddy_server.engine.waiting_queue import FirstComeFirstServed, WaitingQueue
 
 MOST_STEPS = 64
-"""The maximum number of steps in one call. Even the smallest models run no more in one burst (pace.py)."""
+"""The maximum number of steps in one batch, even if a burst's time limit (pace.py) would allow more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +162,7 @@ class Scheduler:
         return steps
 
     def _num_missing(self, works: list[Work], remaining: list[int], steps: int) -> int:
-        """The number of blocks that the works still lack for so many steps. It is 0 for one step."""
+        """Blocks that the works still lack for `steps` steps. For one step it is 0: schedule() allocated them."""
         missing = 0
         for work, left in zip(works, remaining, strict=True):
             num_tokens = len(work.sequence.tokens) + min(steps, left) - 1
@@ -178,7 +178,7 @@ class Scheduler:
             executed = cost * work.length
             depth[0] += executed
             depth[1] += whole * work.length - executed
-            # Several steps may run past a stop string. Those tokens are not charged.
+            # A batch of several steps may run past a stop string. Those tokens are not charged.
             charged = 0 if sequence.has_ended else sequence.charge(work.start + step, work.length, cost)
             depth[2] += executed - charged
             if not sequence.has_ended and made.tokens:
@@ -200,8 +200,8 @@ class Scheduler:
         if cached is None:
             self.pool.cache(key, table[first : first + num_blocks], sums)
         else:
-            # Another sequence cached this route block first. Sharing its blocks saves memory, and keeps the prefix
-            # cached as long as this sequence caches what follows.
+            # Another sequence cached this route block first. Sharing its blocks saves memory, and keeps them from
+            # being evicted while this sequence caches the blocks that follow.
             self.pool.share(cached, table, first)
 
     def _prefilling(self) -> Iterator[Sequence]:
