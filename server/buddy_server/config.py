@@ -1,38 +1,63 @@
-"""The configuration file: read and validated here, then turned into frozen dataclasses.
+"""The configuration file: read and validated here, then turned into frozen dataclasses."""
 
-Limits, quotas, fair-share weights and elastic floors will be further fields of a tier, next to the budgets; admission
-reads them from the `Tier` that travels with a request.
-"""
-
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    StringConstraints,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from buddy_server.engine.settings import EngineSettings
 from buddy_server.errors import ConfigError, shown
-from buddy_server.tenancy.policy import Auto, Tenant, Tier
+from buddy_server.tenancy.policy import Tenant, Tier
+from buddy_server.tenancy.tier_entry import Name, TierEntry
 
 OPEN_TENANT = Tenant(name="default", tier=Tier(name="default"))
 """The tenant of every request if none are configured: no key, the whole model."""
 
 
+WhenUnreachable = Literal["refuse", "allow"]
+
+
+@dataclass(frozen=True, slots=True)
+class StoreSettings:
+    """Where tenants, keys and the ledger are kept: an SQLAlchemy URL of SQLite or PostgreSQL. The ledger writes open
+    requests to files in the directory `journal`; None puts it beside the SQLite file, or in the user's state
+    directory."""
+
+    url: str
+    journal: Path | None = None
+    when_unreachable: WhenUnreachable = "refuse"
+
+
+@dataclass(frozen=True, slots=True)
+class LimitSettings:
+    """Where limits are counted: "memory://" for one server process, "redis://..." for several."""
+
+    url: str = "memory://"
+    when_unreachable: WhenUnreachable = "refuse"
+
+
+@dataclass(frozen=True, slots=True)
+class ElasticSettings:
+    """Budgets of elastic tiers are lowered while requests wait longer than `target_queue_s` for their first step, or
+    while tokens take longer than `target_inter_token_s`."""
+
+    target_queue_s: float = 0.5
+    target_inter_token_s: float = 0.1
+
+
 @dataclass(frozen=True, slots=True)
 class ServerConfig:
-    """The server's configuration. Without tenants in the file, every client is `OPEN_TENANT`; `allow_open` lets such a
-    server listen on more than the loopback interface."""
+    """The server's configuration. Without tenants in the file and without a store, every client is `OPEN_TENANT`;
+    `allow_open` lets such a server listen on more than the loopback interface."""
 
+    tiers: tuple[Tier, ...] = ()
     tenants: tuple[Tenant, ...] = (OPEN_TENANT,)
+    store: StoreSettings | None = None
+    limits: LimitSettings = LimitSettings()
+    elastic: ElasticSettings = ElasticSettings()
     max_waiting: int = 256
     engine: EngineSettings = field(default_factory=EngineSettings)
     allow_open: bool = False
@@ -42,18 +67,19 @@ class ServerConfig:
     @property
     def is_open(self) -> bool:
         """Whether requests need no key."""
-        return not any(tenant.key_digests for tenant in self.tenants)
+        return self.store is None and not any(tenant.key_digests for tenant in self.tenants)
 
 
 def load_config(path: Path | None) -> ServerConfig:
     """The configuration in the YAML file at `path`; None gives a server without tenants.
 
-    Raises ConfigError naming the file, the field, its value and what is allowed.
+    Raises ConfigError naming the file, the line, the field, its value and what is allowed.
     """
     if path is None:
         return ServerConfig()
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        raw = yaml.safe_load(text)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -61,43 +87,48 @@ def load_config(path: Path | None) -> ServerConfig:
     try:
         return _freeze(_File.model_validate({} if raw is None else raw))
     except ValidationError as error:
-        raise ConfigError(f"{path}: {_explain(error)}") from None
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
+        raise ConfigError("; ".join(f"{path}:{_explain(details, text)}" for details in error.errors())) from None
+    except _FieldError as error:
+        raise ConfigError(f"{path}:{_line(text, error.location)}: {error}") from None
 
 
-def _number_or_auto(value: object) -> object:
-    if value == "auto" or (isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1):
-        return value
-    raise ValueError('allowed is a number from 0 to 1, or "auto"')
-
-
-_Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
-_Budget = Annotated[float, Field(ge=0, le=1)]
 _KeyDigest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+
+
+class _FieldError(ValueError):
+    """What pydantic cannot see, as two fields do not go together."""
+
+    def __init__(self, location: tuple[str, ...], reason: str) -> None:
+        super().__init__(f"{'.'.join(location)}: {reason}")
+        self.location = location
 
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class _TierEntry(_Strict):
-    min_budget: _Budget = 0.0
-    max_budget: _Budget = 1.0
-    default_budget: Annotated[float | Auto, BeforeValidator(_number_or_auto)] = "auto"
-    align_paths: bool = False
-
-    @model_validator(mode="after")
-    def _in_order(self) -> "_TierEntry":
-        default = self.min_budget if self.default_budget == "auto" else self.default_budget
-        if not self.min_budget <= default <= self.max_budget:
-            raise ValueError("allowed is min_budget <= default_budget <= max_budget")
-        return self
-
-
 class _TenantEntry(_Strict):
     tier: str
-    key_sha256: Annotated[list[_KeyDigest], Field(min_length=1)]
+    key_sha256: list[_KeyDigest] = Field(default_factory=list)
+
+
+class _StoreEntry(_Strict):
+    url: Annotated[str, StringConstraints(pattern=r"^(sqlite|postgresql)(\+\w+)?://")]
+    journal: str | None = None
+    when_unreachable: WhenUnreachable = "refuse"
+
+
+class _LimitsEntry(_Strict):
+    url: Annotated[str, StringConstraints(pattern=r"^(memory|redis|rediss|unix)://")] = "memory://"
+    when_unreachable: WhenUnreachable = "refuse"
+
+
+_TARGETS = ElasticSettings()
+
+
+class _ElasticEntry(_Strict):
+    target_queue_s: Annotated[float, Field(gt=0)] = _TARGETS.target_queue_s
+    target_inter_token_s: Annotated[float, Field(gt=0)] = _TARGETS.target_inter_token_s
 
 
 _SIZES = EngineSettings()
@@ -113,52 +144,85 @@ class _EngineEntry(_Strict):
 
 
 class _File(_Strict):
-    tiers: dict[_Name, _TierEntry] = Field(default_factory=dict)
-    tenants: dict[_Name, _TenantEntry] = Field(default_factory=dict)
+    tiers: dict[Name, TierEntry] = Field(default_factory=dict)
+    tenants: dict[Name, _TenantEntry] = Field(default_factory=dict)
+    store: _StoreEntry | None = None
+    limits: _LimitsEntry = Field(default_factory=_LimitsEntry)
+    elastic: _ElasticEntry = Field(default_factory=_ElasticEntry)
     max_waiting: Annotated[int, Field(ge=1)] = 256
     allow_open: bool = False
     engine: _EngineEntry = Field(default_factory=_EngineEntry)
 
 
 def _freeze(file: _File) -> ServerConfig:
-    tiers = {name: Tier(name, **entry.model_dump()) for name, entry in file.tiers.items()}
-    if not file.tenants:
-        open_tier = tiers.get(OPEN_TENANT.tier.name, OPEN_TENANT.tier)
-        return _server_config(file, (Tenant(OPEN_TENANT.name, open_tier),))
-    owners: dict[bytes, str] = {}
-    tenants = []
-    for name, entry in file.tenants.items():
-        if entry.tier not in tiers:
-            allowed = ", ".join(sorted(tiers)) or "none"
-            raise ConfigError(f"tenants.{name}.tier: {entry.tier!r} is not a tier, allowed: {allowed}")
-        digests = tuple(bytes.fromhex(text) for text in entry.key_sha256)
-        for digest in digests:
-            if digest in owners:
-                raise ConfigError(f"tenants.{name}.key_sha256: a key of {owners[digest]!r} is given again")
-            owners[digest] = name
-        tenants.append(Tenant(name, tiers[entry.tier], digests))
-    return _server_config(file, tuple(tenants))
-
-
-def _server_config(file: _File, tenants: tuple[Tenant, ...]) -> ServerConfig:
+    tiers = {name: entry.tier(name) for name, entry in file.tiers.items()}
+    tenants = tuple(_tenants(file, tiers))
+    if not tenants and file.store is None:
+        tenants = (Tenant(OPEN_TENANT.name, tiers.get(OPEN_TENANT.tier.name, OPEN_TENANT.tier)),)
     return ServerConfig(
+        tiers=tuple(tiers.values()),
         tenants=tenants,
+        store=None if file.store is None else _store(file.store),
+        limits=LimitSettings(**file.limits.model_dump()),
+        elastic=ElasticSettings(**file.elastic.model_dump()),
         max_waiting=file.max_waiting,
-        allow_open=file.allow_open,
         engine=EngineSettings(**file.engine.model_dump()),
+        allow_open=file.allow_open,
     )
 
 
-def _explain(error: ValidationError) -> str:
-    return "; ".join(_explain_one(details) for details in error.errors(include_url=False))
+def _store(entry: _StoreEntry) -> StoreSettings:
+    journal = None if entry.journal is None else Path(entry.journal)
+    return StoreSettings(entry.url, journal, entry.when_unreachable)
 
 
-def _explain_one(details: Any) -> str:
-    field = ".".join(str(part) for part in details["loc"]) or "the file"
+def _tenants(file: _File, tiers: dict[str, Tier]) -> Iterator[Tenant]:
+    owners: dict[bytes, str] = {}
+    for name, entry in file.tenants.items():
+        if entry.tier not in tiers:
+            allowed = ", ".join(sorted(tiers)) or "none"
+            raise _FieldError(("tenants", name, "tier"), f"{entry.tier!r} is not a tier, allowed: {allowed}")
+        if not entry.key_sha256 and file.store is None:
+            reason = (
+                "allowed are SHA-256 digests, at least one; without any, give a store for the keys that are made later"
+            )
+            raise _FieldError(("tenants", name, "key_sha256"), reason)
+        digests = tuple(bytes.fromhex(text) for text in entry.key_sha256)
+        for digest in digests:
+            if digest in owners:
+                raise _FieldError(("tenants", name, "key_sha256"), f"a key of {owners[digest]!r} is given again")
+            owners[digest] = name
+        yield Tenant(name, tiers[entry.tier], digests)
+
+
+def _explain(details: Any, text: str) -> str:
+    location = tuple(map(str, details["loc"]))
+    line, field = _line(text, location), ".".join(location) or "the file"
     if details["type"] == "extra_forbidden":
-        return f"{field}: is not a known field"
-    if "key_sha256" in details["loc"]:
+        return f"{line}: {field}: is not a known field"
+    if "key_sha256" in location:
         # The value may be a plain key pasted here by mistake; it must not reach a log.
-        return f"{field}: allowed are SHA-256 digests in 64 lower-case hexadecimal digits, at least one"
+        return f"{line}: {field}: allowed are SHA-256 digests in 64 lower-case hexadecimal digits"
+    if field == "store.url":
+        return f"{line}: {field}: allowed is sqlite:///PATH or postgresql://USER:PASSWORD@HOST/DATABASE"
+    if field == "limits.url":
+        return f"{line}: {field}: allowed is memory:// or redis://HOST:PORT/NUMBER"
     reason = str(details["ctx"]["error"]) if details["type"] == "value_error" else details["msg"]
-    return f"{field}: {shown(details['input'])} is not allowed: {reason}"
+    return f"{line}: {field}: {shown(details['input'])} is not allowed: {reason}"
+
+
+def _line(text: str, location: tuple[str, ...]) -> int:
+    """The line, from 1, of the field at `location`, or of the deepest entry on the way to it that there is."""
+    node, line = yaml.compose(text), 1
+    for name in location:
+        if isinstance(node, yaml.MappingNode):
+            found = [(key, value) for key, value in node.value if key.value == name]
+        elif isinstance(node, yaml.SequenceNode) and name.isdigit() and int(name) < len(node.value):
+            found = [(node.value[int(name)],) * 2]
+        else:
+            break
+        if not found:
+            break
+        key, node = found[-1]
+        line = key.start_mark.line + 1
+    return line

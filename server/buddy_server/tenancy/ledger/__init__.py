@@ -1,0 +1,1 @@
+"""What every request used: one row each, which outlives the process."""

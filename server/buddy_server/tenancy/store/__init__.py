@@ -1,0 +1,1 @@
+"""Tenants, keys, the audit and the ledger, in SQLite or PostgreSQL."""
