@@ -1,7 +1,7 @@
 """An engine without a model: deterministic, a little slow, and it remembers what was asked and cancelled."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 
@@ -14,6 +14,7 @@ from buddy_server.engine.messages import (
     FinishReason,
     GenerationRequest,
     PromptEvent,
+    StartEvent,
     TokenEvent,
     TokenLogprob,
     Usage,
@@ -52,6 +53,7 @@ class FakeEngine:
     num_waiting: int = 0
     num_running: int = 0
     kv_usage_ratio: float = 0.0
+    queue_s: float = 0.0
     words: tuple[str, ...] = ("Hello", " there", "", ",", " wörld", " 🐦")
     num_words: int = 6
     group_size: int = 1
@@ -69,6 +71,8 @@ class FakeEngine:
     """Layers that the Budget Predictor wants."""
     num_cached: tuple[int, ...] = (0,)
     """Of the prompts of requests in turn."""
+    limits: dict[str, int] = field(default_factory=dict)
+    """The last that limit_depth was given."""
 
     @property
     def ready_in_s(self) -> float:
@@ -77,6 +81,9 @@ class FakeEngine:
     def stop(self) -> None:
         """What runs then ends as cancelled."""
         self.stopped = True
+
+    def limit_depth(self, limits: Mapping[str, int]) -> None:
+        self.limits = dict(limits)
 
     async def submit(self, request: GenerationRequest) -> AsyncGenerator[list[Event], None]:
         """`group_size` events come at the same time; an end that is a failure comes alone."""
@@ -100,6 +107,9 @@ class FakeEngine:
                 wanted = MILLI_LAYERS * (self.predicted or NUM_LAYERS)
                 request = replace(request, max_cost=min(max(wanted, request.min_cost), request.max_cost))
                 yield DepthEvent(request.max_cost)
+            own_cost = request.max_cost
+            request = replace(request, max_cost=min(own_cost, self.limits.get(request.tier or "", own_cost)))
+            yield StartEvent(self.queue_s)
             num_tokens = min(self.num_words, request.sampling.max_tokens)
             if request.sampling.prompt_logprobs is not None:
                 yield self._prompt(request)
@@ -127,6 +137,7 @@ class FakeEngine:
                     output_cost=(num_tokens - 1) * request.max_cost,
                 ),
                 text="!",
+                max_cost=request.max_cost,
             )
         finally:
             (self.finished if ended else self.cancelled).append(request.request_id)

@@ -76,6 +76,9 @@ async def admit(services: Services, life: RequestLife, tenant: Tenant, request: 
             min_cost=depth.min_cost,
             sampling=_sampling(body, limits[prompt_index], index),
             align_paths=tenant.tier.align_paths,
+            weight=tenant.tier.weight,
+            priority=tenant.tier.priority,
+            tier=tenant.tier.name if tenant.tier.elastic_floor is not None else None,
         )
         for prompt_index, prompt in enumerate(prompts)
         for index in range(n)

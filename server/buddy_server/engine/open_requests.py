@@ -72,7 +72,12 @@ class OpenRequests:
     def end_all(self, reason: FinishReason, message: str) -> None:
         """End every request that the engine will report no more on, with its last reported usage."""
         waiting = list(self._open.items())
-        self._hand_over([(name, FinishEvent(reason, opened.usage, error=message)) for name, opened in waiting])
+        self._hand_over(
+            [
+                (name, FinishEvent(reason, opened.usage, error=message, max_cost=opened.request.max_cost))
+                for name, opened in waiting
+            ]
+        )
 
     def _hand_over(self, events: list[tuple[str, Event]]) -> None:
         by_request: defaultdict[str, list[Event]] = defaultdict(list)
@@ -85,7 +90,7 @@ class OpenRequests:
             if opened is None:
                 continue
             if isinstance(last, FinishEvent):
-                self._settle_one(Account(name, opened.request.tenant, last.reason, last.usage))
+                self._settle_one(Account(name, opened.request.tenant, last.reason, last.usage, last.max_cost))
             if (queue := opened.events) is not None:
                 by_loop[opened.loop].append((queue, together))
         for loop, groups in by_loop.items():
@@ -112,7 +117,7 @@ class OpenRequests:
 
 def unused(request: GenerationRequest, reason: FinishReason, message: str) -> FinishEvent:
     """The end of a request for which the engine has computed nothing."""
-    return FinishEvent(reason, Usage(len(request.prompt_tokens)), error=message)
+    return FinishEvent(reason, Usage(len(request.prompt_tokens)), error=message, max_cost=request.max_cost)
 
 
 def _put_all(groups: list[tuple[_Queue, list[Event]]]) -> None:
