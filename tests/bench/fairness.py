@@ -53,7 +53,7 @@ class FairnessRow:
     ttft_p50_ms: float
     ttft_p95_ms: float
     itl_p50_ms: float
-    num_requests: int
+    num_replies: int
     preemptions: int
     rounds: int
     seconds: float
@@ -110,7 +110,7 @@ class Site:
             tenant: Measured(
                 (after[tenant] - before[tenant]) / self.num_layers / passed_s,
                 preemptions,
-                [read(one, count) for one, count in sent if one.sent_s >= start_s and not one.cut],
+                [reply for one, count in sent if one.sent_s >= start_s and (reply := read(one, count)).arrival_times_s],
             )
             for tenant, sent in exchanges.items()
         }
@@ -133,6 +133,7 @@ class Site:
 
 
 def read(exchange: Exchange, new_tokens: int) -> Reply:
+    """The answer as far as it has come."""
     reply = read_reply(exchange, new_tokens)
     assert reply.error is None, reply.error
     return reply
@@ -166,7 +167,7 @@ def row(condition: str, streams: dict[str, int], tenant: str, rounds: list[Measu
         ttft_p50_ms=percentile_ms(ttfts, 50),
         ttft_p95_ms=percentile_ms(ttfts, 95),
         itl_p50_ms=percentile_ms(gaps, 50),
-        num_requests=len(replies),
+        num_replies=len(replies),
         preemptions=sum(measured.preemptions for measured in rounds),
         rounds=len(rounds),
         seconds=seconds,

@@ -4,6 +4,7 @@ import itertools
 import random
 from collections import Counter
 from dataclasses import dataclass, field
+from statistics import median
 
 import pytest
 
@@ -383,6 +384,35 @@ def test_blocks_of_a_flood_make_room_for_a_small_tenant() -> None:
     for _ in range(2):
         commit(scheduler, scheduler.schedule())
     assert small in scheduler.running
+
+
+@pytest.mark.parametrize(("fixed_s", "row_s", "num_rows"), [(0.0, 0.001, 21), (0.018, 0.001, 25), (0.01, 0.0, 32)])
+def test_rows_beyond_a_share_are_run_as_far_as_they_do_not_slow_down_a_small_tenant(
+    fixed_s: float, row_s: float, num_rows: int
+) -> None:
+    scheduler = make_scheduler(num_blocks=2000, max_sequences=32, max_step_tokens=64)
+    flood = [add(scheduler, requested("flood", max_tokens=400)) for _ in range(30)]
+
+    def run(num_steps: int) -> list[int]:
+        counts = []
+        for _ in range(num_steps):
+            batch = scheduler.schedule()
+            counts.append(len(batch.works))
+            commit(scheduler, batch, seconds=fixed_s + row_s * len(batch.works))
+        return counts
+
+    alone, before = run(20), [sequence.num_output for sequence in flood]
+    small = [add(scheduler, requested("small", max_tokens=400)) for _ in range(2)]
+    counts = run(200)
+    assert alone[-1] == 30
+    assert median(counts[20:]) == num_rows
+    assert {sequence.num_output for sequence in small} == {max(sequence.num_output for sequence in small)}
+    # The flood's sequences take turns.
+    gained = [sequence.num_output - earlier for sequence, earlier in zip(flood, before, strict=True)]
+    assert max(gained) - min(gained) <= 2
+    for sequence in small:
+        scheduler.finish(sequence)
+    assert run(1) == [30]
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -6,7 +6,7 @@ milli-layers: cached tokens and skipped layers cost nothing. Does not import tor
 
 import math
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from heapq import heappop, heappush, heapreplace
@@ -182,6 +182,33 @@ class FairShare:
         }
         candidates = [sequence for sequence in running if self._line(sequence) in givers]
         return self.most_over(candidates) if candidates else None
+
+    def num_within_share(self, decoding: list[Sequence], num_lanes: int) -> int:
+        """How many of `decoding` run if no tenant has more than its fair share of `num_lanes`. All of them if there is
+        nobody to protect: a tenant that has all it asks for and no more than its share."""
+        counts = self._counts(decoding)
+        fair = {line: min(count, int(self._share(line, num_lanes))) for line, count in counts.items()}
+        is_one_small = any(count == fair[line] and not line.waiting for line, count in counts.items())
+        return sum(fair.values()) if is_one_small else len(decoding)
+
+    def within_share(self, decoding: list[Sequence], num_lanes: int, most: int) -> list[Sequence]:
+        """At most `most` of `decoding`, which must be room for the fair shares: all of the tenants within theirs. The
+        others divide the rest in proportion to what they have beyond their share, each to those whose turn was longest
+        ago. In the order of turns."""
+        counts = self._counts(decoding)
+        fair = {line: min(count, int(self._share(line, num_lanes))) for line, count in counts.items()}
+        extra = (most - sum(fair.values())) / (len(decoding) - sum(fair.values()))
+        left = {line: fair[line] + int(extra * (count - fair[line])) for line, count in counts.items()}
+        chosen: list[Sequence] = []
+        for sequence in sorted(decoding, key=lambda other: other.turn):
+            line = self._line(sequence)
+            if left[line]:
+                left[line] -= 1
+                chosen.append(sequence)
+        return chosen
+
+    def _counts(self, sequences: Iterable[Sequence]) -> Counter[_Line]:
+        return Counter(map(self._line, sequences))
 
     def _may_take(self, taker: _Line, giver: _Line, num_lanes: int) -> bool:
         return (
