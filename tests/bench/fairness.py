@@ -110,7 +110,7 @@ class Site:
             tenant: Measured(
                 (after[tenant] - before[tenant]) / self.num_layers / passed_s,
                 preemptions,
-                [reply for one, count in sent if one.sent_s >= start_s and (reply := read(one, count)).arrival_times_s],
+                [read(one, count) for one, count in sent if one.sent_s >= start_s and (one.reads or not one.cut)],
             )
             for tenant, sent in exchanges.items()
         }
@@ -156,7 +156,7 @@ def config(path: Path) -> Path:
 
 def row(condition: str, streams: dict[str, int], tenant: str, rounds: list[Measured], seconds: float) -> FairnessRow:
     replies = [reply for measured in rounds for reply in measured.replies]
-    ttfts = [reply.ttft_s for reply in replies]
+    ttfts = [reply.ttft_s for reply in replies if reply.arrival_times_s]
     gaps = [(late - early) for reply in replies for early, late in pairwise(reply.arrival_times_s)]
     return FairnessRow(
         condition=condition,

@@ -171,8 +171,8 @@ class FairShare:
         """The one of `running` to preempt so that `waiting` can run; None if that would be unfair.
 
         Fair is to take from a lower priority. In the same priority it is to take from a tenant that has been served as
-        much, and only so that afterwards it still has its fair share and the other one no more than its own. Hence
-        tenants never preempt each other in turns.
+        much or more and keeps its fair share, for one that then has no more than half of its own: the rest comes as
+        sequences end. Tenants whose numbers swing around their shares would preempt each other all the time otherwise.
         """
         taker = self._line(waiting)
         givers = {
