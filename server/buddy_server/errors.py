@@ -9,14 +9,18 @@ BuddyError
     │   ├── ContextLengthExceeded 400  context_length_exceeded
     │   └── UnsupportedField     400   unsupported_parameter
     ├── InvalidApiKey            401   invalid_api_key
+    ├── TenantDisabled           403   tenant_disabled
     ├── ModelNotFound            404   model_not_found
     ├── RouteNotFound            404   route_not_found
     ├── MethodNotAllowed         405   method_not_allowed
     ├── BodyTooLarge             413   request_too_large
+    ├── RateLimited              429   rate_limit_exceeded, with retry-after
+    │   └── InsufficientQuota    429   insufficient_quota, no retry
     ├── ClientDisconnected       499   never seen by a client; closes the request's records
     ├── InternalError            500   internal_error
     └── Overloaded               503   overloaded, with retry-after
-        └── NotReady             503   not_ready, with retry-after
+        ├── NotReady             503   not_ready, with retry-after
+        └── StoreAway            503   store_unreachable, with retry-after
 """
 
 import itertools
@@ -25,7 +29,7 @@ import reprlib
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
-Outcome = Literal["finished", "refused", "overloaded", "cancelled", "error"]
+Outcome = Literal["finished", "refused", "limited", "overloaded", "cancelled", "error"]
 """How a request can end, as the metrics count it."""
 
 _SHOWN_CHARS = 80
@@ -130,6 +134,17 @@ class InvalidApiKey(ApiError):
         super().__init__(message, headers={"www-authenticate": "Bearer"})
 
 
+class TenantDisabled(ApiError):
+    """The key is valid, but its tenant may not use the server now."""
+
+    status = 403
+    type = "invalid_request_error"
+    code = "tenant_disabled"
+
+    def __init__(self, tenant: str):
+        super().__init__(f"The tenant {tenant!r} is disabled.")
+
+
 class ModelNotFound(ApiError):
     """The request names a model that this server does not serve."""
 
@@ -160,6 +175,32 @@ class BodyTooLarge(ApiError):
 
     def __init__(self, max_bytes: int):
         super().__init__(f"The request body is larger than the {max_bytes} bytes allowed.")
+
+
+class RateLimited(ApiError):
+    """The request would pass a limit of its tenant's tier. `headers` tell where the tenant stands. Without a
+    `retry_after_s`, no retry of the same request can succeed."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "rate_limit_exceeded"
+    outcome = "limited"
+
+    def __init__(self, message: str, headers: Mapping[str, str], retry_after_s: float | None) -> None:
+        retry = {"x-should-retry": "false"}
+        if retry_after_s is not None:
+            retry = {"retry-after": str(math.ceil(retry_after_s)), "retry-after-ms": str(math.ceil(retry_after_s * 1000))}
+        super().__init__(message, headers={**headers, **retry})
+
+
+class InsufficientQuota(RateLimited):
+    """The tenant's quota of the month does not cover the request."""
+
+    type = "insufficient_quota"
+    code = "insufficient_quota"
+
+    def __init__(self, message: str, headers: Mapping[str, str]) -> None:
+        super().__init__(message, headers, None)
 
 
 class ClientDisconnected(ApiError):
@@ -201,3 +242,9 @@ class NotReady(Overloaded):
     """The engine is not available: it is restarting after a failure, or stopping."""
 
     code = "not_ready"
+
+
+class StoreAway(Overloaded):
+    """What must be asked before a request may run, limits, keys or ledger, cannot be reached."""
+
+    code = "store_unreachable"
