@@ -3,6 +3,7 @@
 BuddyError
 ├── ConfigError                        at start: the file, the field, the value, what is allowed
 ├── EngineStartError                   at start: why there is no engine
+├── StoreUnreachable                   the database and why; clients see StoreAway
 └── ApiError                           rendered by `api/errors_handler.py`
     ├── InvalidRequest           400   code null, param names the field
     │   ├── InvalidBudget        400   invalid_budget
@@ -11,12 +12,17 @@ BuddyError
     ├── InvalidApiKey            401   invalid_api_key
     ├── ModelNotFound            404   model_not_found
     ├── RouteNotFound            404   route_not_found
+    ├── TenantNotFound           404   tenant_not_found
+    ├── TierNotFound             404   tier_not_found
+    ├── KeyNotFound              404   key_not_found
     ├── MethodNotAllowed         405   method_not_allowed
+    ├── Conflict                 409   conflict
     ├── BodyTooLarge             413   request_too_large
     ├── ClientDisconnected       499   never seen by a client; closes the request's records
     ├── InternalError            500   internal_error
     └── Overloaded               503   overloaded, with retry-after
-        └── NotReady             503   not_ready, with retry-after
+        ├── NotReady             503   not_ready, with retry-after
+        └── StoreAway            503   store_unreachable, with retry-after
 """
 
 import itertools
@@ -74,6 +80,11 @@ class ConfigError(BuddyError):
 class EngineStartError(BuddyError):
     """The engine's process could not build the engine. The message is that of one of BUILD_ERRORS (engine/build.py), or
     states how the process ended."""
+
+
+class StoreUnreachable(BuddyError):
+    """The store's database does not answer, or cannot do what it is asked. The message has its URL without the
+    password, and is for the operator alone."""
 
 
 class ApiError(BuddyError):
@@ -147,10 +158,47 @@ class RouteNotFound(ApiError):
     code = "route_not_found"
 
 
+class TenantNotFound(ApiError):
+    status = 404
+    type = "invalid_request_error"
+    code = "tenant_not_found"
+
+    def __init__(self, name: str):
+        super().__init__(f"There is no tenant {shown(name)}.")
+
+
+class TierNotFound(ApiError):
+    status = 404
+    type = "invalid_request_error"
+    code = "tier_not_found"
+
+    def __init__(self, name: str):
+        super().__init__(f"There is no tier {shown(name)}.")
+
+
+class KeyNotFound(ApiError):
+    """No key of the store has this id. The message does not repeat it: it may be a whole key by mistake."""
+
+    status = 404
+    type = "invalid_request_error"
+    code = "key_not_found"
+
+    def __init__(self) -> None:
+        super().__init__("There is no key with this id; an id is the 12 hexadecimal digits between 'sk-' and '_'.")
+
+
 class MethodNotAllowed(ApiError):
     status = 405
     type = "invalid_request_error"
     code = "method_not_allowed"
+
+
+class Conflict(ApiError):
+    """The change does not fit what there is: a name is taken, in use, or belongs to the configuration file."""
+
+    status = 409
+    type = "invalid_request_error"
+    code = "conflict"
 
 
 class BodyTooLarge(ApiError):
@@ -201,3 +249,12 @@ class NotReady(Overloaded):
     """The engine is not available: it is restarting after a failure, or stopping."""
 
     code = "not_ready"
+
+
+class StoreAway(Overloaded):
+    """The store does not answer. The message reveals nothing about it; the log has the StoreUnreachable."""
+
+    code = "store_unreachable"
+
+    def __init__(self) -> None:
+        super().__init__("The store of tenants and usage does not answer; try again in a moment.")

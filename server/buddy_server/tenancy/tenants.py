@@ -5,6 +5,7 @@ import hmac
 from collections.abc import Sequence
 
 from buddy_server.errors import InvalidApiKey
+from buddy_server.tenancy.keys import bearer_key
 from buddy_server.tenancy.policy import Tenant
 
 
@@ -22,10 +23,7 @@ class TenantDirectory:
         """
         if self._open_tenant is not None:
             return self._open_tenant
-        scheme, _, key = (authorization or "").partition(" ")
-        if scheme.lower() != "bearer" or not key.strip():
-            raise InvalidApiKey("No API key was given; send it as 'Authorization: Bearer <key>'.")
-        digest = hashlib.sha256(key.strip().encode()).digest()
+        digest = hashlib.sha256(bearer_key(authorization).encode()).digest()
         found: Tenant | None = None
         # Compares every digest, so that the time taken does not reveal which one matched.
         for known, tenant in self._digests:
