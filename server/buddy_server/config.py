@@ -24,11 +24,12 @@ WhenUnreachable = Literal["refuse", "allow"]
 class StoreSettings:
     """Where tenants, keys and the ledger are kept: an SQLAlchemy URL of SQLite or PostgreSQL. The ledger writes open
     requests to files in the directory `journal`; None puts it beside the SQLite file, or in the user's state
-    directory."""
+    directory. It keeps its rows for `ledger_days` days, or for ever with None."""
 
     url: str
     journal: Path | None = None
     when_unreachable: WhenUnreachable = "refuse"
+    ledger_days: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,9 +114,11 @@ class _TenantEntry(_Strict):
 
 
 class _StoreEntry(_Strict):
-    url: Annotated[str, StringConstraints(pattern=r"^(sqlite|postgresql)(\+\w+)?://")]
+    url: Annotated[str, StringConstraints(pattern=r"^(sqlite(\+aiosqlite)?:///|postgresql(\+asyncpg)?://)")]
     journal: str | None = None
     when_unreachable: WhenUnreachable = "refuse"
+    # A month's quota counts the month's rows.
+    ledger_days: Annotated[int, Field(ge=31)] | None = None
 
 
 class _LimitsEntry(_Strict):
@@ -173,7 +176,7 @@ def _freeze(file: _File) -> ServerConfig:
 
 def _store(entry: _StoreEntry) -> StoreSettings:
     journal = None if entry.journal is None else Path(entry.journal)
-    return StoreSettings(entry.url, journal, entry.when_unreachable)
+    return StoreSettings(entry.url, journal, entry.when_unreachable, entry.ledger_days)
 
 
 def _tenants(file: _File, tiers: dict[str, Tier]) -> Iterator[Tenant]:

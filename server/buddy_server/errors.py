@@ -3,6 +3,7 @@
 BuddyError
 ├── ConfigError                        at start: the file, the field, the value, what is allowed
 ├── EngineStartError                   at start: why there is no engine
+├── StoreUnreachable                   the database and why; clients see StoreAway
 └── ApiError                           rendered by `api/errors_handler.py`
     ├── InvalidRequest           400   code null, param names the field
     │   ├── InvalidBudget        400   invalid_budget
@@ -12,7 +13,11 @@ BuddyError
     ├── TenantDisabled           403   tenant_disabled
     ├── ModelNotFound            404   model_not_found
     ├── RouteNotFound            404   route_not_found
+    ├── TenantNotFound           404   tenant_not_found
+    ├── TierNotFound             404   tier_not_found
+    ├── KeyNotFound              404   key_not_found
     ├── MethodNotAllowed         405   method_not_allowed
+    ├── Conflict                 409   conflict
     ├── BodyTooLarge             413   request_too_large
     ├── RateLimited              429   rate_limit_exceeded, with retry-after
     │   └── InsufficientQuota    429   insufficient_quota, no retry
@@ -78,6 +83,11 @@ class ConfigError(BuddyError):
 class EngineStartError(BuddyError):
     """The engine's process could not build the engine. The message is that of one of BUILD_ERRORS (engine/build.py), or
     states how the process ended."""
+
+
+class StoreUnreachable(BuddyError):
+    """The store's database does not answer, or cannot do what it is asked. The message has its URL without the
+    password, and is for the operator alone."""
 
 
 class ApiError(BuddyError):
@@ -162,10 +172,47 @@ class RouteNotFound(ApiError):
     code = "route_not_found"
 
 
+class TenantNotFound(ApiError):
+    status = 404
+    type = "invalid_request_error"
+    code = "tenant_not_found"
+
+    def __init__(self, name: str):
+        super().__init__(f"There is no tenant {shown(name)}.")
+
+
+class TierNotFound(ApiError):
+    status = 404
+    type = "invalid_request_error"
+    code = "tier_not_found"
+
+    def __init__(self, name: str):
+        super().__init__(f"There is no tier {shown(name)}.")
+
+
+class KeyNotFound(ApiError):
+    """No key of the store has this id. The message does not repeat it: it may be a whole key by mistake."""
+
+    status = 404
+    type = "invalid_request_error"
+    code = "key_not_found"
+
+    def __init__(self) -> None:
+        super().__init__("There is no key with this id; an id is the 12 hexadecimal digits between 'sk-' and '_'.")
+
+
 class MethodNotAllowed(ApiError):
     status = 405
     type = "invalid_request_error"
     code = "method_not_allowed"
+
+
+class Conflict(ApiError):
+    """The change does not fit what there is: a name is taken, in use, or belongs to the configuration file."""
+
+    status = 409
+    type = "invalid_request_error"
+    code = "conflict"
 
 
 class BodyTooLarge(ApiError):
@@ -245,6 +292,9 @@ class NotReady(Overloaded):
 
 
 class StoreAway(Overloaded):
-    """What must be asked before a request may run, limits, keys or ledger, cannot be reached."""
+    """The store does not answer. The message reveals nothing about it; the log has the StoreUnreachable."""
 
     code = "store_unreachable"
+
+    def __init__(self, what: str = "The store of tenants and usage"):
+        super().__init__(f"{what} does not answer; try again in a moment.")

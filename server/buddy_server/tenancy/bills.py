@@ -134,7 +134,7 @@ class Bills:
         self._loop = asyncio.get_running_loop()
         tenant = order.caller.tenant
         if not self._is_ready():
-            raise StoreAway("The store of tenants and usage does not answer; try again in a moment.")
+            raise StoreAway
         limits = self._gate.limits(tenant.tier)
         entry = self._entry(order)
         claim = Claim(order.id, tenant.name, order.cost, entry.day[:7], limits) if limits != Limits() else None
@@ -148,7 +148,7 @@ class Bills:
                 log.exception("journal not written")
                 if claim is not None:
                     await self._gate.withdraw(claim)
-                raise StoreAway("The ledger cannot keep this request; try again in a moment.") from error
+                raise StoreAway("The ledger") from error
         return bill
 
     def expect(self, request_id: str, bill: Bill) -> None:

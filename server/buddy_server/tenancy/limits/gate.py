@@ -66,7 +66,7 @@ class LimitGate:
             answer = await self._ask(self._limiter.reserve(claim))
         except LimiterUnreachable:
             if self._refuses:
-                raise StoreAway("The limits of this key cannot be checked now; try again in a moment.") from None
+                raise StoreAway("The store of limits") from None
             return {}
         standing = answer.standing if isinstance(answer, Refusal) else answer
         if claim.limits.cost_per_month is not None:
