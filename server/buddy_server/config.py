@@ -22,9 +22,9 @@ WhenUnreachable = Literal["refuse", "allow"]
 
 @dataclass(frozen=True, slots=True)
 class StoreSettings:
-    """Where tenants, keys and the ledger are kept: an SQLAlchemy URL of SQLite or PostgreSQL. The ledger writes open
-    requests to files in the directory `journal`; None puts it beside the SQLite file, or in the user's state
-    directory."""
+    """Where tenants, keys and the ledger are kept: an SQLAlchemy URL of SQLite or PostgreSQL, whose password may be in
+    the environment variable PGPASSWORD instead. The ledger writes open requests to files in the directory `journal`;
+    None puts it beside the SQLite file, or in the user's state directory."""
 
     url: str
     journal: Path | None = None

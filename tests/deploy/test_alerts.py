@@ -21,6 +21,7 @@ def rules(name: str) -> list[dict[str, Any]]:
 
 
 NOT_YET = {"buddy_queue_time_seconds_bucket"}
+"""Metrics that the server does not report yet; their cases must fail."""
 METRICS = sorted(
     {
         name
