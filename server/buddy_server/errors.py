@@ -35,7 +35,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 Outcome = Literal["finished", "refused", "limited", "overloaded", "cancelled", "error"]
-"""How a request can end, as the metrics count it."""
+"""How a request can end, as the metrics count it. A limit of its tenant ends it as "limited"."""
 
 _SHOWN_CHARS = 80
 _SHOWN_BITS = 4096

@@ -1,16 +1,16 @@
-"""All Prometheus metrics of the server; metric names appear only here.
+"""All Prometheus metrics of the server; metric names appear only here and in tenancy_metrics.py.
 
-Tenant labels come only from the configured tenants, at most 200 of them; all others are "other". Two identities hold at
-any time:
+Tenant labels come only from known tenants, at most 200 of them; all others are "other". Two identities hold at any
+time:
 
     completion_tokens_total = inter_token_latency_seconds_count + time_to_first_token_seconds_count
     layers_executed_total + layers_skipped_total = L x tokens routed
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import Counter, Gauge, Histogram, generate_latest
 
 from buddy_routing.action_space import MILLI_LAYERS
 from buddy_server.engine.messages import Account, EngineClient, EngineInfo, StepStats
@@ -18,10 +18,9 @@ from buddy_server.errors import Outcome
 from buddy_server.histogram import CountedHistogram
 from buddy_server.tenancy.depth import DepthDecision
 from buddy_server.tenancy.policy import Tenant
+from buddy_server.tenancy_metrics import OTHER, TenancyMetrics
 from buddy_server.version import server_version
 
-MAX_TENANT_LABELS = 200
-_OTHER = "other"
 _TENANT = ("tenant", "tier")
 
 # vLLM's buckets where the meaning is the same, so that queries carry over; inter-token latency starts lower here.
@@ -42,17 +41,13 @@ _EIGHTHS = tuple(step / 8 for step in range(1, 9))
 _BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 
 
-class Metrics:
+class Metrics(TenancyMetrics):
     """The server's metrics in a separate registry. Methods may be called from any thread."""
 
-    def __init__(self, info: EngineInfo, tenants: Sequence[Tenant]):
+    def __init__(self, info: EngineInfo, tenants: Iterable[Tenant]):
+        super().__init__(tenants)
         self._num_layers = info.num_layers
         self._full_cost = info.actions.full_cost
-        self._labels = {
-            tenant.name: (tenant.name if index < MAX_TENANT_LABELS else _OTHER, tenant.tier.name)
-            for index, tenant in enumerate(tenants)
-        }
-        self.registry = CollectorRegistry()
         self._declare_requests()
         self._declare_depth()
         self._declare_engine()
@@ -134,6 +129,13 @@ class Metrics:
             buckets=[self._num_layers * share for share in _EIGHTHS],
             registry=self.registry,
         )
+        self._budget_requested = Histogram(
+            "buddy_budget_requested",
+            "Budgets of admitted requests that stated a number, before clamping.",
+            _TENANT,
+            buckets=_EIGHTHS,
+            registry=self.registry,
+        )
         self._budget_granted = Histogram(
             "buddy_budget_granted",
             "Budgets of admitted requests, after clamping.",
@@ -184,14 +186,14 @@ class Metrics:
         self._router.observe(stats.router_s / num_steps, num_steps)
         self._preemptions.inc(stats.num_preemptions)
         for tenant, depth in stats.depth.items():
-            labels = self._labels.get(tenant, (_OTHER, _OTHER))
+            labels = self._labels.get(tenant, (OTHER, OTHER))
             self._layers_executed.labels(*labels).inc(depth.executed / MILLI_LAYERS)
             self._layers_skipped.labels(*labels).inc(depth.skipped / MILLI_LAYERS)
             self._layers_uncharged.labels(*labels).inc(depth.uncharged / MILLI_LAYERS)
 
     def observe_account(self, account: Account) -> None:
         """Record the usage of a settled request."""
-        labels = self._labels.get(account.tenant, (_OTHER, _OTHER))
+        labels = self._labels.get(account.tenant, (OTHER, OTHER))
         self._layer_tokens.labels(*labels).inc(account.usage.cost / self._full_cost)
 
     def count_restart(self) -> None:
@@ -200,7 +202,7 @@ class Metrics:
 
     def request(self, tenant: Tenant) -> "RequestMetrics":
         """Metrics for one request of `tenant`, starting now."""
-        return RequestMetrics(self, self._labels.get(tenant.name, (_OTHER, tenant.tier.name)))
+        return RequestMetrics(self, self._labels.get(tenant.name, (OTHER, tenant.tier.name)))
 
     def render(self, engine: EngineClient) -> bytes:
         """The text for a Prometheus scrape. Gauges are read from the engine now: a stuck or idle engine reports no
@@ -230,6 +232,8 @@ class RequestMetrics:
     def admitted(self, num_prompt_tokens: int, depth: DepthDecision) -> None:
         """Record that the request goes to the engine, and its depth unless the Budget Predictor will choose it."""
         self._num_prompt_tokens = num_prompt_tokens
+        if isinstance(depth.requested, float):
+            self._metrics._budget_requested.labels(*self._labels).observe(depth.requested)
         if depth.min_cost is None:
             self.granted(depth.granted)
         if depth.clamped is not None:

@@ -1,4 +1,4 @@
-"""Every expression of the dashboard, asked of a real Prometheus that scraped the real server."""
+"""Every expression of the dashboard and every rule, asked of a real Prometheus that scraped the real server."""
 
 import hashlib
 import itertools
@@ -26,13 +26,43 @@ GRAFANA = DEPLOY / "grafana"
 DASHBOARD: dict[str, Any] = json.loads((GRAFANA / "dashboards" / "buddy.json").read_text())
 PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 VARIABLES = {variable["name"]: variable for variable in DASHBOARD["templating"]["list"]}
+NOT_YET = (
+    *("buddy_queue_time_seconds", "buddy_quota_used_ratio", "buddy_store_up", "buddy_limits_up"),
+    "buddy_ledger_write_seconds",
+)
+"""Metrics that the server does not report yet, or not as it is configured here."""
+
+
+def asked(expression: str, name: str) -> Any:
+    """A case of a test; it must fail as long as the expression is about metrics that are NOT_YET there."""
+    missing = [metric for metric in NOT_YET if metric in expression]
+    marks = [pytest.mark.xfail(reason=f"not reported yet: {', '.join(missing)}")] if missing else []
+    return pytest.param(expression, id=name, marks=marks)
+
+
 EXPRESSIONS = [
-    pytest.param(target["expr"], id=f"{panel['title']}, {target['legendFormat']}")
+    asked(target["expr"], f"{panel['title']}, {target['legendFormat']}")
     for panel in PANELS
     for target in panel["targets"]
 ]
+RULES = DEPLOY / "prometheus" / "rules"
+RECORDED = [
+    asked(rule["expr"], rule["record"])
+    for group in yaml.safe_load((RULES / "recording.yml").read_text())["groups"]
+    for rule in group["rules"]
+]
 KEYS = {"acme": "sk-test-acme", "hobby": "sk-test-hobby"}
-TIERS = {"acme": "pro", "hobby": "free"}
+LIMITS = {"requests_per_minute": 1000, "layer_tokens_per_month": 1000000}
+CONFIG = {
+    "tiers": {
+        "pro": {"default_budget": 1.0, **LIMITS},
+        "free": {"max_budget": 0.5, "default_budget": 0.5, "elastic_floor": 0.25, **LIMITS},
+    },
+    "tenants": {
+        name: {"tier": tier, "key_sha256": [hashlib.sha256(KEYS[name].encode()).hexdigest()]}
+        for name, tier in {"acme": "pro", "hobby": "free"}.items()
+    },
+}
 BUDGETS = (1.0, 0.5)
 
 
@@ -63,13 +93,8 @@ class Prometheus:
 @contextmanager
 def buddy_server(folder: Path) -> Iterator[httpx.Client]:
     """`buddy serve` with two tenants and the embedded model."""
-    tenants = {
-        name: {"tier": TIERS[name], "key_sha256": [hashlib.sha256(key.encode()).hexdigest()]}
-        for name, key in KEYS.items()
-    }
-    tiers = {"pro": {"default_budget": 1.0}, "free": {"max_budget": 0.5, "default_budget": 0.5}}
     config = folder / "tenants.yaml"
-    config.write_text(yaml.safe_dump({"tiers": tiers, "tenants": tenants}))
+    config.write_text(yaml.safe_dump(CONFIG))
     with serving("--config", str(config), "--device", "cpu") as url, client(url) as http:
         yield http
 
@@ -81,11 +106,12 @@ def client(url: str) -> httpx.Client:
 
 @contextmanager
 def prometheus_scraping(server: httpx.Client, folder: Path) -> Iterator[httpx.Client]:
-    """Prometheus with the project's own configuration; only the target's address and the interval are others."""
+    """Prometheus with the project's own configuration; only the target's address and the intervals are others."""
     executable = shutil.which("prometheus")
     assert executable is not None
     config = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text())
-    config["global"] |= {"scrape_interval": "500ms", "scrape_timeout": "500ms"}
+    config["global"] |= {"scrape_interval": "500ms", "scrape_timeout": "500ms", "evaluation_interval": "500ms"}
+    config["rule_files"] = [str(DEPLOY / "prometheus" / pattern) for pattern in config["rule_files"]]
     [scrape] = config["scrape_configs"]
     scrape["static_configs"] = [{"targets": [f"{server.base_url.host}:{server.base_url.port}"]}]
     (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
@@ -134,9 +160,9 @@ def once_scraped(prometheus: httpx.Client, num_requests: int) -> Prometheus:
 
 def use(server: httpx.Client) -> int:
     """Both tenants ask at several budgets. Returns the number of requests."""
-    asked = list(itertools.product(KEYS.values(), BUDGETS))
+    choices = list(itertools.product(KEYS.values(), BUDGETS))
     [model] = server.get("/v1/models", headers={"Authorization": f"Bearer {KEYS['acme']}"}).json()["data"]
-    for key, budget in asked:
+    for key, budget in choices:
         body = {
             "model": model["id"],
             # More than one token, or there would be no gap between tokens.
@@ -146,7 +172,7 @@ def use(server: httpx.Client) -> int:
         }
         answer = server.post("/v1/chat/completions", json=body, headers={"Authorization": f"Bearer {key}"})
         assert answer.status_code == 200, answer.text
-    return len(asked)
+    return len(choices)
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +197,7 @@ def substituted(expression: str, tenant: str = ".*") -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("expression", EXPRESSIONS)
+@pytest.mark.parametrize("expression", [*EXPRESSIONS, *RECORDED])
 def test_expression_has_finite_data(prometheus: Prometheus, expression: str) -> None:
     found = prometheus.query(substituted(expression))
     assert found
@@ -188,14 +214,31 @@ def test_expression_is_by_tenant_and_follows_the_variable(prometheus: Prometheus
 
 
 @pytest.mark.slow
+def test_rules_are_evaluated_and_no_alert_fires(prometheus: Prometheus) -> None:
+    def rules() -> list[dict[str, Any]]:
+        groups = prometheus.http.get("/api/v1/rules").json()["data"]["groups"]
+        return [rule for group in groups for rule in group["rules"]]
+
+    wait_until(lambda: all(rule["health"] != "unknown" for rule in rules()), 20)
+    assert len(rules()) > len(RECORDED)
+    for rule in rules():
+        assert rule["health"] == "ok", rule
+        assert rule.get("alerts", []) == []
+
+
+@pytest.mark.slow
 def test_panels_tell_the_truth(prometheus: Prometheus) -> None:
     """acme ran at 1 and 0.5; hobby's tier clamps both to 0.5."""
-    shares = values_by_tenant(prometheus, "Share of layers executed")
+    [shares] = values_by_tenant(prometheus, "Share of layers executed")
     assert shares["hobby"] < shares["acme"] <= 1
-    budgets = values_by_tenant(prometheus, "Mean budget granted")
-    assert budgets == {"acme": pytest.approx(0.75), "hobby": pytest.approx(0.5)}
-    depths = values_by_tenant(prometheus, "Mean layers per token")
+    granted, requested = values_by_tenant(prometheus, "Mean budgets")
+    assert granted == {"acme": pytest.approx(0.75), "hobby": pytest.approx(0.5)}
+    assert requested == {"acme": pytest.approx(0.75), "hobby": pytest.approx(0.75)}
+    [depths] = values_by_tenant(prometheus, "Mean layers per token")
     assert 0 < depths["hobby"] < depths["acme"]
+    [shares] = values_by_tenant(prometheus, "Share of all layer-tokens")
+    assert shares["hobby"] < shares["acme"]
+    assert sum(shares.values()) == pytest.approx(1)
     for target in panel("Up")["targets"]:
         [series] = prometheus.query(target["expr"])
         assert series["value"][1] == "1"
@@ -207,18 +250,17 @@ def panel(title: str) -> dict[str, Any]:
     return only
 
 
-def values_by_tenant(prometheus: Prometheus, title: str) -> dict[str, float]:
-    """The single expression of a panel, by tenant."""
-    [target] = panel(title)["targets"]
-    found = prometheus.query(substituted(target["expr"]))
-    return {series["metric"]["tenant"]: float(series["value"][1]) for series in found}
+def values_by_tenant(prometheus: Prometheus, title: str) -> list[dict[str, float]]:
+    """The expressions of a panel, each by tenant."""
+    found = [prometheus.query(substituted(target["expr"])) for target in panel(title)["targets"]]
+    return [{series["metric"]["tenant"]: float(series["value"][1]) for series in each} for each in found]
 
 
 @pytest.mark.slow
 def test_tenant_variable_offers_the_tenants(prometheus: Prometheus) -> None:
-    asked = re.fullmatch(r"label_values\((\w+), (\w+)\)", VARIABLES["tenant"]["query"])
-    assert asked is not None
-    assert prometheus.label_values(asked[1], asked[2]) == ["acme", "hobby"]
+    query = re.fullmatch(r"label_values\((\w+), (\w+)\)", VARIABLES["tenant"]["query"])
+    assert query is not None
+    assert prometheus.label_values(query[1], query[2]) == ["acme", "hobby"]
     assert VARIABLES["tenant"]["allValue"] == ".*"
 
 

@@ -14,8 +14,7 @@ from buddy_server.config import ServerConfig
 from buddy_server.engine.messages import EngineClient
 from buddy_server.metrics import Metrics
 from buddy_server.tenancy.capacity import Capacity
-from buddy_server.tenancy.depth import check_tier
-from buddy_server.tenancy.tenants import TenantDirectory
+from buddy_server.tenancy.tenancy import Tenancy
 from buddy_server.tokenizer import ChatTokenizer
 from buddy_server.version import server_version
 
@@ -25,17 +24,13 @@ def create_app(
     engine: EngineClient,
     tokenizer: ChatTokenizer,
     metrics: Metrics,
+    tenancy: Tenancy,
     admin: AdminServices | None = None,
 ) -> FastAPI:
-    """The ASGI application that serves `engine` to the tenants of `config`. It does not start or stop the engine.
-    Without `admin`, there is no /admin.
-
-    Raises ConfigError if the engine's model cannot honour a tier's budgets.
-    """
-    for tenant in config.tenants:
-        check_tier(tenant.tier, engine.info.actions)
-    capacity = Capacity(engine, config.max_waiting)
-    services = Services(config, engine, tokenizer, metrics, TenantDirectory(config.tenants), capacity)
+    """The ASGI application that serves `engine` to the tenants of `tenancy`. It starts and stops neither of them.
+    Without `admin`, there is no /admin."""
+    capacity = Capacity(engine, lambda: tenancy.book.config.max_waiting)
+    services = Services(config, engine, tokenizer, metrics, tenancy, capacity)
     # No documentation pages and no redirects: this server answers only in JSON.
     app = FastAPI(
         title="Buddy Serve", version=server_version(), openapi_url="/openapi.json", docs_url=None, redoc_url=None,

@@ -7,6 +7,7 @@ from fastapi import Request
 from buddy_server.config import ServerConfig
 from buddy_server.engine.messages import EngineClient
 from buddy_server.metrics import Metrics
+from buddy_server.tenancy.capacity import Capacity
 from buddy_server.tenancy.request_life import RequestLife
 from buddy_server.tenancy.tenancy import Tenancy
 from buddy_server.tenancy.tenants import Caller
@@ -20,6 +21,7 @@ class Services:
     tokenizer: ChatTokenizer
     metrics: Metrics
     tenancy: Tenancy
+    capacity: Capacity
 
     def authenticate(self, request: Request) -> Caller:
         """Who sent `request`. Raises InvalidApiKey, TenantDisabled."""
@@ -27,4 +29,4 @@ class Services:
 
     def begin(self, caller: Caller) -> RequestLife:
         """Start the life of a request sent by `caller`."""
-        return RequestLife(self.tenancy.capacity, self.tenancy.bills, self.metrics.request(caller.tenant))
+        return RequestLife(self.capacity, self.tenancy.bills, self.metrics.request(caller.tenant))

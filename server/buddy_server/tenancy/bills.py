@@ -110,7 +110,7 @@ class Bill:
     def _settle_if_complete(self) -> None:
         if not self._num_left and not self._running and self._settling is None:
             self.entry = replace(self.entry, outcome=self._outcome, ended_ms=_now_ms())
-            self._settling = asyncio.create_task(self._bills.settle(self))
+            self._settling = self._bills.settle(self)
 
 
 class Bills:
@@ -165,7 +165,19 @@ class Bills:
         except RuntimeError:
             log.warning("event loop closed", extra={"accounts": len(accounts)})
 
-    async def settle(self, bill: Bill) -> None:
+    def settle(self, bill: Bill) -> asyncio.Task[None]:
+        """Settle a bill that is complete; the task ends when limits and ledger have it."""
+        settling = asyncio.create_task(self._settle(bill))
+        self._settling.add(settling)
+        settling.add_done_callback(self._settling.discard)
+        return settling
+
+    async def close(self, timeout_s: float) -> None:
+        """Wait until all is settled, as long as that takes no longer than `timeout_s`."""
+        if self._settling:
+            await asyncio.wait(self._settling, timeout=timeout_s)
+
+    async def _settle(self, bill: Bill) -> None:
         """Tell the limits, then the ledger. In this order: what the ledger knows, the limits have counted."""
         entry = bill.entry
         if self._ledger is not None:

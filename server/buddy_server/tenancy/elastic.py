@@ -7,13 +7,13 @@ way to its elastic_floor. Requests that asked for less are not touched.
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from buddy_routing.action_space import ActionSpace
 from buddy_server.config import ElasticSettings
 from buddy_server.engine.messages import EngineClient
 from buddy_server.metrics import Metrics
+from buddy_server.tenancy.book import TenantBook
 from buddy_server.tenancy.policy import Tier
 
 log = logging.getLogger(__name__)
@@ -88,20 +88,12 @@ def depth_limit(tier: Tier, level: int, actions: ActionSpace) -> int:
 
 
 class ElasticBudgets:
-    """Watches the engine and tells it the limits of the elastic tiers. `tiers` returns those of now, `targets` the
-    configuration's."""
+    """Watches the engine and tells it the limits of the elastic tiers in `book`."""
 
-    def __init__(
-        self,
-        engine: EngineClient,
-        metrics: Metrics,
-        tiers: Callable[[], Iterable[Tier]],
-        targets: Callable[[], ElasticSettings],
-    ) -> None:
+    def __init__(self, engine: EngineClient, metrics: Metrics, book: TenantBook) -> None:
         self._engine = engine
         self._metrics = metrics
-        self._tiers = tiers
-        self._targets = targets
+        self._book = book
         self._controller = DepthController()
         self._limits: dict[str, int] = {}
 
@@ -116,8 +108,8 @@ class ElasticBudgets:
         engine, before = self._engine, self._controller.level
         places_used = engine.num_running / engine.info.max_sequences
         load = Load(engine.queue_s, self._metrics.take_inter_token_s(), places_used)
-        level = self._controller.observe(now_s, load, self._targets())
-        elastic = [tier for tier in self._tiers() if tier.elastic_floor is not None]
+        level = self._controller.observe(now_s, load, self._book.config.elastic)
+        elastic = [tier for tier in self._book.tiers.values() if tier.elastic_floor is not None]
         limits = {tier.name: depth_limit(tier, level, engine.info.actions) for tier in elastic} if level else {}
         for tier in elastic:
             cost = limits.get(tier.name, engine.info.actions.full_cost)

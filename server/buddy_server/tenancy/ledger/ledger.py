@@ -74,11 +74,8 @@ class Ledger:
                 await asyncio.sleep(RETRY_S)
                 self._wake.set()
 
-    async def close(self, timeout_s: float) -> None:
-        """Write what has ended, if that is possible in time; the rest stays in the journal for the next server."""
-        waiting = [written for _, written in self._pending.values()]
-        if waiting:
-            await asyncio.wait(waiting, timeout=timeout_s)
+    def close(self) -> None:
+        """What the store does not have stays in the journal, for the next server."""
         self._journal.close()
 
     async def _write_pending(self) -> bool:
