@@ -22,15 +22,10 @@ WhenUnreachable = Literal["refuse", "allow"]
 
 @dataclass(frozen=True, slots=True)
 class StoreSettings:
-<<<<<<< HEAD
-    """Where tenants, keys and the ledger are kept: an SQLAlchemy URL of SQLite or PostgreSQL. The ledger writes open
-    requests to files in the directory `journal`; None puts it beside the SQLite file, or in the user's state
-    directory. It keeps its rows for `ledger_days` days, or for ever with None."""
-=======
     """Where tenants, keys and the ledger are kept: an SQLAlchemy URL of SQLite or PostgreSQL, whose password may be in
     the environment variable PGPASSWORD instead. The ledger writes open requests to files in the directory `journal`;
-    None puts it beside the SQLite file, or in the user's state directory."""
->>>>>>> side-deploy
+    None puts it beside the SQLite file, or in the user's state directory. Its rows are kept for `ledger_days` days,
+    with None for ever."""
 
     url: str
     journal: Path | None = None

@@ -236,7 +236,10 @@ class RateLimited(ApiError):
     def __init__(self, message: str, headers: Mapping[str, str], retry_after_s: float | None) -> None:
         retry = {"x-should-retry": "false"}
         if retry_after_s is not None:
-            retry = {"retry-after": str(math.ceil(retry_after_s)), "retry-after-ms": str(math.ceil(retry_after_s * 1000))}
+            retry = {
+                "retry-after": str(math.ceil(retry_after_s)),
+                "retry-after-ms": str(math.ceil(retry_after_s * 1000)),
+            }
         super().__init__(message, headers={**headers, **retry})
 
 

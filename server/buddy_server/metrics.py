@@ -48,6 +48,7 @@ class Metrics(TenancyMetrics):
         super().__init__(tenants)
         self._num_layers = info.num_layers
         self._full_cost = info.actions.full_cost
+        self._gaps = (0.0, 0)
         self._declare_requests()
         self._declare_depth()
         self._declare_engine()
@@ -178,6 +179,17 @@ class Metrics(TenancyMetrics):
             registry=self.registry,
         )
 
+    def add_gap(self, seconds: float, num_tokens: int) -> None:
+        """Record that `num_tokens` tokens of an answer took `seconds`. Called on one thread, as is the next."""
+        total_s, total = self._gaps
+        self._gaps = (total_s + seconds, total + num_tokens)
+
+    def take_inter_token_s(self) -> float:
+        """The mean time between two tokens of an answer since the last call; 0.0 if there were none."""
+        seconds, num_tokens = self._gaps
+        self._gaps = (0.0, 0)
+        return seconds / num_tokens if num_tokens else 0.0
+
     def observe_step(self, stats: StepStats) -> None:
         """Record the steps of one call to the model; each counts with the average of the call."""
         num_steps = stats.num_steps
@@ -257,6 +269,7 @@ class RequestMetrics:
             self._last_token[choice] = now
             num_later -= 1
         if num_later:
+            self._metrics.add_gap(now - self._last_token[choice], num_later)
             self._inter_token.observe((now - self._last_token[choice]) / num_later, num_later)
         self._last_token[choice] = now
         self._completion_tokens.inc(len(costs))

@@ -47,7 +47,7 @@ class RequestLife:
         return {} if self._bill is None else self._bill.headers
 
     async def admit(self, order: Order) -> None:
-        """Accept the request. Raises NotReady, Overloaded, InvalidRequest, RateLimited, InsufficientQuota, StoreAway."""
+        """Accept the request. Raises what Capacity.reserve and Bills.open raise."""
         self._capacity.reserve(order.num_answers)
         self._num_reserved = order.num_answers
         self._bill = await self._bills.open(order)

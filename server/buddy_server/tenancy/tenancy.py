@@ -7,7 +7,6 @@ import signal
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from buddy_server.config import ServerConfig, StoreSettings
@@ -113,8 +112,7 @@ class Tenancy:
             await self.store.ledger.recover()
             await self._gate.follow_ledger(month, await self.store.rows.month_cost(month, self._num_layers))
             if self.store.settings.ledger_days is not None:
-                first = datetime.now(UTC) - timedelta(days=self.store.settings.ledger_days)
-                await self.store.rows.delete_before(first.strftime("%Y-%m-%d"))
+                await self.store.rows.keep_days(self.store.settings.ledger_days)
         except StoreUnreachable as error:
             log.error("ledger not caught up", extra={"reason": error})
 

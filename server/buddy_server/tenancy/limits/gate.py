@@ -4,6 +4,7 @@ import asyncio
 import logging
 import math
 from collections.abc import Awaitable, Mapping
+from contextlib import suppress
 from typing import TypeVar
 
 from buddy_routing.action_space import ActionSpace
@@ -38,9 +39,7 @@ class LimitGate:
     """Reserves at admission and settles at the end. `limiter` counts milli-layers; tiers and clients see layer-tokens,
     which are `actions.full_cost` milli-layers each."""
 
-    def __init__(
-        self, limiter: Limiter, actions: ActionSpace, settings: LimitSettings, metrics: Metrics
-    ) -> None:
+    def __init__(self, limiter: Limiter, actions: ActionSpace, settings: LimitSettings, metrics: Metrics) -> None:
         self._limiter = limiter
         self._whole = actions.full_cost
         self._refuses = settings.when_unreachable == "refuse"
@@ -104,10 +103,8 @@ class LimitGate:
 
     async def _try(self, asked: Awaitable[None]) -> None:
         """A reservation that cannot be changed now lapses with its lease."""
-        try:
+        with suppress(LimiterUnreachable):
             await self._ask(asked)
-        except LimiterUnreachable:
-            pass
 
     async def _ask(self, asked: Awaitable[T]) -> T:
         try:
