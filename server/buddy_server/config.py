@@ -55,8 +55,8 @@ class ServerConfig:
     """The server's configuration. Without tenants in the file and without a store, every client is `OPEN_TENANT`;
     `allow_open` lets such a server listen on more than the loopback interface."""
 
-    tiers: tuple[Tier, ...] = ()
     tenants: tuple[Tenant, ...] = (OPEN_TENANT,)
+    tiers: tuple[Tier, ...] = ()
     store: StoreSettings | None = None
     limits: LimitSettings = LimitSettings()
     elastic: ElasticSettings = ElasticSettings()

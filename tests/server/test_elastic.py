@@ -1,5 +1,6 @@
 """The controller of elastic budgets, beside a simple model of an engine: a queue in front of places."""
 
+import itertools
 from dataclasses import dataclass, field
 
 import pytest
@@ -39,7 +40,7 @@ class Simulation:
 
     @property
     def num_changes(self) -> int:
-        return sum(one != other for one, other in zip(self.levels, self.levels[1:], strict=False))
+        return sum(one != other for one, other in itertools.pairwise(self.levels))
 
 
 def test_nothing_changes_below_the_targets() -> None:
@@ -97,7 +98,7 @@ def test_failed_restoring_waits_longer_each_time() -> None:
         controller.observe(now_s, Load(queue_s, 0.001, 0.4), TARGETS)
         if controller.level < before:
             restored.append(now_s)
-    pauses = [later - earlier for earlier, later in zip(restored, restored[1:], strict=False)]
+    pauses = [later - earlier for earlier, later in itertools.pairwise(restored)]
     assert pauses[0] < pauses[1] < pauses[2] <= 2 * 30
 
 

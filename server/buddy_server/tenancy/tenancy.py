@@ -110,7 +110,8 @@ class Tenancy:
         month = time.strftime("%Y-%m", time.gmtime())
         try:
             await self.store.ledger.recover()
-            await self._gate.follow_ledger(month, await self.store.rows.month_cost(month, self._num_layers))
+            costs = await self.store.rows.month_cost(month, self._num_layers)
+            await self._gate.follow_ledger(month, costs, self.book.tenants.values())
             if self.store.settings.ledger_days is not None:
                 await self.store.rows.keep_days(self.store.settings.ledger_days)
         except StoreUnreachable as error:

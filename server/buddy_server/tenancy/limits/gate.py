@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import math
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Iterable, Mapping
 from contextlib import suppress
 from typing import TypeVar
 
@@ -87,10 +87,15 @@ class LimitGate:
         if self._open.pop(claim.id, None) is not None:
             await self._try(self._limiter.withdraw(claim))
 
-    async def follow_ledger(self, month: str, costs: Mapping[str, int]) -> None:
-        """Count what the ledger knows of the month: after a restart, or after settling has failed."""
-        for tenant, cost in costs.items():
-            await self._try(self._limiter.set_month(tenant, month, cost))
+    async def follow_ledger(self, month: str, costs: Mapping[str, int], tenants: Iterable[Tenant]) -> None:
+        """Count what the ledger knows of the month, after a restart or when settling has failed, and show it for
+        tenants that ask nothing now."""
+        for name, cost in costs.items():
+            await self._try(self._limiter.set_month(name, month, cost))
+        for tenant in tenants:
+            quota = self.limits(tenant.tier).cost_per_month
+            if quota is not None:
+                self._metrics.quota(tenant, costs.get(tenant.name, 0) / quota)
 
     async def run(self) -> None:
         """Renew the leases of open reservations until cancelled."""
