@@ -37,7 +37,7 @@ class StoreSettings:
 class LimitSettings:
     """Where limits are counted: "memory://" for one server process, "redis://..." for several."""
 
-    url: str = "memory://"
+    url: str = field(default="memory://", repr=False)  # may hold a password
     when_unreachable: WhenUnreachable = "refuse"
 
 
