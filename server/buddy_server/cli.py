@@ -78,14 +78,14 @@ def _add_tenants(parser: argparse.ArgumentParser) -> None:
     from buddy_server.tenant_arguments import add_tenant_arguments
 
     add_tenant_arguments(parser)
-    parser.set_defaults(run=_change_store)
+    parser.set_defaults(run=_administer, command="buddy tenants")
 
 
 def _add_keys(parser: argparse.ArgumentParser) -> None:
     from buddy_server.tenant_arguments import add_key_arguments
 
     add_key_arguments(parser)
-    parser.set_defaults(run=_change_store)
+    parser.set_defaults(run=_administer, command="buddy keys")
 
 
 def _add_eval(parser: argparse.ArgumentParser) -> None:
@@ -162,14 +162,14 @@ def _chat(parsed: argparse.Namespace) -> None:
         sys.exit(f"buddy chat: {error}")
 
 
-def _change_store(parsed: argparse.Namespace) -> None:
+def _administer(parsed: argparse.Namespace) -> None:
     from buddy_server.errors import BuddyError
     from buddy_server.tenant_commands import run_command
 
     try:
         run_command(parsed)
     except BuddyError as error:
-        sys.exit(f"buddy: {error}")
+        sys.exit(f"{parsed.command}: {error}")
 
 
 def _eval(parsed: argparse.Namespace) -> None:

@@ -111,12 +111,12 @@ def _make_engine(url: URL, timeout_s: float, *, keep_connections: bool = True) -
     pool: dict[str, Any] = {"pool_timeout": timeout_s} if keep_connections else {"poolclass": NullPool}
     # Errors would otherwise show the parameters of statements.
     pool["hide_parameters"] = True
+    statement_s = timeout_s * _STATEMENT_SHARE
     if url.get_backend_name() == "sqlite":
-        engine = create_async_engine(url, connect_args={"timeout": timeout_s}, **pool)
+        engine = create_async_engine(url, connect_args={"timeout": statement_s}, **pool)
         event.listen(engine.sync_engine, "connect", _prepare_sqlite)
         event.listen(engine.sync_engine, "begin", _begin_sqlite)
         return engine
-    statement_s = timeout_s * _STATEMENT_SHARE
     timeouts = {"timeout": TIMEOUT_S, "command_timeout": statement_s}
     return create_async_engine(url, connect_args=timeouts, pool_pre_ping=True, **pool)
 
