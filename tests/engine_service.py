@@ -1,13 +1,13 @@
 """The engine on a thread of its own; the server has it in a process."""
 
 import threading
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 
 from buddy_server.engine.engine import Engine
 from buddy_server.engine.loop import EngineLoop
 from buddy_server.engine.messages import Account, EngineInfo, Event, GenerationRequest, StepStats
 from buddy_server.engine.open_requests import OpenRequests
-from buddy_server.engine.wire import Cancel, Report, Stop, Submit
+from buddy_server.engine.wire import Cancel, LimitDepth, Report, Stop, Submit
 
 
 class EngineService:
@@ -50,6 +50,13 @@ class EngineService:
     @property
     def kv_usage_ratio(self) -> float:
         return self._engine.scheduler.pool.usage_ratio
+
+    @property
+    def queue_s(self) -> float:
+        return self._engine.scheduler.waiting.queue_s
+
+    def limit_depth(self, limits: Mapping[str, int]) -> None:
+        self._loop.inbox.put(LimitDepth(dict(limits)))
 
     def start(self) -> None:
         self._thread.start()

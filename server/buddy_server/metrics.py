@@ -78,6 +78,13 @@ class Metrics(TenancyMetrics):
             buckets=_INTER_TOKEN_S,
             registry=self.registry,
         )
+        self._queue_time = Histogram(
+            "buddy_queue_time_seconds",
+            "From the arrival of a choice in the engine to when it runs for the first time.",
+            _TENANT,
+            buckets=_REQUEST_S,
+            registry=self.registry,
+        )
         self._duration = Histogram(
             "buddy_request_duration_seconds",
             "From the arrival of a request to its end, whatever the outcome.",
@@ -254,6 +261,10 @@ class RequestMetrics:
     def granted(self, budget: float) -> None:
         """Record the final budget of the request."""
         self._metrics._budget_granted.labels(*self._labels).observe(budget)
+
+    def queued(self, queue_s: float) -> None:
+        """Record how long one choice waited in the engine before it ran for the first time."""
+        self._metrics._queue_time.labels(*self._labels).observe(queue_s)
 
     def tokens(self, costs: Sequence[int], choice: int = 0) -> None:
         """Record tokens of `choice` that arrived together, with the milli-layers that each ran; may be empty. They

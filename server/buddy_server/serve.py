@@ -26,6 +26,7 @@ from buddy_server.engine.worker_process import WorkerProcess
 from buddy_server.errors import ConfigError, EngineStartError
 from buddy_server.logs import configure_logs
 from buddy_server.metrics import Metrics
+from buddy_server.tenancy.bills import Bills
 from buddy_server.tenancy.elastic import ElasticBudgets
 from buddy_server.tenancy.keys import secret_from_environment
 from buddy_server.tenancy.tenancy import Tenancy, prepare_store
@@ -101,8 +102,15 @@ def make_server(options: ServeOptions) -> Server:
         ready = worker.wait_until_ready()
         metrics = Metrics(ready.info, config.tenants)
         tenancy = Tenancy(config, options.config, ready.info, metrics)
-        settle = settler(metrics, tenancy.bills)
-        engine = EngineProcess(plan, worker, ready, metrics.observe_step, metrics.count_restart, settle)
+        engine = EngineProcess(
+            plan,
+            worker,
+            ready,
+            on_step=metrics.observe_step,
+            on_restart=metrics.count_restart,
+            settle=settler(metrics, tenancy.bills),
+            note=tenancy.bills.note,
+        )
         tokenizer = ChatTokenizer.from_directory(Path(ready.directory))
         app = make_app(config, engine, tokenizer, metrics, tenancy)
     except BaseException:
@@ -124,11 +132,12 @@ def make_server(options: ServeOptions) -> Server:
     return Server(settings, engine, listener, GRACE_PERIOD_S)
 
 
-def settler(metrics: Metrics) -> Callable[[Account], None]:
+def settler(metrics: Metrics, bills: Bills) -> Callable[[Account], None]:
     """Returns the function that receives the account of every request, however it ended."""
 
     def settle(account: Account) -> None:
         metrics.observe_account(account)
+        bills.account(account)
         usage = account.usage
         log.info(
             "request settled",

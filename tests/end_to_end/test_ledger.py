@@ -14,7 +14,7 @@ import pytest
 import sqlalchemy
 
 from end_to_end.tenant_site import ADMIN_KEY, KEY_SECRET, Served, bearer, tenants
-from postgres_process import PASSWORD, Postgres, postgres
+from postgres_process import PASSWORD, postgres
 
 NUM_REQUESTS = 200
 KILL_ENGINE_AFTER, KILL_SERVER_AFTER = 60, 130
@@ -147,7 +147,7 @@ async def exchange(site: Served) -> list[Received]:
 async def until_streaming(received: list[Received]) -> None:
     """Wait until several answers have begun and not ended."""
     async with asyncio.timeout(30):
-        while sum(got.num_tokens > 0 and got.usage is None for got in received[-24:]) < 4:
+        while sum(got.num_tokens > 0 and got.usage is None for got in received[-24:]) < 4:  # noqa: ASYNC110
             await asyncio.sleep(0.002)
 
 

@@ -1,5 +1,6 @@
 """The whole engine on a tiny model: budgets are exact, seeds repeat, accounts add up, whatever the circumstances."""
 
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -215,10 +216,11 @@ def test_penalties_bias_and_log_probabilities_go_on_by_themselves_and_say_the_sa
 @pytest.mark.parametrize("num_prompt", [5, 60])
 def test_depth_changes_in_mid_answer_and_what_ran_is_charged(tiny: TinySite, num_prompt: int, native: bool) -> None:
     changes = {4: 6000, 9: 3000, 10: 5000, 20: 4000}
-    request = make_request(num_prompt=num_prompt, num_run=4, max_tokens=30)
+    request = replace(make_request(num_prompt=num_prompt, num_run=6, max_tokens=30), tier="free")
     engine = build_tiny_engine(tiny.model, tiny.router, native=native).engine
 
     def run() -> Answer:
+        engine.limit_depth({"free": 4000})
         engine.add(request)
         answer = Answer()
         while engine.has_work:
@@ -228,7 +230,7 @@ def test_depth_changes_in_mid_answer_and_what_ran_is_charged(tiny: TinySite, num
                 elif isinstance(event, FinishEvent):
                     answer.finish = event
             if (cost := changes.get(len(answer.tokens))) is not None:
-                engine.change_depth("r", cost)
+                engine.limit_depth({"free": cost})
         return answer
 
     with pytest.MonkeyPatch.context() as patch:
@@ -239,6 +241,7 @@ def test_depth_changes_in_mid_answer_and_what_ran_is_charged(tiny: TinySite, num
     assert depths == [4] * 4 + [6] * 5 + [3] + [5] * 10 + [4] * 10
     assert first.end.usage.output_cost == 1000 * sum(depths[1:])
     assert first.end.usage.prompt_cost == 4000 * num_prompt
+    assert first.end.max_cost == 3000
 
 
 @pytest.mark.parametrize("native", [False, True])
@@ -250,12 +253,13 @@ def test_path_that_is_kept_ends_with_the_depth_it_was_chosen_for(
     engine = build_tiny_engine(tiny.model, tmp_path, native=native, prefix_cache=False).engine
     answers: list[list[TokenEvent]] = []
     for _ in range(2):
-        engine.add(make_request(num_prompt=9, num_run=6, max_tokens=40))
+        engine.limit_depth({})
+        engine.add(replace(make_request(num_prompt=9, num_run=6, max_tokens=40), tier="free"))
         tokens: list[TokenEvent] = []
         while engine.has_work:
             tokens += [event for _, event in engine.step().events if isinstance(event, TokenEvent)]
             if len(tokens) == 1:
-                engine.change_depth("r", 3000)
+                engine.limit_depth({"free": 3000})
         answers.append(tokens)
     assert [sum(event.path) for event in answers[0]] == [6] + [3] * 39
     assert answers[0] == answers[1]
@@ -269,11 +273,10 @@ def test_depth_changed_in_mid_prompt_takes_effect_at_the_next_route_block_and_ca
 ) -> None:
     sizes = {"max_sequences": 1, "max_step_tokens": 1 + ROUTE_BLOCK}
     engine = build_tiny_engine(tiny.model, tiny.router, **sizes).engine
-    request = make_request(num_prompt=4 * ROUTE_BLOCK + 3, num_run=6, max_tokens=3)
-    engine.add(request)
+    engine.add(replace(make_request(num_prompt=4 * ROUTE_BLOCK + 3, num_run=6, max_tokens=3), tier="free"))
     for _ in range(2):
         engine.step()
-    engine.change_depth("r", 3000)
+    engine.limit_depth({"free": 3000})
     usages = [usage for _ in range(3) for _, usage in engine.step().usages]
     assert usages[-1].prompt_cost == 2 * ROUTE_BLOCK * 6000 + (2 * ROUTE_BLOCK + 3) * 3000
     while engine.has_work:
@@ -287,10 +290,12 @@ def test_depth_changed_in_mid_prompt_takes_effect_at_the_next_route_block_and_ca
 
 
 def test_preempted_request_runs_again_at_the_depths_of_the_first_time(tiny: TinySite) -> None:
-    requests = [make_request(f"r{i}", 5 + 3 * i, 3, seed=i, max_tokens=30) for i in range(8)]
+    requests = [replace(make_request(f"r{i}", 5 + 3 * i, 6, seed=i, max_tokens=30), tier=f"r{i}") for i in range(8)]
 
     def run(num_blocks: int | None) -> tuple[dict[str, list[int]], int]:
         engine = build_tiny_engine(tiny.model, tiny.router, num_blocks=num_blocks).engine
+        limits = {request.request_id: 3000 for request in requests}
+        engine.limit_depth(limits)
         engine.add(*requests)
         tokens: dict[str, list[int]] = {request.request_id: [] for request in requests}
         num_preemptions = 0
@@ -301,7 +306,8 @@ def test_preempted_request_runs_again_at_the_depths_of_the_first_time(tiny: Tiny
                 if isinstance(event, TokenEvent):
                     tokens[name].append(event.token_id)
                     if len(tokens[name]) in (5, 12):
-                        engine.change_depth(name, 6000 if len(tokens[name]) == 5 else 4000)
+                        limits[name] = 6000 if len(tokens[name]) == 5 else 4000
+                        engine.limit_depth(limits)
         return tokens, num_preemptions
 
     plenty, scarce = run(None), run(24)

@@ -19,14 +19,14 @@ def anyio_backend() -> str:
 
 
 def report(events: list[tuple[str, Event]], usages: list[tuple[str, Usage]] | None = None) -> Report:
-    return Report(events, usages or [], None, 0, 0.0)
+    return Report(events, usages or [], None, 0, 0.0, 0.0)
 
 
 async def test_events_of_a_report_come_as_one_list_for_each_request() -> None:
     commands: list[Submit | Cancel] = []
     settled: list[Account] = []
     requests = OpenRequests(lambda command: commands.append(command) is None, settled.append)
-    end = FinishEvent("length", Usage(9, 0, 2, 36000, 4000))
+    end = FinishEvent("length", Usage(9, 0, 2, 36000, 4000), max_cost=2000)
 
     async def heard(name: str) -> list[list[Event]]:
         return [together async for together in requests.events(make_request(name, tenant="acme"))]
@@ -45,8 +45,8 @@ async def test_events_of_a_report_come_as_one_list_for_each_request() -> None:
     assert (ended.reason, ended.error) == ("lost", "gone")
     assert not any(isinstance(command, Cancel) for command in commands)
     assert settled == [
-        Account("a", "acme", "length", Usage(9, 0, 2, 36000, 4000)),
-        Account("b", "acme", "lost", Usage(9, 0, 2, 36000, 3000)),
+        Account("a", "acme", "length", Usage(9, 0, 2, 36000, 4000), 2000),
+        Account("b", "acme", "lost", Usage(9, 0, 2, 36000, 3000), 4000),
     ]
 
 
@@ -74,7 +74,7 @@ async def test_a_request_that_no_engine_takes_is_settled_with_nothing() -> None:
     ((ended,),) = [together async for together in requests.events(make_request("a"))]
     assert isinstance(ended, FinishEvent)
     assert (ended.reason, len(requests)) == ("lost", 0)
-    assert settled == [Account("a", "default", "lost", Usage(9))]
+    assert settled == [Account("a", "default", "lost", Usage(9), 4000)]
 
 
 async def test_an_account_that_cannot_be_settled_keeps_no_event_from_anyone() -> None:

@@ -27,6 +27,7 @@ from buddy_server.engine.messages import (
     Event,
     FinishEvent,
     GenerationRequest,
+    StartEvent,
     StepStats,
     TokenEvent,
 )
@@ -93,9 +94,10 @@ def engine(
 
 
 async def ask(engine: EngineProcess, request: GenerationRequest) -> list[Event]:
-    """All events to the last."""
+    """All events to the last, less the StartEvent, whose time is never the same."""
     async with asyncio.timeout(TIMEOUT_S):
-        return [event async for together in engine.submit(request) for event in together]
+        events = [event async for together in engine.submit(request) for event in together]
+    return [event for event in events if not isinstance(event, StartEvent)]
 
 
 async def until(condition: Callable[[], object]) -> None:

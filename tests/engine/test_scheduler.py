@@ -2,7 +2,6 @@
 
 import random
 from array import array
-from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,27 +12,27 @@ from buddy_kernels import SampledToken
 from buddy_routing.action_space import ActionSpace
 from buddy_server.engine.batch import Batch, BatchResult, Work, WorkResult
 from buddy_server.engine.block_pool import BlockPool
+from buddy_server.engine.fair_share import FairShare
 from buddy_server.engine.messages import GenerationRequest, SamplingParams
 from buddy_server.engine.pace import BURST_S, Pace
 from buddy_server.engine.prefix_keys import PrefixKeys
 from buddy_server.engine.scheduler import Scheduler, StepOutput
 from buddy_server.engine.sequence import Sequence
-from buddy_server.engine.waiting_queue import FirstComeFirstServed, WaitingQueue
 from tiny_engine import SlowPace, new_sequence
 
 ROUTE_BLOCK = 8
 SUMS = array("d", [0.5])
 ACTIONS = ActionSpace.skip_or_run(4)
+TENANTS = ("acme", "hobby")
 
 
-def names(queue: WaitingQueue) -> list[str]:
-    return [sequence.request.request_id for sequence in in_order(queue)]
+def names(queue: FairShare) -> list[str]:
+    return [sequence.request.request_id for sequence in all_waiting(queue)]
 
 
-def in_order(queue: WaitingQueue) -> list[Sequence]:
-    """All that wait; they stay."""
-    assert isinstance(queue, FirstComeFirstServed)
-    return list(queue._waiting)
+def all_waiting(queue: FairShare) -> list[Sequence]:
+    """Tenant by tenant, each in order; they stay."""
+    return [sequence for line in queue._lines.values() for sequence in line.waiting]
 
 
 def make_scheduler(
@@ -382,7 +381,7 @@ def forked(rng: random.Random, name: str, num_prompt: int, max_tokens: int) -> G
     """Two tenants' prompts, of which many begin alike."""
     fork = rng.randint(0, num_prompt)
     prompt = (7,) * fork + (rng.randint(1, 2),) * (num_prompt - fork)
-    return GenerationRequest(name, rng.choice(("acme", "hobby")), prompt, 2000, SamplingParams(max_tokens))
+    return GenerationRequest(name, rng.choice(TENANTS), prompt, 2000, SamplingParams(max_tokens))
 
 
 class Memory:
@@ -409,10 +408,11 @@ def check_step(scheduler: Scheduler, works: list[Work], max_sequences: int, max_
     lanes = [sequence.lane for sequence in scheduler.running]
     assert len(set(lanes)) == len(lanes) <= max_sequences
     assert all(0 <= lane < max_sequences for lane in lanes)
-    waiting = in_order(scheduler.waiting)
+    waiting = all_waiting(scheduler.waiting)
     assert all(sequence.lane == -1 and not sequence.block_table for sequence in waiting)
-    order = [int(s.request.request_id) for s in (*scheduler.running, *waiting)]
-    assert order == sorted(order, reverse=True), "someone was overtaken"
+    for tenant in TENANTS:
+        order = [int(s.request.request_id) for s in (*scheduler.running, *waiting) if s.request.tenant == tenant]
+        assert order == sorted(order, reverse=True), "someone was overtaken by a request of the same tenant"
     next_start: dict[Sequence, int] = {}
     for work in works:
         sequence = work.sequence
@@ -495,28 +495,3 @@ def test_decodes_take_one_step_where_the_runner_does() -> None:
     scheduler = make_scheduler(multi_step=False)
     answering(scheduler, "a", 7)
     assert scheduler.schedule().most_steps == 1
-
-
-def test_the_queue_decides_who_comes_next_and_hears_what_everybody_ran() -> None:
-    class LastComeFirstServed(FirstComeFirstServed):
-        def __init__(self) -> None:
-            super().__init__()
-            self.charged: Counter[str] = Counter()
-
-        def peek(self) -> Sequence | None:
-            return self._waiting[-1] if self._waiting else None
-
-        def pop(self) -> Sequence:
-            return self._waiting.pop()
-
-        def charge(self, tenant: str, cost: int) -> None:
-            self.charged[tenant] += cost
-
-    queue = LastComeFirstServed()
-    scheduler = Scheduler(BlockPool(100, 4), ACTIONS, 1, 32, ROUTE_BLOCK, multi_step=False, waiting=queue)
-    for name in ("a", "b", "c"):
-        add(scheduler, GenerationRequest(name, name, (7,) * 5, 2000, SamplingParams(2)))
-    assert [works[0] for works in steps(scheduler)] == [
-        (name, *span) for name in ("c", "b", "a") for span in ((0, 5), (5, 1))
-    ]
-    assert queue.charged == dict.fromkeys(("a", "b", "c"), 6 * 2000)

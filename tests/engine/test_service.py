@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from buddy_server.engine.engine import Engine
-from buddy_server.engine.messages import Event, FinishEvent, GenerationRequest, StepStats, TokenEvent
+from buddy_server.engine.messages import Event, FinishEvent, GenerationRequest, StartEvent, StepStats, TokenEvent
 from buddy_server.engine.scheduler import StepOutput
 from engine_service import EngineService
 from tiny_engine import NUM_LAYERS, Answer, TinySite, build_tiny_engine, make_request, run_engine
@@ -86,7 +86,7 @@ async def ask(service: EngineService, request: GenerationRequest) -> Answer:
                 assert answer.finish is None
                 if isinstance(event, FinishEvent):
                     answer.finish = event
-                else:
+                elif isinstance(event, TokenEvent):
                     answer.tokens.append(event)
     return answer
 
@@ -151,7 +151,8 @@ async def idle(service: EngineService) -> None:
 async def test_closing_the_iterator_stops_the_work(tiny: TinySite) -> None:
     async with serving(tiny) as service:
         seen = await take(service, make_request(num_prompt=5, max_tokens=500), 3)
-        assert all(isinstance(event, TokenEvent) for event in seen)
+        assert isinstance(seen[0], StartEvent)
+        assert all(isinstance(event, TokenEvent) for event in seen[1:])
         await idle(service)
         assert service.kv_usage_ratio == 0
 

@@ -11,6 +11,7 @@ from buddy_server.engine.messages import (
     GenerationRequest,
     PromptEvent,
     SamplingParams,
+    StartEvent,
     StepStats,
     TokenEvent,
     TokenLogprob,
@@ -24,6 +25,7 @@ from buddy_server.engine.wire import (
     Cancel,
     Command,
     Heartbeat,
+    LimitDepth,
     Ready,
     Report,
     Stop,
@@ -44,10 +46,11 @@ NEVER = TokenLogprob(2, "\x00", float("-inf"))
 USAGE = Usage(4, 3, 1, 8000, 2**40)
 EVENTS = [
     ("a", DepthEvent(3000)),
+    ("a", StartEvent(0.25)),
     ("a", PromptEvent((CAT, NEVER), ((NEVER,), ()))),
     ("a", TokenEvent(1, " cat", bytes([1, 0, 1]), CAT, (CAT, NEVER))),
     ("b", TokenEvent(2, "", b"")),
-    ("b", FinishEvent("error", USAGE, text="ö", error="why")),
+    ("b", FinishEvent("error", USAGE, text="ö", error="why", max_cost=2000)),
 ]
 STATS = StepStats(3, 9, 2, 6, 1, 0.25, {"acme": DepthCount(3, 4, 1)})
 INFO = EngineInfo(
@@ -61,7 +64,9 @@ INFO = EngineInfo(
         Build(EnginePlan("model", None, EngineSettings(0.5, max_sequences=3), "cpu", "int8")),
         Submit(GenerationRequest("a", "acme", (1, 2, 3), 4000, SAMPLING, align_paths=True, min_cost=2000)),
         Submit(GenerationRequest("a", "acme", (1,), 4000, SamplingParams(1))),
+        Submit(GenerationRequest("a", "acme", (1,), 4000, SamplingParams(1), weight=0.5, priority=-1, tier="free")),
         Cancel("a"),
+        LimitDepth({"free": 3000}),
         Stop(),
     ],
 )
@@ -75,8 +80,8 @@ def test_commands_arrive_as_they_were(command: Command) -> None:
         Building(),
         Ready(INFO, "/models/m"),
         BuildFailed("no such model 'ö'"),
-        Report(EVENTS, [("a", USAGE)], STATS, 2, 0.5),
-        Report([], [], None, 0, 0.0),
+        Report(EVENTS, [("a", USAGE)], STATS, 2, 0.5, 0.25),
+        Report([], [], None, 0, 0.0, 0.0),
         Heartbeat(),
     ],
 )

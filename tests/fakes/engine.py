@@ -1,12 +1,13 @@
 """An engine without a model: deterministic, a little slow, and it remembers what was asked and cancelled."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 
 from buddy_routing.action_space import MILLI_LAYERS, ActionSpace
 from buddy_server.engine.messages import (
+    Account,
     DepthEvent,
     EngineInfo,
     Event,
@@ -14,6 +15,7 @@ from buddy_server.engine.messages import (
     FinishReason,
     GenerationRequest,
     PromptEvent,
+    StartEvent,
     TokenEvent,
     TokenLogprob,
     Usage,
@@ -52,6 +54,7 @@ class FakeEngine:
     num_waiting: int = 0
     num_running: int = 0
     kv_usage_ratio: float = 0.0
+    queue_s: float = 0.0
     words: tuple[str, ...] = ("Hello", " there", "", ",", " wörld", " 🐦")
     num_words: int = 6
     group_size: int = 1
@@ -69,6 +72,10 @@ class FakeEngine:
     """Layers that the Budget Predictor wants."""
     num_cached: tuple[int, ...] = (0,)
     """Of the prompts of requests in turn."""
+    settle: Callable[[Account], None] = lambda _: None
+    """Called with the account of every request before its last event is yielded."""
+    limits: dict[str, int] = field(default_factory=dict)
+    """The last that limit_depth was given."""
 
     @property
     def ready_in_s(self) -> float:
@@ -78,11 +85,16 @@ class FakeEngine:
         """What runs then ends as cancelled."""
         self.stopped = True
 
+    def limit_depth(self, limits: Mapping[str, int]) -> None:
+        self.limits = dict(limits)
+
     async def submit(self, request: GenerationRequest) -> AsyncGenerator[list[Event], None]:
         """`group_size` events come at the same time; an end that is a failure comes alone."""
         group: list[Event] = []
         async with aclosing(self._events(request)) as events:
             async for event in events:
+                if isinstance(event, FinishEvent):
+                    self._account(request, event.reason, event.usage, event.max_cost)
                 if group and isinstance(event, FinishEvent) and event.reason in ("error", "cancelled"):
                     yield group
                     group = []
@@ -100,6 +112,9 @@ class FakeEngine:
                 wanted = MILLI_LAYERS * (self.predicted or NUM_LAYERS)
                 request = replace(request, max_cost=min(max(wanted, request.min_cost), request.max_cost))
                 yield DepthEvent(request.max_cost)
+            own_cost = request.max_cost
+            request = replace(request, max_cost=min(own_cost, self.limits.get(request.tier or "", own_cost)))
+            yield StartEvent(self.queue_s)
             num_tokens = min(self.num_words, request.sampling.max_tokens)
             if request.sampling.prompt_logprobs is not None:
                 yield self._prompt(request)
@@ -109,11 +124,13 @@ class FakeEngine:
                     raise RuntimeError("secret inside of the engine")
                 if self.stopped:
                     ended = True
-                    yield FinishEvent("cancelled", Usage(0))
+                    yield FinishEvent("cancelled", Usage(0), max_cost=request.max_cost)
                     return
                 if index == self.fail_at:
                     ended = True
-                    yield FinishEvent(self.fail_with, Usage(0), error="secret inside of the engine")
+                    yield FinishEvent(
+                        self.fail_with, Usage(0), error="secret inside of the engine", max_cost=request.max_cost
+                    )
                     return
                 yield self._token(index, request)
             ended = True
@@ -127,9 +144,15 @@ class FakeEngine:
                     output_cost=(num_tokens - 1) * request.max_cost,
                 ),
                 text="!",
+                max_cost=request.max_cost,
             )
         finally:
             (self.finished if ended else self.cancelled).append(request.request_id)
+            if not ended:
+                self._account(request, "cancelled", Usage(len(request.prompt_tokens)), request.max_cost)
+
+    def _account(self, request: GenerationRequest, reason: FinishReason, usage: Usage, max_cost: int) -> None:
+        self.settle(Account(request.request_id, request.tenant, reason, usage, max_cost))
 
     def _prompt(self, request: GenerationRequest) -> PromptEvent:
         tokens = tuple(TokenLogprob(token, f" w{token}", self.logprob) for token in request.prompt_tokens[1:])

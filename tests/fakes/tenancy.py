@@ -8,5 +8,5 @@ from fakes.engine import FakeEngine
 
 def tenancy_of(engine: FakeEngine, config: ServerConfig, metrics: Metrics) -> Tenancy:
     tenancy = Tenancy(config, None, engine.info, metrics)
-    engine.settle = lambda account: tenancy.bills.report([], [account])
+    engine.settle = tenancy.bills.account
     return tenancy

@@ -13,6 +13,7 @@ from buddy_server.tokenizer import ChatTokenizer
 from fakes.engine import FakeEngine
 from fakes.serving import Socket, listening
 from fakes.site import Serve, Site
+from fakes.tenancy import tenancy_of
 from fakes.tokenizer import build_tokenizer
 
 
@@ -45,7 +46,7 @@ def serve(listener: Socket, tokenizer: ChatTokenizer) -> Iterator[Serve]:
         ) -> Site:
             engine, config = engine or FakeEngine(), config or ServerConfig()
             metrics = Metrics(engine.info, config.tenants)
-            listener.app = create_app(config, engine, tokenizer, metrics, admin)
+            listener.app = create_app(config, engine, tokenizer, metrics, tenancy_of(engine, config, metrics), admin)
             return Site(listener.url, engine, metrics, http, stack)
 
         yield start

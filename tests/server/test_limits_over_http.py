@@ -96,9 +96,7 @@ def test_quota_of_the_month_is_insufficient_quota(serve: Serve) -> None:
     assert site.chat(max_tokens=2).status_code == 200
     client = site.client()
     with pytest.raises(openai.RateLimitError) as refused:
-        client.chat.completions.create(
-            model=INFO.model_id, messages=[{"role": "user", "content": "hi"}], max_tokens=6
-        )
+        client.chat.completions.create(model=INFO.model_id, messages=[{"role": "user", "content": "hi"}], max_tokens=6)
     assert refused.value.code == "insufficient_quota"
     assert refused.value.response.headers["x-should-retry"] == "false"
     assert 0 < site.sample("buddy_quota_used_ratio", tenant="default") < 1

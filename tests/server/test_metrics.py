@@ -19,6 +19,7 @@ from buddy_server.tenancy.policy import Tenant, Tier
 from buddy_server.tenancy.request_life import RequestLife
 from fakes.engine import INFO, FakeEngine
 from fakes.site import Serve, Site
+from fakes.tenancy import tenancy_of
 
 LIMITS = get_args(LimitName)
 
@@ -229,16 +230,17 @@ def test_reloads_are_counted_by_result() -> None:
 @pytest.mark.anyio
 async def test_life_that_is_left_by_an_error_takes_its_outcome() -> None:
     tenant = Tenant("acme", Tier("pro"))
-    metrics, capacity = Metrics(INFO, [tenant]), Capacity(FakeEngine(), 10)
+    metrics, capacity = Metrics(INFO, [tenant]), Capacity(FakeEngine(), lambda: 10)
+    bills = tenancy_of(FakeEngine(), ServerConfig(), metrics).bills
     with pytest.raises(InvalidBudget):
-        async with RequestLife(capacity, metrics.request(tenant)):
+        async with RequestLife(capacity, bills, metrics.request(tenant)):
             raise InvalidBudget("no")
     with pytest.raises(ZeroDivisionError):
-        async with RequestLife(capacity, metrics.request(tenant)):
+        async with RequestLife(capacity, bills, metrics.request(tenant)):
             raise ZeroDivisionError
-    async with RequestLife(capacity, metrics.request(tenant)):
+    async with RequestLife(capacity, bills, metrics.request(tenant)):
         pass
-    async with RequestLife(capacity, metrics.request(tenant)) as life:
+    async with RequestLife(capacity, bills, metrics.request(tenant)) as life:
         life.metrics.finish("finished")
         life.metrics.finish("error")
     for outcome in ("refused", "error", "cancelled", "finished"):

@@ -89,6 +89,9 @@ async def admit(services: Services, life: RequestLife, caller: Caller, request: 
             min_cost=depth.min_cost,
             sampling=_sampling(body, limits[prompt_index], index),
             align_paths=tier.align_paths,
+            weight=tier.weight,
+            priority=tier.priority,
+            tier=tier.name if tier.elastic_floor is not None else None,
         )
         for prompt_index, prompt in enumerate(prompts)
         for index in range(n)

@@ -8,9 +8,18 @@ from typing import Any
 from buddy_routing.action_space import MILLI_LAYERS
 from buddy_server.api.admission import Admitted
 from buddy_server.api.merge import merge
-from buddy_server.engine.messages import AnswerEvent, DepthEvent, EngineClient, Event, FinishEvent, TokenEvent
+from buddy_server.engine.messages import (
+    AnswerEvent,
+    DepthEvent,
+    EngineClient,
+    Event,
+    FinishEvent,
+    GenerationRequest,
+    StartEvent,
+    TokenEvent,
+)
 from buddy_server.errors import InternalError, NotReady
-from buddy_server.tenancy.depth import predicted_depth
+from buddy_server.tenancy.depth import lowered_depth, predicted_depth
 from buddy_server.tenancy.request_life import RequestLife
 
 _log = logging.getLogger(__name__)
@@ -25,7 +34,9 @@ class Generation:
         self._life = life
         self._engine = engine
         self._depth = admitted.depth
+        self._limits = [choice.max_cost for choice in admitted.choices]
         self._predicted: list[int] = []
+        self._lowered: list[int] = []
         self._paths: list[list[bytes]] = [[] for _ in admitted.choices]
         self._finishes: dict[int, FinishEvent] = {}
 
@@ -35,14 +46,21 @@ class Generation:
 
         Raises InternalError if the engine fails, NotReady if the engine stops the request.
         """
-        streams = [self._engine.submit(choice) for choice in self.admitted.choices]
+        streams = [self._answer(choice) for choice in self.admitted.choices]
         async with aclosing(merge(streams)) as merged:
             async for index, events in merged:
                 if answer := self._take(index, events):
                     yield index, answer
         assert self.is_complete, "the engine ended a request without a FinishEvent"
+        await self._life.bill.settled()
         self.metrics.cached(self._num_cached)
         self.metrics.finish("finished")
+
+    async def _answer(self, choice: GenerationRequest) -> AsyncGenerator[list[Event], None]:
+        self._life.bill.submitted(choice.request_id)
+        async with aclosing(self._engine.submit(choice)) as events:
+            async for together in events:
+                yield together
 
     @property
     def is_complete(self) -> bool:
@@ -76,14 +94,17 @@ class Generation:
         and the last token of an answer cost nothing. With trace, `paths` lists the layer indices that made each token;
         with several choices it is a list of such lists, one per choice.
         """
-        actions = self.admitted.actions
+        actions, depth = self.admitted.actions, self._depth
+        if self._lowered:
+            # With several choices, the lowest counts.
+            depth = lowered_depth(depth, min(self._lowered), actions)
         paths = [path for choice in self._paths for path in choice]
         cost = sum(finish.usage.cost for finish in self._finishes.values())
         layers = sum(actions.path_costs[path] for path in paths) / MILLI_LAYERS
         buddy: dict[str, Any] = {
-            "budget_requested": self._depth.requested,
-            "budget_granted": self._depth.granted,
-            "decided_by": self._depth.decided_by,
+            "budget_requested": depth.requested,
+            "budget_granted": depth.granted,
+            "decided_by": depth.decided_by,
             "layers": actions.num_layers,
             "layers_per_token": layers / len(paths) if paths else 0.0,
             "layer_tokens": round(cost / actions.full_cost, 3),
@@ -96,9 +117,15 @@ class Generation:
 
     def _take(self, index: int, events: list[Event]) -> list[AnswerEvent]:
         """Record `events`; returns those that are part of the answer."""
-        if isinstance(first := events[0], DepthEvent):
-            self._settle_depth(first.max_cost)
-        answer = [event for event in events if not isinstance(event, DepthEvent)]
+        answer: list[AnswerEvent] = []
+        for event in events:
+            match event:
+                case DepthEvent():
+                    self._settle_depth(index, event.max_cost)
+                case StartEvent():
+                    self.metrics.queued(event.queue_s)
+                case _:
+                    answer.append(event)
         paths = [event.path for event in answer if isinstance(event, TokenEvent)]
         self._paths[index] += paths
         costs = self.admitted.actions.path_costs
@@ -107,10 +134,14 @@ class Generation:
             self._life.answered()
             self._check(last)
             self._finishes[index] = last
+            if last.max_cost < self._limits[index]:
+                self._lowered.append(last.max_cost)
         return answer
 
-    def _settle_depth(self, max_cost: int) -> None:
+    def _settle_depth(self, index: int, max_cost: int) -> None:
         """Record one choice's predicted depth. With several prompts, the deepest counts as the request's."""
+        self._limits[index] = max_cost
+        self._life.bill.predicted(self.admitted.choices[index].request_id, max_cost)
         self._predicted.append(max_cost)
         self._depth = predicted_depth(self.admitted.depth, max(self._predicted), self.admitted.actions)
         if len(self._predicted) == len(self.admitted.choices):

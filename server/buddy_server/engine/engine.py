@@ -2,7 +2,7 @@
 
 import itertools
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from tokenizers import Tokenizer
@@ -29,6 +29,7 @@ class Engine:
     depth_predictor: DepthPredictor | None = None
     _sequences: dict[str, Sequence] = field(default_factory=dict)
     _arrivals: Iterator[int] = field(default_factory=itertools.count)
+    _limits: Mapping[str, int] = field(default_factory=dict)
 
     def add(self, *requests: GenerationRequest) -> list[tuple[str, Event]]:
         """Accept requests. Returns a DepthEvent for each request whose depth the Budget Predictor chose."""
@@ -42,6 +43,7 @@ class Engine:
                 Detokenizer(self.tokenizer, params.stop),
                 self.end_token_ids.union(params.stop_token_ids),
             )
+            self._limit(sequence)
             self.scheduler.add(sequence)
             self._sequences[request.request_id] = sequence
         return [(request_id, DepthEvent(max_cost)) for request_id, max_cost in depths.items()]
@@ -61,10 +63,19 @@ class Engine:
             return {}
         return {request.request_id: cost for request, cost in zip(open_requests, costs, strict=True)}
 
-    def change_depth(self, request_id: str, max_cost: int) -> None:
-        """Apply a new `max_cost` (milli-layers per token) to tokens not run yet. Ignores requests that have ended."""
-        if request_id in self._sequences:
-            self._sequences[request_id].change_depth(max_cost, self.scheduler.route_block)
+    def limit_depth(self, limits: Mapping[str, int]) -> None:
+        """As in EngineClient: for the requests here and those to come."""
+        self._limits = limits
+        for sequence in self._sequences.values():
+            self._limit(sequence)
+
+    def _limit(self, sequence: Sequence) -> None:
+        """Run the rest of a sequence under its own limit and its tier's, whichever is lower."""
+        request, smallest = sequence.request, self.scheduler.actions.smallest_cost
+        limit = request.max_cost if request.tier is None else self._limits.get(request.tier, request.max_cost)
+        max_cost = min(request.max_cost, max(limit, smallest))
+        if max_cost != sequence.depths[-1][1]:
+            self.scheduler.change_depth(sequence, max_cost)
 
     def cancel(self, request_id: str) -> list[tuple[str, Event]]:
         """End a request, whether it waits or runs. Returns no events if it has already ended."""

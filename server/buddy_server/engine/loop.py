@@ -8,7 +8,7 @@ from collections.abc import Callable
 from buddy_server.engine.engine import Engine
 from buddy_server.engine.messages import Event, FinishEvent, FinishReason, GenerationRequest, StepStats, Usage
 from buddy_server.engine.open_requests import SHUTTING_DOWN, unused
-from buddy_server.engine.wire import Cancel, LoopCommand, Report, Stop, Submit
+from buddy_server.engine.wire import Cancel, LimitDepth, LoopCommand, Report, Stop, Submit
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +76,8 @@ class EngineLoop:
                     self._add(submitted)
                     submitted = []
                     self._report(self._engine.cancel(command.request_id))
+                case LimitDepth():
+                    self._engine.limit_depth(command.limits)
                 case Stop():
                     self._add(submitted)
                     return False
@@ -112,7 +114,16 @@ class EngineLoop:
         stats: StepStats | None = None,
     ) -> None:
         scheduler = self._engine.scheduler
-        self._deliver(Report(events, usages or [], stats, len(scheduler.running), scheduler.pool.usage_ratio))
+        self._deliver(
+            Report(
+                events,
+                usages or [],
+                stats,
+                num_running=len(scheduler.running),
+                kv_usage_ratio=scheduler.pool.usage_ratio,
+                queue_s=scheduler.waiting.queue_s,
+            )
+        )
         for request_id, event in events:
             if isinstance(event, FinishEvent):
                 self._open.pop(request_id, None)

@@ -44,7 +44,8 @@ class SamplingParams:
 class GenerationRequest:
     """One admitted request. Every token costs at most `max_cost` milli-layers; with a `min_cost` the Budget Predictor
     chooses between the two. With `align_paths` its tokens may share paths with the tenant's other requests of the same
-    cost."""
+    cost. While tenants compete, those of the highest `priority` go first, and share in proportion to `weight`. With a
+    `tier` the limit of that name (EngineClient.limit_depth) holds as well."""
 
     request_id: str
     tenant: str
@@ -53,6 +54,9 @@ class GenerationRequest:
     sampling: SamplingParams
     align_paths: bool = False
     min_cost: int | None = None
+    weight: float = 1.0
+    priority: int = 0
+    tier: str | None = None
 
 
 class Usage(Struct, frozen=True, array_like=True):
@@ -72,12 +76,13 @@ class Usage(Struct, frozen=True, array_like=True):
 
 
 class Account(Struct, frozen=True, array_like=True):
-    """What one request used, however it ended. Every request has exactly one."""
+    """What one request used, however it ended. Every request has exactly one. `max_cost` as in FinishEvent."""
 
     request_id: str
     tenant: str
     reason: FinishReason
     usage: Usage
+    max_cost: int = 0
 
 
 class TokenLogprob(Struct, frozen=True, array_like=True, gc=False):
@@ -91,6 +96,13 @@ class DepthEvent(Struct, frozen=True, array_like=True, tag=True):
     open."""
 
     max_cost: int
+
+
+class StartEvent(Struct, frozen=True, array_like=True, tag=True):
+    """The request runs for the first time, after `queue_s` seconds in the engine. Comes once, before all that follows
+    from running."""
+
+    queue_s: float
 
 
 class PromptEvent(Struct, frozen=True, array_like=True, tag=True):
@@ -113,16 +125,18 @@ class TokenEvent(Struct, frozen=True, array_like=True, tag=True):
 
 
 class FinishEvent(Struct, frozen=True, array_like=True, tag=True):
-    """The last event of every request, exactly once. `text` was held back until now."""
+    """The last event of every request, exactly once. `text` was held back until now. `max_cost` is the lowest limit, in
+    milli-layers per token, under which any of its tokens ran; its own limit if none ran or the engine was lost."""
 
     reason: FinishReason
     usage: Usage
     text: str = ""
     error: str | None = None
+    max_cost: int = 0
 
 
 AnswerEvent = PromptEvent | TokenEvent | FinishEvent
-Event = DepthEvent | AnswerEvent
+Event = DepthEvent | StartEvent | AnswerEvent
 
 
 class DepthCount(Struct, frozen=True, array_like=True):
@@ -192,6 +206,17 @@ class EngineClient(Protocol):
 
     @property
     def kv_usage_ratio(self) -> float: ...
+
+    @property
+    def queue_s(self) -> float:
+        """How long the oldest request that has never run has been waiting in the engine; 0 if there is none."""
+        ...
+
+    def limit_depth(self, limits: Mapping[str, int]) -> None:
+        """From now on, a token of a tier's requests costs at most its number of milli-layers, by the tier's name; tiers
+        that are not named have no limit. Applies to all tokens that have not run yet, and replaces all earlier limits.
+        """
+        ...
 
     def submit(self, request: GenerationRequest) -> AsyncGenerator[list[Event], None]:
         """Start a request and yield its events; events that arrive together come as one list. A FinishEvent with a

@@ -32,12 +32,19 @@ class _OpenRequest:
 
 
 class OpenRequests:
-    """`send` passes a command to the engine, from any thread, and returns whether the engine will answer it. `settle`
-    is called on the thread that calls `deliver`, before the client receives the last event."""
+    """`send` passes a command to the engine, from any thread, and returns whether the engine will answer it. `note` and
+    `settle` are called on the thread that calls `deliver`, before the clients receive what it brings: `note` with the
+    usage of open requests, `settle` with the account of one that has ended."""
 
-    def __init__(self, send: Callable[[Submit | Cancel], bool], settle: Callable[[Account], None]) -> None:
+    def __init__(
+        self,
+        send: Callable[[Submit | Cancel], bool],
+        settle: Callable[[Account], None],
+        note: Callable[[list[tuple[str, Usage]]], None] = lambda _: None,
+    ) -> None:
         self._send = send
         self._settle = settle
+        self._note = note
         self._open: dict[str, _OpenRequest] = {}
 
     def __len__(self) -> int:
@@ -67,12 +74,19 @@ class OpenRequests:
         for name, usage in report.usages:
             if name in self._open:
                 self._open[name].usage = usage
+        if report.usages:
+            self._note(report.usages)
         self._hand_over(report.events)
 
     def end_all(self, reason: FinishReason, message: str) -> None:
         """End every request that the engine will report no more on, with its last reported usage."""
         waiting = list(self._open.items())
-        self._hand_over([(name, FinishEvent(reason, opened.usage, error=message)) for name, opened in waiting])
+        self._hand_over(
+            [
+                (name, FinishEvent(reason, opened.usage, error=message, max_cost=opened.request.max_cost))
+                for name, opened in waiting
+            ]
+        )
 
     def _hand_over(self, events: list[tuple[str, Event]]) -> None:
         by_request: defaultdict[str, list[Event]] = defaultdict(list)
@@ -85,7 +99,7 @@ class OpenRequests:
             if opened is None:
                 continue
             if isinstance(last, FinishEvent):
-                self._settle_one(Account(name, opened.request.tenant, last.reason, last.usage))
+                self._settle_one(Account(name, opened.request.tenant, last.reason, last.usage, last.max_cost))
             if (queue := opened.events) is not None:
                 by_loop[opened.loop].append((queue, together))
         for loop, groups in by_loop.items():
@@ -112,7 +126,7 @@ class OpenRequests:
 
 def unused(request: GenerationRequest, reason: FinishReason, message: str) -> FinishEvent:
     """The end of a request for which the engine has computed nothing."""
-    return FinishEvent(reason, Usage(len(request.prompt_tokens)), error=message)
+    return FinishEvent(reason, Usage(len(request.prompt_tokens)), error=message, max_cost=request.max_cost)
 
 
 def _put_all(groups: list[tuple[_Queue, list[Event]]]) -> None:

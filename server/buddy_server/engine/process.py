@@ -4,13 +4,13 @@ import logging
 import math
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import replace
 
-from buddy_server.engine.messages import Account, EngineInfo, Event, GenerationRequest, StepStats
+from buddy_server.engine.messages import Account, EngineInfo, Event, GenerationRequest, StepStats, Usage
 from buddy_server.engine.open_requests import SHUTTING_DOWN, OpenRequests
 from buddy_server.engine.settings import EnginePlan
-from buddy_server.engine.wire import Cancel, Ready, Report, Stop, Submit
+from buddy_server.engine.wire import LimitDepth, LoopCommand, Ready, Report, Stop
 from buddy_server.engine.worker_process import TICK_S, WorkerProcess
 from buddy_server.errors import EngineStartError
 
@@ -29,8 +29,8 @@ HEARTBEAT_TIMEOUT_S = 5.0
 class EngineProcess:
     """An OwnedEngine (messages.py). It takes over `worker`, which has sent `ready`, and closes it.
 
-    On a separate thread, `on_step` is called after every step, `on_restart` for every new process, and `settle` once
-    for every request, with its Account.
+    On a separate thread, `on_step` is called after every step, `on_restart` for every new process, `note` with the
+    usage of open requests, and `settle` once for every request, with its Account.
     """
 
     def __init__(
@@ -41,14 +41,16 @@ class EngineProcess:
         on_step: Callable[[StepStats], None] = lambda _: None,
         on_restart: Callable[[], None] = lambda: None,
         settle: Callable[[Account], None] = lambda _: None,
+        note: Callable[[list[tuple[str, Usage]]], None] = lambda _: None,
     ) -> None:
         self._plan = _with_arithmetic(plan, ready.info)
         self._ready = ready
         self._on_step = on_step
         self._on_restart = on_restart
-        self._requests = OpenRequests(self._send, settle)
+        self._requests = OpenRequests(self._send, settle, note)
         self._num_running = 0
         self._kv_usage_ratio = 0.0
+        self._queue_s = 0.0
         self._pause_s = 0.0
         self._load_s = worker.load_s
         self._lost_s = 0.0
@@ -56,6 +58,7 @@ class EngineProcess:
         self._lock = threading.Lock()
         # Guarded by the lock, both for sending to the worker and for marking it as gone.
         self._worker: WorkerProcess | None = worker
+        self._limits = LimitDepth({})
         self._thread = threading.Thread(target=self._supervise, args=(worker,), name="engine", daemon=True)
 
     @property
@@ -92,6 +95,18 @@ class EngineProcess:
     def kv_usage_ratio(self) -> float:
         return self._kv_usage_ratio
 
+    @property
+    def queue_s(self) -> float:
+        """As of the last report."""
+        return self._queue_s
+
+    def limit_depth(self, limits: Mapping[str, int]) -> None:
+        """As in EngineClient; later children get the limits as well."""
+        with self._lock:
+            self._limits = LimitDepth(dict(limits))
+            if self._worker is not None:
+                self._worker.send(self._limits)
+
     def start(self) -> None:
         self._thread.start()
 
@@ -105,7 +120,7 @@ class EngineProcess:
         """As in EngineClient: yields events up to the FinishEvent."""
         return self._requests.events(request)
 
-    def _send(self, command: Submit | Cancel | Stop) -> bool:
+    def _send(self, command: LoopCommand) -> bool:
         """Send `command`; returns whether there is a child to answer it."""
         with self._lock:
             if self._worker is not None:
@@ -143,6 +158,7 @@ class EngineProcess:
 
     def _take(self, report: Report) -> None:
         self._num_running, self._kv_usage_ratio = report.num_running, report.kv_usage_ratio
+        self._queue_s = report.queue_s
         self._requests.deliver(report)
         if report.stats is not None:
             self._on_step(report.stats)
@@ -152,7 +168,7 @@ class EngineProcess:
         with self._lock:
             self._worker = None
         self._lost_s = time.monotonic()
-        self._num_running, self._kv_usage_ratio = 0, 0.0
+        self._num_running, self._kv_usage_ratio, self._queue_s = 0, 0.0, 0.0
         if self._stopping.is_set():
             self._requests.end_all("cancelled", SHUTTING_DOWN)
         else:
@@ -178,6 +194,7 @@ class EngineProcess:
             self._load_s = worker.load_s
             with self._lock:
                 self._worker = worker
+                worker.send(self._limits)
             log.info("engine ready again", extra={"pid": worker.pid})
             return worker
         return None

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from buddy_routing.action_space import ActionSpace
 from buddy_server.engine.batch import Batch, BatchResult, Work, WorkResult
 from buddy_server.engine.block_pool import BlockPool
-from buddy_server.engine.messages import DepthCount, Event, StepStats, Usage
+from buddy_server.engine.fair_share import FairShare
+from buddy_server.engine.messages import DepthCount, Event, StartEvent, StepStats, Usage
 from buddy_server.engine.pace import BURST_S, Pace
 from buddy_server.engine.prefix_keys import PrefixKeys
 from buddy_server.engine.sequence import Sequence
-from buddy_server.engine.waiting_queue import FirstComeFirstServed, WaitingQueue
 
 MOST_STEPS = 64
 """The maximum number of steps in one batch, even if a burst's time limit (pace.py) would allow more."""
@@ -33,7 +33,7 @@ class StepOutput:
 
 class Scheduler:
     """Decode and prefill share one token budget per step. While others decode, prefill gets only as many tokens as do
-    not slow them down too much (pace.py). The `waiting` queue picks the next sequence.
+    not slow them down too much (pace.py). Fair sharing (fair_share.py) decides whose turn it is, and who gives way.
 
     `route_block` is the number of prompt tokens that share one path. A route block keeps its path when it is computed
     in pieces, so chunking does not change results. With `prefix_keys`, full route blocks stay cached while there is
@@ -49,7 +49,6 @@ class Scheduler:
         route_block: int,
         prefix_keys: PrefixKeys | None = None,
         multi_step: bool = True,
-        waiting: WaitingQueue | None = None,
     ) -> None:
         if max_step_tokens < max_sequences + route_block:
             raise ValueError(
@@ -61,12 +60,13 @@ class Scheduler:
                 f"route_block {route_block} cannot be cached: allowed are multiples of block_size {pool.block_size}"
             )
         self.pool = pool
-        self.waiting: WaitingQueue = FirstComeFirstServed() if waiting is None else waiting
+        self.waiting = FairShare()
         self.running: list[Sequence] = []
         self.pace = Pace()
         self.route_block = route_block
-        self._actions = actions
+        self.actions = actions
         self._num_preemptions = 0
+        self._starts: list[tuple[str, Event]] = []
         self._max_step_tokens = max_step_tokens
         self._prefix_keys = prefix_keys
         self._multi_step = multi_step
@@ -81,23 +81,32 @@ class Scheduler:
         cached blocks that no sequence uses are evicted when room is needed."""
         num_tokens = sequence.num_prompt + sequence.request.sampling.max_tokens
         assert self.pool.blocks_for(num_tokens) <= self.pool.num_blocks, f"{num_tokens} tokens can never fit"
-        if self._prefix_keys:
-            sequence.prefix_keys = self._prefix_keys.of(sequence.request, sequence.max_cost(0))
+        self._set_prefix_keys(sequence)
         self.waiting.push(sequence)
 
+    def change_depth(self, sequence: Sequence, max_cost: int) -> None:
+        """Limit the sequence's tokens that no step has run yet to `max_cost` milli-layers."""
+        sequence.change_depth(max_cost, self.route_block)
+        if len(sequence.depths) == 1:
+            self._set_prefix_keys(sequence)
+
+    def _set_prefix_keys(self, sequence: Sequence) -> None:
+        if self._prefix_keys:
+            sequence.prefix_keys = self._prefix_keys.of(sequence.request, sequence.max_cost(0))
+
     def schedule(self) -> Batch:
-        """Build the next batch: decodes first, then prefill, each in order of arrival. A batch with only decodes may
+        """Build the next batch: decodes first, then prefill in the order of fair sharing. A batch with only decodes may
         run several steps."""
-        works = [
-            self._work(sequence, sequence.num_computed, 1)
-            for sequence in [s for s in self.running if s.is_decoding]
-            # _make_room for an earlier sequence may have preempted this one; it has no lane then.
-            if sequence.lane >= 0 and self._make_room(sequence, len(sequence.tokens))
-        ]
+        for sequence in [s for s in self.running if s.is_decoding]:
+            # Room for an earlier sequence may have cost this one its lane.
+            if sequence.lane >= 0:
+                self._make_room(sequence, len(sequence.tokens))
+        self._start_waiting()
+        works = [self._work(sequence, sequence.num_computed, 1) for sequence in self.running if sequence.is_decoding]
         most = self._max_step_tokens - len(works)
         num_left = self.pace.prefill_rows(most, self._multi_step) if works else most
         in_pieces = num_left < most
-        for sequence in self._prefilling():
+        for sequence in sorted([s for s in self.running if not s.is_decoding], key=self.waiting.rank):
             chunk = list(self._chunk(sequence, num_left, in_pieces))
             if not chunk:
                 break
@@ -112,7 +121,7 @@ class Scheduler:
         self.pace.observe(batch, result)
         sequences = dict.fromkeys(work.sequence for work in batch.works)
         depth: defaultdict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
-        events: list[tuple[str, Event]] = []
+        events = list(self._starts)
         for work, made in zip(batch.works, result.works, strict=True):
             request = work.sequence.request
             events += [(request.request_id, event) for event in self._book(work, made, depth[request.tenant])]
@@ -122,8 +131,6 @@ class Scheduler:
             elif batch.most_steps > 1:
                 # Frees blocks reserved for steps that did not run.
                 self.pool.trim(sequence.block_table, len(sequence.tokens))
-        for tenant, (executed, _, _) in depth.items():
-            self.waiting.charge(tenant, executed)
         stats = StepStats(
             num_steps=result.num_steps,
             num_rows=sum(len(made.paths) * work.length for work, made in zip(batch.works, result.works, strict=True)),
@@ -139,7 +146,8 @@ class Scheduler:
     def finish(self, sequence: Sequence) -> None:
         """Release all that a sequence holds, whether it runs or waits."""
         if sequence in self.running:
-            self._leave(sequence)
+            self._give_up_lane(sequence)
+            self.waiting.leave(sequence)
         else:
             self.waiting.remove(sequence)
 
@@ -171,18 +179,21 @@ class Scheduler:
 
     def _book(self, work: Work, made: WorkResult, depth: list[int]) -> Iterator[Event]:
         """Record the result of one work. Adds its executed, skipped and uncharged milli-layers to `depth`."""
-        sequence, whole = work.sequence, self._actions.full_cost
+        sequence, whole = work.sequence, self.actions.full_cost
         sequence.scored_prompt += made.scored
+        charged = 0
         for step, path in enumerate(made.paths):
-            cost = self._actions.path_costs[path]
+            cost = self.actions.path_costs[path]
             executed = cost * work.length
             depth[0] += executed
             depth[1] += whole * work.length - executed
             # A batch of several steps may run past a stop string. Those tokens are not charged.
-            charged = 0 if sequence.has_ended else sequence.charge(work.start + step, work.length, cost)
-            depth[2] += executed - charged
+            newly = 0 if sequence.has_ended else sequence.charge(work.start + step, work.length, cost)
+            charged += newly
+            depth[2] += executed - newly
             if not sequence.has_ended and made.tokens:
                 yield from sequence.accept(made.tokens[step], path)
+        self.waiting.charge(sequence, charged)
         if self._is_cacheable(work):
             self._cache(work, array("d", made.sums.tolist()))
 
@@ -204,19 +215,30 @@ class Scheduler:
             # being evicted while this sequence caches the blocks that follow.
             self.pool.share(cached, table, first)
 
-    def _prefilling(self) -> Iterator[Sequence]:
-        """Running sequences with prompt tokens left, then waiting ones, each admitted when it is reached."""
-        yield from [s for s in self.running if not s.is_decoding]
-        while self._free_lanes and (first := self.waiting.peek()):
-            self._reuse(first)
-            # All blocks at once: two partly computed prompts could otherwise wait for each other's blocks forever.
-            if not self.pool.grow(first.block_table, len(first.tokens)):
-                self._empty(first)
-                return
-            self.waiting.pop()
+    def _start_waiting(self) -> None:
+        """Give lanes and blocks to waiting sequences, in order, as far as there are any or fair sharing frees some."""
+        self._starts = []
+        while (first := self.waiting.peek()) is not None:
+            while not (self._free_lanes and self._take_blocks(first)):
+                victim = self.waiting.gives_way_to(first, self.running)
+                if victim is None:
+                    return
+                self._preempt(victim)
+            queue_s = self.waiting.start(first)
+            if queue_s is not None:
+                self._starts.append((first.request.request_id, StartEvent(queue_s)))
             first.lane = self._free_lanes.pop()
             self.running.append(first)
-            yield first
+
+    def _take_blocks(self, sequence: Sequence) -> bool:
+        """Allocate blocks for all known tokens, cached ones as far as there are any. Returns False and takes nothing if
+        too few are free."""
+        self._reuse(sequence)
+        # All at once: two partly computed prompts could otherwise wait for each other's blocks forever.
+        if self.pool.grow(sequence.block_table, len(sequence.tokens)):
+            return True
+        self._empty(sequence)
+        return False
 
     def _reuse(self, sequence: Sequence) -> None:
         """Take the sequence's next route blocks from the prefix cache, up to the first that is missing."""
@@ -247,19 +269,15 @@ class Scheduler:
             start += length
             budget -= length
 
-    def _make_room(self, sequence: Sequence, num_tokens: int) -> bool:
-        """Allocate blocks for a decode step. If there are too few, preempt the latest arrivals. Returns False if
-        `sequence` itself was preempted."""
-        while not self.pool.grow(sequence.block_table, num_tokens):
-            latest = self.running[-1]
-            self._preempt(latest)
-            if latest is sequence:
-                return False
-        return True
+    def _make_room(self, sequence: Sequence, num_tokens: int) -> None:
+        """Allocate blocks for a decode step. If there are too few, preempt others, or `sequence` itself if it is the
+        one to give way."""
+        while sequence.lane >= 0 and not self.pool.grow(sequence.block_table, num_tokens):
+            self._preempt(self.waiting.most_over(self.running))
 
     def _preempt(self, sequence: Sequence) -> None:
-        self._leave(sequence)
-        self.waiting.push(sequence)
+        self._give_up_lane(sequence)
+        self.waiting.put_back(sequence)
         self._num_preemptions += 1
 
     def _take_preemptions(self) -> int:
@@ -267,7 +285,7 @@ class Scheduler:
         count, self._num_preemptions = self._num_preemptions, 0
         return count
 
-    def _leave(self, sequence: Sequence) -> None:
+    def _give_up_lane(self, sequence: Sequence) -> None:
         self._empty(sequence)
         self.running.remove(sequence)
         self._free_lanes.append(sequence.lane)

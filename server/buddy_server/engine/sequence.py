@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 @dataclass(slots=True, eq=False)
 class Sequence:
     """`tokens` are prompt and output; the first `num_computed` have their K/V in the cache. `arrival` numbers the
-    requests of an engine. `end_token_ids` end the answer.
+    requests of an engine. `end_token_ids` end the answer. `priority` is the request's, or higher after a long wait.
 
     Tokens are charged once, up to `num_charged`, however often they are recomputed after preemption. `depths` lists
     pairs: a position, and the milli-layers that a token may cost from there on. `scored_prompt` holds the prompt's
@@ -44,6 +44,7 @@ class Sequence:
     prefix_keys: tuple[bytes, ...] = ()
     tokens: list[int] = field(init=False)
     depths: list[tuple[int, int]] = field(init=False)
+    priority: int = field(init=False)
     num_computed: int = 0
     lane: int = -1
     block_table: list[int] = field(default_factory=list)
@@ -59,6 +60,7 @@ class Sequence:
     def __post_init__(self) -> None:
         self.tokens = list(self.request.prompt_tokens)
         self.depths = [(0, self.request.max_cost)]
+        self.priority = self.request.priority
 
     @property
     def num_prompt(self) -> int:
@@ -136,7 +138,9 @@ class Sequence:
     def end(self, reason: FinishReason, error: str | None = None) -> FinishEvent:
         """The last event. The caller removes the sequence from the scheduler."""
         self.has_ended = True
-        return FinishEvent(reason, self.usage, self.detokenizer.flush(), error)
+        costs = [max_cost for start, max_cost in self.depths if start < self.num_charged]
+        lowest = min(costs, default=self.request.max_cost)
+        return FinishEvent(reason, self.usage, self.detokenizer.flush(), error, lowest)
 
     def _prompt_event(self) -> PromptEvent:
         named = [self._logprobs(token) for token in self.scored_prompt]

@@ -20,11 +20,17 @@ class Cancel(Struct, frozen=True, array_like=True, tag=True):
     request_id: str
 
 
+class LimitDepth(Struct, frozen=True, array_like=True, tag=True):
+    """As in EngineClient.limit_depth."""
+
+    limits: dict[str, int]
+
+
 class Stop(Struct, frozen=True, array_like=True, tag=True):
     """The last command: every request ends as cancelled."""
 
 
-LoopCommand = Submit | Cancel | Stop
+LoopCommand = Submit | Cancel | LimitDepth | Stop
 Command = Build | LoopCommand
 
 
@@ -54,6 +60,7 @@ class Report(Struct, frozen=True, array_like=True, tag=True):
     stats: StepStats | None
     num_running: int
     kv_usage_ratio: float
+    queue_s: float
 
 
 class Heartbeat(Struct, frozen=True, array_like=True, tag=True):

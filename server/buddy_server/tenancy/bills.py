@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from msgspec.structs import replace
 
@@ -23,6 +24,8 @@ from buddy_server.tenancy.limits.limiter import Claim, Limits
 from buddy_server.tenancy.tenants import Caller
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 SETTLE_TIMEOUT_S = 5.0
 """A response does not wait longer than this for its row: the journal has it, and the store gets it later."""
@@ -53,7 +56,7 @@ class Bill:
         self.headers: Mapping[str, str] = {}
         self._bills = bills
         self._order = order
-        self._is_predicted = order.depth.min_cost is not None
+        self._predicted: dict[str, int] = {}
         self._usages: dict[str, Usage] = {}
         self._running: set[str] = set()
         self._num_left = order.num_answers
@@ -72,10 +75,10 @@ class Bill:
             self._outcome = outcome
             self._settle_if_complete()
 
-    def granted(self, budget: float, decided_by: DecidedBy) -> None:
-        """The depth that the request's answers got, if it was not known at admission."""
-        self._is_predicted = False
-        self.entry = replace(self.entry, budget_granted=budget, decided_by=decided_by)
+    def predicted(self, request_id: str, max_cost: int) -> None:
+        """The Budget Predictor's choice for an engine request. The deepest counts as the request's."""
+        self._predicted[request_id] = max_cost
+        self._grant(max(self._predicted.values()), "predictor")
 
     def note(self, request_id: str, usage: Usage) -> None:
         """What one engine request has used so far."""
@@ -91,21 +94,29 @@ class Bill:
 
     def account(self, account: Account) -> None:
         """The last word on one engine request."""
-        self.note(account.request_id, account.usage)
-        budget = account.max_cost / (self.entry.layers * MILLI_LAYERS)
-        if budget < self.entry.budget_granted:
-            self.granted(budget, "predictor" if self._is_predicted else "elastic")
+        name = account.request_id
+        self.note(name, account.usage)
+        if self._order.depth.min_cost is not None and name not in self._predicted:
+            self.predicted(name, account.max_cost)
+        if account.max_cost < self._predicted.get(name, self._order.depth.max_cost):
+            self._grant(account.max_cost, "elastic")
         if account.reason in ("error", "lost"):
             self._outcome = "error"
         elif account.reason == "cancelled" and self._outcome == "finished":
             self._outcome = "cancelled"
-        self._running.discard(account.request_id)
+        self._running.discard(name)
         self._settle_if_complete()
 
     async def settled(self) -> None:
         """Wait until limits and ledger know what the request used."""
         if self._settling is not None:
             await asyncio.wait([self._settling], timeout=SETTLE_TIMEOUT_S)
+
+    def _grant(self, max_cost: int, decided_by: DecidedBy) -> None:
+        budget = max_cost / (MILLI_LAYERS * self.entry.layers)
+        if decided_by == "elastic" == self.entry.decided_by:
+            budget = min(budget, self.entry.budget_granted)
+        self.entry = replace(self.entry, budget_granted=budget, decided_by=decided_by)
 
     def _settle_if_complete(self) -> None:
         if not self._num_left and not self._running and self._settling is None:
@@ -156,14 +167,14 @@ class Bills:
         if bill.claim is not None or self._ledger is not None:
             self._open[request_id] = bill
 
-    def report(self, usages: Sequence[tuple[str, Usage]], accounts: Sequence[Account]) -> None:
-        """What the engine says of its requests. May be called from any thread."""
-        if self._loop is None or not self._open:
-            return
-        try:
-            self._loop.call_soon_threadsafe(self._take, usages, accounts)
-        except RuntimeError:
-            log.warning("event loop closed", extra={"accounts": len(accounts)})
+    def note(self, usages: Sequence[tuple[str, Usage]]) -> None:
+        """What open engine requests have used so far. May be called from any thread, as `account`."""
+        if self._ledger is not None:
+            self._call(self._note, usages)
+
+    def account(self, account: Account) -> None:
+        """The last word on an engine request."""
+        self._call(self._account, account)
 
     def settle(self, bill: Bill) -> asyncio.Task[None]:
         """Settle a bill that is complete; the task ends when limits and ledger have it."""
@@ -180,26 +191,33 @@ class Bills:
     async def _settle(self, bill: Bill) -> None:
         """Tell the limits, then the ledger. In this order: what the ledger knows, the limits have counted."""
         entry = bill.entry
-        if self._ledger is not None:
-            self._ledger.update(entry)
         if bill.claim is not None:
             await self._gate.settle(bill.claim, entry.milli_layers)
         if self._ledger is not None:
             await self._ledger.end(entry)
 
-    def _take(self, usages: Sequence[tuple[str, Usage]], accounts: Sequence[Account]) -> None:
-        changed: dict[str, Bill] = {}
+    def _call(self, take: Callable[[T], None], what: T) -> None:
+        """Have the event loop take what the engine reports."""
+        if self._open and self._loop is not None:
+            try:
+                self._loop.call_soon_threadsafe(take, what)
+            except RuntimeError:
+                log.warning("event loop closed")
+
+    def _note(self, usages: Sequence[tuple[str, Usage]]) -> None:
         for name, usage in usages:
             if (bill := self._open.get(name)) is not None:
                 bill.note(name, usage)
-                changed[bill.entry.id] = bill
-        for account in accounts:
-            if (bill := self._open.pop(account.request_id, None)) is not None:
-                bill.account(account)
-                changed[bill.entry.id] = bill
+                self._keep(bill)
+
+    def _account(self, account: Account) -> None:
+        if (bill := self._open.pop(account.request_id, None)) is not None:
+            bill.account(account)
+            self._keep(bill)
+
+    def _keep(self, bill: Bill) -> None:
         if self._ledger is not None:
-            for bill in changed.values():
-                self._ledger.update(bill.entry)
+            self._ledger.update(bill.entry)
 
     def _entry(self, order: Order) -> LedgerEntry:
         requested = order.depth.requested

@@ -84,6 +84,11 @@ def predicted_depth(decision: DepthDecision, max_cost: int, actions: ActionSpace
     )
 
 
+def lowered_depth(decision: DepthDecision, max_cost: int, actions: ActionSpace) -> DepthDecision:
+    """The decision after the engine has lowered the depth under load."""
+    return replace(decision, granted=max_cost / actions.full_cost, max_cost=max_cost, decided_by="elastic")
+
+
 def check_tier(tier: Tier, actions: ActionSpace) -> None:
     """Raise ConfigError if a budget of `tier` cannot pay for the layers that always run in this model."""
     budgets = {"max_budget": tier.max_budget, "default_budget": tier.default_budget}
