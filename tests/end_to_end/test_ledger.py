@@ -58,10 +58,11 @@ async def ask(http: httpx.AsyncClient, site: Served, index: int, received: list[
         "model": "buddy-7m",
         "messages": [{"role": "user", "content": " ".join(rng.choices(WORDS, k=rng.randint(1, 60)))}],
         "budget": -1 if kind == "bad" else got.budget,
-        "max_tokens": rng.randint(1, 400),
+        "max_tokens": rng.randint(1, 350),
         "stream": kind in ("stream", "leave"),
         "stream_options": {"include_usage": True} if kind in ("stream", "leave") else None,
         "logprobs": True,
+        "logit_bias": {"0": -100, "1": -100},
         "seed": index,
     }
     headers = bearer(f"sk-{got.tenant}")
@@ -128,12 +129,10 @@ async def exchange(site: Served) -> list[Received]:
             num_ended = sum(task.done() for task in tasks)
             if num_ended >= KILL_ENGINE_AFTER and not killed_engine:
                 killed_engine = True
-                await until_streaming(received)
                 site.kill_engine()
                 await asyncio.to_thread(site.wait_until_ready)
             if num_ended >= KILL_SERVER_AFTER and not killed_server:
                 killed_server = True
-                await until_streaming(received)
                 site.kill()
                 await asyncio.gather(*tasks)
                 await asyncio.to_thread(site.start)
@@ -142,13 +141,6 @@ async def exchange(site: Served) -> list[Received]:
     assert killed_engine
     assert killed_server
     return received
-
-
-async def until_streaming(received: list[Received]) -> None:
-    """Wait until several answers have begun and not ended."""
-    async with asyncio.timeout(30):
-        while sum(got.num_tokens > 0 and got.usage is None for got in received[-24:]) < 4:  # noqa: ASYNC110
-            await asyncio.sleep(0.002)
 
 
 @pytest.mark.slow
