@@ -113,7 +113,14 @@ def _pool(url: str) -> BlockingConnectionPool:
     try:
         if not _URL.fullmatch(url):
             raise ValueError
-        pool = BlockingConnectionPool.from_url(url, max_connections=_NUM_CONNECTIONS, retry=Retry(NoBackoff(), 0))
+        pool = BlockingConnectionPool.from_url(
+            url,
+            max_connections=_NUM_CONNECTIONS,
+            retry=Retry(NoBackoff(), 0),
+            # _run has the timeout. This one would use asyncio.wait_for, which in Python 3.11 may lose a cancellation.
+            socket_timeout=None,
+            socket_connect_timeout=TIMEOUT_S,
+        )
         # Unknown options in the URL would only come to light with the first request.
         pool.connection_class(**pool.connection_kwargs)
     except (ValueError, TypeError):
