@@ -92,6 +92,21 @@ async def test_hundreds_of_requests_at_once_are_all_answered(servers: tuple[Redi
 
 
 @needs_redis
+async def test_no_request_waits_while_many_later_ones_go_first(servers: tuple[RedisLimiter, RedisLimiter]) -> None:
+    num_turns = 20
+    turns, behind = [0] * 40, []
+
+    async def ask_again_and_again(client: int) -> None:
+        for turn in range(num_turns):
+            await servers[0].reserve(make_claim(f"{client}-{turn}"))
+            turns[client] += 1
+        behind.append(num_turns - min(turns))
+
+    await asyncio.gather(*map(ask_again_and_again, range(len(turns))))
+    assert max(behind) <= 5
+
+
+@needs_redis
 async def test_time_is_that_of_redis(redis: RedisProcess, servers: tuple[RedisLimiter, RedisLimiter]) -> None:
     with redis.client() as client:
         before = client.time()

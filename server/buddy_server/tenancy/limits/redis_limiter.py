@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from importlib.resources import files
 from typing import Any
 
-from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio import ConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.commands.core import AsyncScript
@@ -37,6 +37,8 @@ class RedisLimiter:
         """Raises ConfigError for a URL of another form."""
         self._clock = clock
         pool = _pool(url)
+        # In the order of arrival: redis-py's own blocking pool may let a request wait while later ones go first.
+        self._turns = asyncio.Semaphore(_NUM_CONNECTIONS)
         where = pool.connection_kwargs
         self._address = where.get("path") or f"{where.get('host', 'localhost')}:{where.get('port', 6379)}"
         self._redis = Redis.from_pool(pool)
@@ -101,7 +103,7 @@ class RedisLimiter:
 
     async def _run(self, script: AsyncScript, keys: Sequence[str], args: Sequence[str | int]) -> Any:
         try:
-            async with asyncio.timeout(TIMEOUT_S):
+            async with asyncio.timeout(TIMEOUT_S), self._turns:
                 return await script(keys, args)
         except (RedisError, OSError) as error:
             # None of these errors repeats the URL, which may hold a password.
@@ -109,11 +111,17 @@ class RedisLimiter:
             raise LimiterUnreachable(f"Redis at {self._address} does not answer: {reason}") from error
 
 
-def _pool(url: str) -> BlockingConnectionPool:
+def _pool(url: str) -> ConnectionPool:
     try:
         if not _URL.fullmatch(url):
             raise ValueError
-        pool = BlockingConnectionPool.from_url(url, max_connections=_NUM_CONNECTIONS, retry=Retry(NoBackoff(), 0))
+        pool = ConnectionPool.from_url(
+            url,
+            retry=Retry(NoBackoff(), 0),
+            # _run has the timeout. This one would use asyncio.wait_for, which in Python 3.11 may lose a cancellation.
+            socket_timeout=None,
+            socket_connect_timeout=TIMEOUT_S,
+        )
         # Unknown options in the URL would only come to light with the first request.
         pool.connection_class(**pool.connection_kwargs)
     except (ValueError, TypeError):
