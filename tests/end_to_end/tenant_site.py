@@ -17,6 +17,7 @@ import yaml
 from buddy_process import BUDDY
 from buddy_server.bench.server_process import free_port
 from child_processes import children_of
+from fakes.serving import wait_until
 
 ADMIN_KEY = "admin-key-of-the-tests-0123456789"
 KEY_SECRET = "server-secret-of-the-tests-0123456789"
@@ -91,8 +92,11 @@ class Served:
         assert self.process is not None
         return children_of(self.process.pid)[0]
 
-    def kill_engine(self) -> None:
+    def replace_engine(self) -> None:
+        """Kill the engine's process, and return when there is another."""
         os.kill(self.engine_pid, signal.SIGKILL)
+        wait_until(lambda: httpx.get(f"{self.url}/ready").status_code != httpx.codes.OK)
+        self.wait_until_ready()
 
     def kill(self) -> None:
         """Of both processes, and at once."""

@@ -22,6 +22,7 @@ KILL_ENGINE_AFTER, KILL_SERVER_AFTER = 60, 130
 LAYERS = 16
 BUDGETS = {0.25: 4, 0.5: 8, 1.0: 16}
 """And the layers that each runs."""
+MOST_AT_ONCE = 24
 MOST_UNDER_WAY = 3 * 64
 """Tokens of a stream that were computed and had not reached its client: a few bursts."""
 WORDS = ("dog", "cat", "seven", "river", "green", "house", "and", "story")
@@ -124,13 +125,12 @@ async def exchange(site: Served) -> list[Received]:
     async with httpx.AsyncClient(timeout=120, limits=limits) as http:
         tasks: list[asyncio.Task[None]] = []
         for index in range(NUM_REQUESTS):
-            while sum(not task.done() for task in tasks) >= 24:
+            while sum(not task.done() for task in tasks) >= MOST_AT_ONCE:
                 await asyncio.wait([task for task in tasks if not task.done()], return_when=asyncio.FIRST_COMPLETED)
             num_ended = sum(task.done() for task in tasks)
             if num_ended >= KILL_ENGINE_AFTER and not killed_engine:
                 killed_engine = True
-                site.kill_engine()
-                await asyncio.to_thread(site.wait_until_ready)
+                await asyncio.to_thread(site.replace_engine)
             if num_ended >= KILL_SERVER_AFTER and not killed_server:
                 killed_server = True
                 site.kill()
@@ -178,9 +178,10 @@ def test_ledger_equals_what_clients_received_after_everything_was_killed(store_u
             num_run = row.prompt_tokens - row.cached_tokens + row.completion_tokens - 1
             assert row.milli_layers == 1000 * BUDGETS[got.budget] * num_run
     outcomes = Counter(row.outcome for row in rows.values())
-    assert outcomes["finished"] == len(finished) > 60
+    # A row is written before the response's end, which a killed server may then not send.
+    assert 80 < len(finished) <= outcomes["finished"] <= len(finished) + MOST_AT_ONCE
     assert outcomes["cancelled"] > 5
-    assert outcomes["error"] >= 4
+    assert outcomes["error"] > 5
     by_tenant: defaultdict[str, int] = defaultdict(int)
     for row in rows.values():
         by_tenant[row.tenant] += row.milli_layers
