@@ -47,9 +47,12 @@ class Ledger:
         self._journal.write(entry)
 
     def end(self, entry: LedgerEntry) -> asyncio.Future[None]:
-        """The final row of a request. The future is done when the store has it."""
+        """The final row of a request. The future is done when the store has it, or does not answer: the row is then
+        written as soon as it does."""
         self._journal.write(entry)
         written = asyncio.get_running_loop().create_future()
+        if not self.is_reachable:
+            written.set_result(None)
         self._pending[entry.id] = entry, written
         self._metrics.ledger_pending(len(self._pending))
         self._wake.set()
@@ -89,6 +92,7 @@ class Ledger:
             if self.is_reachable:
                 log.error("ledger not written", extra={"rows": len(batch), "error": error})
             self.is_reachable = False
+            self._let_go()
             return False
         self.is_reachable = True
         for entry_id, (_, written) in batch.items():
@@ -99,3 +103,9 @@ class Ledger:
         self._metrics.ledger_written(len(batch), time.perf_counter() - started)
         self._metrics.ledger_pending(len(self._pending))
         return True
+
+    def _let_go(self) -> None:
+        """Responses do not wait for a store that is away."""
+        for _, written in self._pending.values():
+            if not written.done():
+                written.set_result(None)
