@@ -230,8 +230,9 @@ def test_reloads_are_counted_by_result() -> None:
 @pytest.mark.anyio
 async def test_life_that_is_left_by_an_error_takes_its_outcome() -> None:
     tenant = Tenant("acme", Tier("pro"))
-    metrics, capacity = Metrics(INFO, [tenant]), Capacity(FakeEngine(), lambda: 10)
-    bills = tenancy_of(FakeEngine(), ServerConfig(), metrics).bills
+    engine, metrics = FakeEngine(), Metrics(INFO, [tenant])
+    tenancy = tenancy_of(engine, ServerConfig(), metrics)
+    capacity, bills = Capacity(engine, tenancy.book), tenancy.bills
     with pytest.raises(InvalidBudget):
         async with RequestLife(capacity, bills, metrics.request(tenant)):
             raise InvalidBudget("no")

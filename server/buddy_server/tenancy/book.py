@@ -60,6 +60,10 @@ class TenantBook:
         return self._directory.authenticate(authorization, time.time_ns() // 1_000_000)
 
     @property
+    def has_file(self) -> bool:
+        return self._path is not None
+
+    @property
     def tenants(self) -> Mapping[str, Tenant]:
         return self._directory.tenants
 
