@@ -56,6 +56,10 @@ class Site:
         await self.ledger.end(entry(name, outcome="finished"))
 
 
+def files(folder: Path) -> list[Path]:
+    return list(folder.iterdir())
+
+
 @pytest.fixture
 async def site(tmp_path: Path) -> AsyncIterator[Site]:
     store, metrics = FakeStore(), Metrics(INFO, [])
@@ -72,7 +76,7 @@ async def test_row_is_in_the_store_when_its_future_is_done(site: Site, tmp_path:
     await site.end("a")
     assert site.store.rows["a"].outcome == "finished"
     site.ledger.close()
-    assert list(tmp_path.iterdir()) == []
+    assert files(tmp_path) == []
     site.ledger = Ledger(site.store, tmp_path, site.metrics)
 
 
