@@ -178,6 +178,10 @@ def test_the_files_definition_counts_for_a_name_in_both(admin: AdminSite) -> Non
         ("GET", "/usage?group_by=week", None, (400, None, "group_by: 'week' is not allowed: allowed are tenant, day")),
         ("GET", "/usage?format=xml", None, (400, None, "format: 'xml' is not allowed: Input should be 'json'")),
         ("GET", "/usage?tenent=acme", None, (400, None, "tenent: 'acme' is not allowed: Extra inputs")),
+        ("GET", "/usage?tenant=%00", None, (400, None, "tenant: '\\x00' is not allowed: String should match pattern")),
+        ("PATCH", "/tenants/%00", {"disabled": True}, (400, None, "name: '\\x00' is not allowed: String should")),
+        ("DELETE", "/keys/%00", None, (404, "key_not_found", "There is no key with this id")),
+        ("GET", f"/audit?before={10**30}", None, (400, None, "before: '1000000000000000000000000000000' is not all")),
         ("GET", "/audit?limit=0", None, (400, None, "limit: '0' is not allowed: Input should be greater than")),
     ],
 )  # fmt: skip
