@@ -31,9 +31,6 @@ from buddy_server.tenancy.store.ledger_store import LedgerStore
 from buddy_server.tenancy.store.snapshot import StoredKey
 from buddy_server.tenancy.tier_entry import Name, TierEntry
 
-ACTOR = "admin key"
-"""Whom the audit names for changes through the API."""
-
 
 @dataclass(frozen=True, slots=True)
 class AdminServices:
