@@ -212,6 +212,7 @@ class Bills:
 
     def _account(self, account: Account) -> None:
         if (bill := self._open.pop(account.request_id, None)) is not None:
+            # Settling begins with the next turn of the loop, when the journal has the row.
             bill.account(account)
             self._keep(bill)
 

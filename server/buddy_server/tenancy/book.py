@@ -44,11 +44,11 @@ class TenantBook:
         store: TenantStore | None = None,
         secret: KeySecret | None = None,
     ) -> None:
-        _check(config, actions)
+        self._actions = actions
+        self._check(config)
         self.config = config
         self.is_reachable = True
         self._path = path
-        self._actions = actions
         self._metrics = metrics
         self._store = store
         self._secret = secret
@@ -58,6 +58,10 @@ class TenantBook:
     def authenticate(self, authorization: str | None) -> Caller:
         """As TenantDirectory.authenticate, by the directory of now."""
         return self._directory.authenticate(authorization, time.time_ns() // 1_000_000)
+
+    @property
+    def has_file(self) -> bool:
+        return self._path is not None
 
     @property
     def tenants(self) -> Mapping[str, Tenant]:
@@ -97,8 +101,7 @@ class TenantBook:
         """Follow the file, whole or not at all: a file with an error changes nothing but the log and a metric."""
         assert self._path is not None
         try:
-            config = await asyncio.to_thread(load_config, self._path)
-            _check(config, self._actions)
+            config = await asyncio.to_thread(load_config, self._path, self._check)
             if config.is_open != self.config.is_open:
                 raise ConfigError(f"{self._path}: whether keys are needed cannot change while the server runs")
         except ConfigError as error:
@@ -159,6 +162,10 @@ class TenantBook:
                 continue
             yield Tenant(stored.name, tier)
 
+    def _check(self, config: ServerConfig) -> None:
+        for tier in (*config.tiers, *(tenant.tier for tenant in config.tenants)):
+            check_tier(tier, self._actions)
+
     def _stamp(self) -> tuple[int, ...] | None:
         """Changes with the file, also when a link is turned to another one."""
         try:
@@ -166,8 +173,3 @@ class TenantBook:
         except OSError:
             return None
         return None if status is None else (status.st_mtime_ns, status.st_size, status.st_ino)
-
-
-def _check(config: ServerConfig, actions: ActionSpace) -> None:
-    for tier in (*config.tiers, *(tenant.tier for tenant in config.tenants)):
-        check_tier(tier, actions)

@@ -72,7 +72,9 @@ class Tenancy:
         await self._catch_up()
         hang_up = asyncio.Event()
         loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGHUP, hang_up.set)
+        if self.book.has_file:
+            # Without a file there is nothing to reload, and closing the terminal ends the server.
+            loop.add_signal_handler(signal.SIGHUP, hang_up.set)
         works = [self.book.watch_file(hang_up), self.book.watch_store(), self._gate.run()]
         if self.store is not None:
             works += [self.store.ledger.run(), self._keep_up()]

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -43,16 +43,17 @@ class Ledger:
         self._journal.write(entry)
 
     def update(self, entry: LedgerEntry) -> None:
-        """What the request has used so far."""
-        self._journal.write(entry)
+        """What the request has used so far, or in all."""
+        try:
+            self._journal.write(entry)
+        except OSError:
+            # The answer goes on: what it used is still in memory, and goes to the store.
+            log.exception("journal not written", extra={"request_id": entry.id})
 
     def end(self, entry: LedgerEntry) -> asyncio.Future[None]:
-        """The final row of a request. The future is done when the store has it, or does not answer: the row is then
-        written as soon as it does."""
-        self._journal.write(entry)
+        """The final row of a request, which `update` has seen. The future is done when the store has it, or cannot be
+        reached: then the journal keeps it until it can."""
         written = asyncio.get_running_loop().create_future()
-        if not self.is_reachable:
-            written.set_result(None)
         self._pending[entry.id] = entry, written
         self._metrics.ledger_pending(len(self._pending))
         self._wake.set()
@@ -92,20 +93,19 @@ class Ledger:
             if self.is_reachable:
                 log.error("ledger not written", extra={"rows": len(batch), "error": error})
             self.is_reachable = False
-            self._let_go()
+            _resolve(batch.values())
             return False
         self.is_reachable = True
-        for entry_id, (_, written) in batch.items():
+        for entry_id in batch:
             del self._pending[entry_id]
             self._journal.erase(entry_id)
-            if not written.done():
-                written.set_result(None)
+        _resolve(batch.values())
         self._metrics.ledger_written(len(batch), time.perf_counter() - started)
         self._metrics.ledger_pending(len(self._pending))
         return True
 
-    def _let_go(self) -> None:
-        """Responses do not wait for a store that is away."""
-        for _, written in self._pending.values():
-            if not written.done():
-                written.set_result(None)
+
+def _resolve(rows: Iterable[tuple[LedgerEntry, asyncio.Future[None]]]) -> None:
+    for _, written in rows:
+        if not written.done():
+            written.set_result(None)

@@ -47,6 +47,9 @@ class Database:
 
     async def migrate(self) -> None:
         """Bring the tables to the newest version; several processes may do so at once. Raises StoreUnreachable."""
+        # SQLite would only say that it cannot open the file, and its driver leaves a thread behind for a moment.
+        if self.sqlite_file is not None and not self.sqlite_file.absolute().parent.is_dir():
+            raise StoreUnreachable(f"{self}: the folder does not exist")
         engine = _make_engine(self._url, MIGRATION_TIMEOUT_S, keep_connections=False)
         async with self._transaction(engine, MIGRATION_TIMEOUT_S, writes=True) as connection:
             if self.sqlite_file is None:
