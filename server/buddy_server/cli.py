@@ -1,4 +1,4 @@
-"""The command `buddy`: serve, chat, eval, bench, train."""
+"""The command `buddy`: serve, chat, tenants, keys, eval, bench, train."""
 
 import argparse
 import sys
@@ -31,6 +31,8 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_serve(commands.add_parser("serve", help="start the server"))
     _add_chat(commands.add_parser("chat", help="talk to a running server"))
+    _add_tenants(commands.add_parser("tenants", help="list and change the tenants in the store"))
+    _add_keys(commands.add_parser("keys", help="make, list and revoke API keys"))
     _add_eval(commands.add_parser("eval", help="measure quality and speed at budgets, against baselines"))
     bench = commands.add_parser("bench", help="measure speed").add_subparsers(required=True, metavar="WHAT")
     _add_bench_engine(bench.add_parser("engine", help="the engine alone, against its own budgets and other engines"))
@@ -70,6 +72,20 @@ def _add_chat(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--temperature", type=float, default=0.0, help="default: %(default)s, the likeliest answer")
     parser.add_argument("--api-key", help="default: the environment variable BUDDY_API_KEY")
     parser.set_defaults(run=_chat)
+
+
+def _add_tenants(parser: argparse.ArgumentParser) -> None:
+    from buddy_server.tenant_arguments import add_tenant_arguments
+
+    add_tenant_arguments(parser)
+    parser.set_defaults(run=_administer, command="buddy tenants")
+
+
+def _add_keys(parser: argparse.ArgumentParser) -> None:
+    from buddy_server.tenant_arguments import add_key_arguments
+
+    add_key_arguments(parser)
+    parser.set_defaults(run=_administer, command="buddy keys")
 
 
 def _add_eval(parser: argparse.ArgumentParser) -> None:
@@ -144,6 +160,16 @@ def _chat(parsed: argparse.Namespace) -> None:
         client.run(" ".join(parsed.prompt))
     except ChatError as error:
         sys.exit(f"buddy chat: {error}")
+
+
+def _administer(parsed: argparse.Namespace) -> None:
+    from buddy_server.errors import BuddyError
+    from buddy_server.tenant_commands import run_command
+
+    try:
+        run_command(parsed)
+    except BuddyError as error:
+        sys.exit(f"{parsed.command}: {error}")
 
 
 def _eval(parsed: argparse.Namespace) -> None:

@@ -1,6 +1,6 @@
 """The configuration file: read and validated here, then turned into frozen dataclasses."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -9,7 +9,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from buddy_server.engine.settings import EngineSettings
-from buddy_server.errors import ConfigError, shown
+from buddy_server.errors import ConfigError, FieldError, shown
 from buddy_server.tenancy.policy import Tenant, Tier
 from buddy_server.tenancy.tier_entry import Name, TierEntry
 
@@ -22,20 +22,22 @@ WhenUnreachable = Literal["refuse", "allow"]
 
 @dataclass(frozen=True, slots=True)
 class StoreSettings:
-    """Where tenants, keys and the ledger are kept: an SQLAlchemy URL of SQLite or PostgreSQL. The ledger writes open
-    requests to files in the directory `journal`; None puts it beside the SQLite file, or in the user's state
-    directory."""
+    """Where tenants, keys and the ledger are kept: an SQLAlchemy URL of SQLite or PostgreSQL, whose password may be in
+    the environment variable PGPASSWORD instead. The ledger writes open requests to files in the directory `journal`;
+    None puts it beside the SQLite file, or in the user's state directory. Its rows are kept for `ledger_days` days,
+    with None for ever."""
 
     url: str
     journal: Path | None = None
     when_unreachable: WhenUnreachable = "refuse"
+    ledger_days: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class LimitSettings:
     """Where limits are counted: "memory://" for one server process, "redis://..." for several."""
 
-    url: str = "memory://"
+    url: str = field(default="memory://", repr=False)  # may hold a password
     when_unreachable: WhenUnreachable = "refuse"
 
 
@@ -53,8 +55,8 @@ class ServerConfig:
     """The server's configuration. Without tenants in the file and without a store, every client is `OPEN_TENANT`;
     `allow_open` lets such a server listen on more than the loopback interface."""
 
-    tiers: tuple[Tier, ...] = ()
     tenants: tuple[Tenant, ...] = (OPEN_TENANT,)
+    tiers: tuple[Tier, ...] = ()
     store: StoreSettings | None = None
     limits: LimitSettings = LimitSettings()
     elastic: ElasticSettings = ElasticSettings()
@@ -70,8 +72,9 @@ class ServerConfig:
         return self.store is None and not any(tenant.key_digests for tenant in self.tenants)
 
 
-def load_config(path: Path | None) -> ServerConfig:
-    """The configuration in the YAML file at `path`; None gives a server without tenants.
+def load_config(path: Path | None, check: Callable[[ServerConfig], None] = lambda _: None) -> ServerConfig:
+    """The configuration in the YAML file at `path`; None gives a server without tenants. `check` may raise a FieldError
+    for what only its caller knows.
 
     Raises ConfigError naming the file, the line, the field, its value and what is allowed.
     """
@@ -85,22 +88,16 @@ def load_config(path: Path | None) -> ServerConfig:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: is not YAML: {error}") from error
     try:
-        return _freeze(_File.model_validate({} if raw is None else raw))
+        config = _freeze(_File.model_validate({} if raw is None else raw))
+        check(config)
+        return config
     except ValidationError as error:
         raise ConfigError("; ".join(f"{path}:{_explain(details, text)}" for details in error.errors())) from None
-    except _FieldError as error:
+    except FieldError as error:
         raise ConfigError(f"{path}:{_line(text, error.location)}: {error}") from None
 
 
 _KeyDigest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-
-
-class _FieldError(ValueError):
-    """What pydantic cannot see, as two fields do not go together."""
-
-    def __init__(self, location: tuple[str, ...], reason: str) -> None:
-        super().__init__(f"{'.'.join(location)}: {reason}")
-        self.location = location
 
 
 class _Strict(BaseModel):
@@ -113,9 +110,11 @@ class _TenantEntry(_Strict):
 
 
 class _StoreEntry(_Strict):
-    url: Annotated[str, StringConstraints(pattern=r"^(sqlite|postgresql)(\+\w+)?://")]
+    url: Annotated[str, StringConstraints(pattern=r"^(sqlite(\+aiosqlite)?:///|postgresql(\+asyncpg)?://)")]
     journal: str | None = None
     when_unreachable: WhenUnreachable = "refuse"
+    # A month's quota counts the month's rows.
+    ledger_days: Annotated[int, Field(ge=31)] | None = None
 
 
 class _LimitsEntry(_Strict):
@@ -173,7 +172,7 @@ def _freeze(file: _File) -> ServerConfig:
 
 def _store(entry: _StoreEntry) -> StoreSettings:
     journal = None if entry.journal is None else Path(entry.journal)
-    return StoreSettings(entry.url, journal, entry.when_unreachable)
+    return StoreSettings(entry.url, journal, entry.when_unreachable, entry.ledger_days)
 
 
 def _tenants(file: _File, tiers: dict[str, Tier]) -> Iterator[Tenant]:
@@ -181,16 +180,16 @@ def _tenants(file: _File, tiers: dict[str, Tier]) -> Iterator[Tenant]:
     for name, entry in file.tenants.items():
         if entry.tier not in tiers:
             allowed = ", ".join(sorted(tiers)) or "none"
-            raise _FieldError(("tenants", name, "tier"), f"{entry.tier!r} is not a tier, allowed: {allowed}")
+            raise FieldError(("tenants", name, "tier"), f"{entry.tier!r} is not a tier, allowed: {allowed}")
         if not entry.key_sha256 and file.store is None:
             reason = (
                 "allowed are SHA-256 digests, at least one; without any, give a store for the keys that are made later"
             )
-            raise _FieldError(("tenants", name, "key_sha256"), reason)
+            raise FieldError(("tenants", name, "key_sha256"), reason)
         digests = tuple(bytes.fromhex(text) for text in entry.key_sha256)
         for digest in digests:
             if digest in owners:
-                raise _FieldError(("tenants", name, "key_sha256"), f"a key of {owners[digest]!r} is given again")
+                raise FieldError(("tenants", name, "key_sha256"), f"a key of {owners[digest]!r} is given again")
             owners[digest] = name
         yield Tenant(name, tiers[entry.tier], digests)
 

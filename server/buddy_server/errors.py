@@ -2,21 +2,31 @@
 
 BuddyError
 ├── ConfigError                        at start: the file, the field, the value, what is allowed
+│   └── FieldError                     one that two fields, or a field and the model, disagree on
 ├── EngineStartError                   at start: why there is no engine
+├── StoreUnreachable                   the database and why; clients see StoreAway
 └── ApiError                           rendered by `api/errors_handler.py`
     ├── InvalidRequest           400   code null, param names the field
     │   ├── InvalidBudget        400   invalid_budget
     │   ├── ContextLengthExceeded 400  context_length_exceeded
     │   └── UnsupportedField     400   unsupported_parameter
     ├── InvalidApiKey            401   invalid_api_key
+    ├── TenantDisabled           403   tenant_disabled
     ├── ModelNotFound            404   model_not_found
     ├── RouteNotFound            404   route_not_found
+    ├── TenantNotFound           404   tenant_not_found
+    ├── TierNotFound             404   tier_not_found
+    ├── KeyNotFound              404   key_not_found
     ├── MethodNotAllowed         405   method_not_allowed
+    ├── Conflict                 409   conflict
     ├── BodyTooLarge             413   request_too_large
+    ├── RateLimited              429   rate_limit_exceeded, with retry-after
+    │   └── InsufficientQuota    429   insufficient_quota, no retry
     ├── ClientDisconnected       499   never seen by a client; closes the request's records
     ├── InternalError            500   internal_error
     └── Overloaded               503   overloaded, with retry-after
-        └── NotReady             503   not_ready, with retry-after
+        ├── NotReady             503   not_ready, with retry-after
+        └── StoreAway            503   store_unreachable, with retry-after
 """
 
 import itertools
@@ -25,8 +35,8 @@ import reprlib
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
-Outcome = Literal["finished", "refused", "overloaded", "cancelled", "error"]
-"""How a request can end, as the metrics count it."""
+Outcome = Literal["finished", "refused", "limited", "overloaded", "cancelled", "error"]
+"""How a request can end, as the metrics count it. A limit of its tenant ends it as "limited"."""
 
 _SHOWN_CHARS = 80
 _SHOWN_BITS = 4096
@@ -71,9 +81,22 @@ class ConfigError(BuddyError):
     """The configuration cannot be used; the message names file, field, value and what is allowed."""
 
 
+class FieldError(ConfigError):
+    """A field whose value does not go together with others, or with the model. `location` is the way to it."""
+
+    def __init__(self, location: tuple[str, ...], reason: str) -> None:
+        super().__init__(f"{'.'.join(location)}: {reason}")
+        self.location = location
+
+
 class EngineStartError(BuddyError):
     """The engine's process could not build the engine. The message is that of one of BUILD_ERRORS (engine/build.py), or
     states how the process ended."""
+
+
+class StoreUnreachable(BuddyError):
+    """The store's database does not answer, or cannot do what it is asked. The message has its URL without the
+    password, and is for the operator alone."""
 
 
 class ApiError(BuddyError):
@@ -130,6 +153,17 @@ class InvalidApiKey(ApiError):
         super().__init__(message, headers={"www-authenticate": "Bearer"})
 
 
+class TenantDisabled(ApiError):
+    """The key is valid, but its tenant may not use the server now."""
+
+    status = 403
+    type = "invalid_request_error"
+    code = "tenant_disabled"
+
+    def __init__(self, tenant: str):
+        super().__init__(f"The tenant {tenant!r} is disabled.")
+
+
 class ModelNotFound(ApiError):
     """The request names a model that this server does not serve."""
 
@@ -147,10 +181,47 @@ class RouteNotFound(ApiError):
     code = "route_not_found"
 
 
+class TenantNotFound(ApiError):
+    status = 404
+    type = "invalid_request_error"
+    code = "tenant_not_found"
+
+    def __init__(self, name: str):
+        super().__init__(f"There is no tenant {shown(name)}.")
+
+
+class TierNotFound(ApiError):
+    status = 404
+    type = "invalid_request_error"
+    code = "tier_not_found"
+
+    def __init__(self, name: str):
+        super().__init__(f"There is no tier {shown(name)}.")
+
+
+class KeyNotFound(ApiError):
+    """No key of the store has this id. The message does not repeat it: it may be a whole key by mistake."""
+
+    status = 404
+    type = "invalid_request_error"
+    code = "key_not_found"
+
+    def __init__(self) -> None:
+        super().__init__("There is no key with this id; an id is the 12 hexadecimal digits between 'sk-' and '_'.")
+
+
 class MethodNotAllowed(ApiError):
     status = 405
     type = "invalid_request_error"
     code = "method_not_allowed"
+
+
+class Conflict(ApiError):
+    """The change does not fit what there is: a name is taken, in use, or belongs to the configuration file."""
+
+    status = 409
+    type = "invalid_request_error"
+    code = "conflict"
 
 
 class BodyTooLarge(ApiError):
@@ -160,6 +231,35 @@ class BodyTooLarge(ApiError):
 
     def __init__(self, max_bytes: int):
         super().__init__(f"The request body is larger than the {max_bytes} bytes allowed.")
+
+
+class RateLimited(ApiError):
+    """The request would pass a limit of its tenant's tier. `headers` tell where the tenant stands. Without a
+    `retry_after_s`, no retry of the same request can succeed."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "rate_limit_exceeded"
+    outcome = "limited"
+
+    def __init__(self, message: str, headers: Mapping[str, str], retry_after_s: float | None) -> None:
+        retry = {"x-should-retry": "false"}
+        if retry_after_s is not None:
+            retry = {
+                "retry-after": str(math.ceil(retry_after_s)),
+                "retry-after-ms": str(math.ceil(retry_after_s * 1000)),
+            }
+        super().__init__(message, headers={**headers, **retry})
+
+
+class InsufficientQuota(RateLimited):
+    """The tenant's quota of the month does not cover the request."""
+
+    type = "insufficient_quota"
+    code = "insufficient_quota"
+
+    def __init__(self, message: str, headers: Mapping[str, str]) -> None:
+        super().__init__(message, headers, None)
 
 
 class ClientDisconnected(ApiError):
@@ -201,3 +301,12 @@ class NotReady(Overloaded):
     """The engine is not available: it is restarting after a failure, or stopping."""
 
     code = "not_ready"
+
+
+class StoreAway(Overloaded):
+    """The store does not answer. The message reveals nothing about it; the log has the StoreUnreachable."""
+
+    code = "store_unreachable"
+
+    def __init__(self, what: str = "The store of tenants and usage"):
+        super().__init__(f"{what} does not answer; try again in a moment.")

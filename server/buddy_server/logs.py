@@ -19,5 +19,5 @@ def configure_logs(level: int = logging.INFO) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(EventFormatter())
     logging.basicConfig(level=level, handlers=[handler], force=True)
-    for noisy in ("httpx", "httpcore", "transformers"):
+    for noisy in ("alembic", "httpx", "httpcore", "transformers"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

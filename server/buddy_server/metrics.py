@@ -1,16 +1,16 @@
-"""All Prometheus metrics of the server; metric names appear only here.
+"""All Prometheus metrics of the server; metric names appear only here and in tenancy_metrics.py.
 
-Tenant labels come only from the configured tenants, at most 200 of them; all others are "other". Two identities hold at
-any time:
+Tenant labels come only from known tenants, at most 200 of them; all others are "other". Two identities hold at any
+time:
 
     completion_tokens_total = inter_token_latency_seconds_count + time_to_first_token_seconds_count
     layers_executed_total + layers_skipped_total = L x tokens routed
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import Counter, Gauge, Histogram, generate_latest
 
 from buddy_routing.action_space import MILLI_LAYERS
 from buddy_server.engine.messages import Account, EngineClient, EngineInfo, StepStats
@@ -18,10 +18,9 @@ from buddy_server.errors import Outcome
 from buddy_server.histogram import CountedHistogram
 from buddy_server.tenancy.depth import DepthDecision
 from buddy_server.tenancy.policy import Tenant
+from buddy_server.tenancy_metrics import OTHER, TenancyMetrics
 from buddy_server.version import server_version
 
-MAX_TENANT_LABELS = 200
-_OTHER = "other"
 _TENANT = ("tenant", "tier")
 
 # vLLM's buckets where the meaning is the same, so that queries carry over; inter-token latency starts lower here.
@@ -42,17 +41,14 @@ _EIGHTHS = tuple(step / 8 for step in range(1, 9))
 _BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 
 
-class Metrics:
+class Metrics(TenancyMetrics):
     """The server's metrics in a separate registry. Methods may be called from any thread."""
 
-    def __init__(self, info: EngineInfo, tenants: Sequence[Tenant]):
+    def __init__(self, info: EngineInfo, tenants: Iterable[Tenant]):
+        super().__init__(tenants)
         self._num_layers = info.num_layers
         self._full_cost = info.actions.full_cost
-        self._labels = {
-            tenant.name: (tenant.name if index < MAX_TENANT_LABELS else _OTHER, tenant.tier.name)
-            for index, tenant in enumerate(tenants)
-        }
-        self.registry = CollectorRegistry()
+        self._gaps = (0.0, 0)
         self._declare_requests()
         self._declare_depth()
         self._declare_engine()
@@ -141,6 +137,13 @@ class Metrics:
             buckets=[self._num_layers * share for share in _EIGHTHS],
             registry=self.registry,
         )
+        self._budget_requested = Histogram(
+            "buddy_budget_requested",
+            "Budgets of admitted requests that stated a number, before clamping.",
+            _TENANT,
+            buckets=_EIGHTHS,
+            registry=self.registry,
+        )
         self._budget_granted = Histogram(
             "buddy_budget_granted",
             "Budgets of admitted requests, after clamping.",
@@ -183,6 +186,17 @@ class Metrics:
             registry=self.registry,
         )
 
+    def add_gap(self, seconds: float, num_tokens: int) -> None:
+        """Record that `num_tokens` tokens of an answer took `seconds`. Called on one thread, as is the next."""
+        total_s, total = self._gaps
+        self._gaps = (total_s + seconds, total + num_tokens)
+
+    def take_inter_token_s(self) -> float:
+        """The mean time between two tokens of an answer since the last call; 0.0 if there were none."""
+        seconds, num_tokens = self._gaps
+        self._gaps = (0.0, 0)
+        return seconds / num_tokens if num_tokens else 0.0
+
     def observe_step(self, stats: StepStats) -> None:
         """Record the steps of one call to the model; each counts with the average of the call."""
         num_steps = stats.num_steps
@@ -191,14 +205,14 @@ class Metrics:
         self._router.observe(stats.router_s / num_steps, num_steps)
         self._preemptions.inc(stats.num_preemptions)
         for tenant, depth in stats.depth.items():
-            labels = self._labels.get(tenant, (_OTHER, _OTHER))
+            labels = self._labels.get(tenant, (OTHER, OTHER))
             self._layers_executed.labels(*labels).inc(depth.executed / MILLI_LAYERS)
             self._layers_skipped.labels(*labels).inc(depth.skipped / MILLI_LAYERS)
             self._layers_uncharged.labels(*labels).inc(depth.uncharged / MILLI_LAYERS)
 
     def observe_account(self, account: Account) -> None:
         """Record the usage of a settled request."""
-        labels = self._labels.get(account.tenant, (_OTHER, _OTHER))
+        labels = self._labels.get(account.tenant, (OTHER, OTHER))
         self._layer_tokens.labels(*labels).inc(account.usage.cost / self._full_cost)
 
     def count_restart(self) -> None:
@@ -207,7 +221,7 @@ class Metrics:
 
     def request(self, tenant: Tenant) -> "RequestMetrics":
         """Metrics for one request of `tenant`, starting now."""
-        return RequestMetrics(self, self._labels.get(tenant.name, (_OTHER, tenant.tier.name)))
+        return RequestMetrics(self, self._labels.get(tenant.name, (OTHER, tenant.tier.name)))
 
     def render(self, engine: EngineClient) -> bytes:
         """The text for a Prometheus scrape. Gauges are read from the engine now: a stuck or idle engine reports no
@@ -237,6 +251,8 @@ class RequestMetrics:
     def admitted(self, num_prompt_tokens: int, depth: DepthDecision) -> None:
         """Record that the request goes to the engine, and its depth unless the Budget Predictor will choose it."""
         self._num_prompt_tokens = num_prompt_tokens
+        if isinstance(depth.requested, float):
+            self._metrics._budget_requested.labels(*self._labels).observe(depth.requested)
         if depth.min_cost is None:
             self.granted(depth.granted)
         if depth.clamped is not None:
@@ -264,6 +280,7 @@ class RequestMetrics:
             self._last_token[choice] = now
             num_later -= 1
         if num_later:
+            self._metrics.add_gap(now - self._last_token[choice], num_later)
             self._inter_token.observe((now - self._last_token[choice]) / num_later, num_later)
         self._last_token[choice] = now
         self._completion_tokens.inc(len(costs))

@@ -1,5 +1,6 @@
 """`buddy serve`: configuration, engine and HTTP application, from start to shutdown."""
 
+import asyncio
 import gc
 import ipaddress
 import logging
@@ -14,6 +15,7 @@ import anyio.to_thread
 import uvicorn
 from fastapi import FastAPI
 
+from buddy_server.api.admin import AdminServices
 from buddy_server.api.app import create_app
 from buddy_server.config import ServerConfig, load_config
 from buddy_server.engine.messages import Account, OwnedEngine
@@ -24,6 +26,10 @@ from buddy_server.engine.worker_process import WorkerProcess
 from buddy_server.errors import ConfigError, EngineStartError
 from buddy_server.logs import configure_logs
 from buddy_server.metrics import Metrics
+from buddy_server.tenancy.bills import Bills
+from buddy_server.tenancy.elastic import ElasticBudgets
+from buddy_server.tenancy.keys import secret_from_environment
+from buddy_server.tenancy.tenancy import Tenancy, prepare_store
 from buddy_server.tokenizer import ChatTokenizer, import_transformers_without_torch
 
 log = logging.getLogger(__name__)
@@ -89,12 +95,24 @@ def make_server(options: ServeOptions) -> Server:
     plan = EnginePlan(options.model, options.router, config.engine, options.device, options.dtype)
     worker = WorkerProcess(plan)
     try:
-        # Runs while the child loads the model.
+        # Both run while the child loads the model.
+        if config.store is not None:
+            asyncio.run(prepare_store(config.store))
         import_transformers_without_torch()
         ready = worker.wait_until_ready()
         metrics = Metrics(ready.info, config.tenants)
-        engine = EngineProcess(plan, worker, ready, metrics.observe_step, metrics.count_restart, settler(metrics))
-        app = make_app(config, engine, ChatTokenizer.from_directory(Path(ready.directory)), metrics)
+        tenancy = Tenancy(config, options.config, ready.info, metrics)
+        engine = EngineProcess(
+            plan,
+            worker,
+            ready,
+            on_step=metrics.observe_step,
+            on_restart=metrics.count_restart,
+            settle=settler(metrics, tenancy.bills),
+            note=tenancy.bills.note,
+        )
+        tokenizer = ChatTokenizer.from_directory(Path(ready.directory))
+        app = make_app(config, engine, tokenizer, metrics, tenancy)
     except BaseException:
         worker.close()
         raise
@@ -114,11 +132,12 @@ def make_server(options: ServeOptions) -> Server:
     return Server(settings, engine, listener, GRACE_PERIOD_S)
 
 
-def settler(metrics: Metrics) -> Callable[[Account], None]:
+def settler(metrics: Metrics, bills: Bills) -> Callable[[Account], None]:
     """Returns the function that receives the account of every request, however it ended."""
 
     def settle(account: Account) -> None:
         metrics.observe_account(account)
+        bills.account(account)
         usage = account.usage
         log.info(
             "request settled",
@@ -165,18 +184,33 @@ def check_exposure(config: ServerConfig, host: str) -> None:
         )
 
 
-def make_app(config: ServerConfig, engine: OwnedEngine, tokenizer: ChatTokenizer, metrics: Metrics) -> FastAPI:
-    """The application, which starts the engine at its start and stops it at its end."""
+def make_app(
+    config: ServerConfig, engine: OwnedEngine, tokenizer: ChatTokenizer, metrics: Metrics, tenancy: Tenancy
+) -> FastAPI:
+    """The application, which starts engine and tenancy at its start and stops them at its end."""
+    elastic = ElasticBudgets(engine, metrics, tenancy.book)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        engine.start()
-        yield
-        await anyio.to_thread.run_sync(engine.stop)
+        async with tenancy.running():
+            engine.start()
+            watching = asyncio.create_task(elastic.run())
+            yield
+            watching.cancel()
+            await anyio.to_thread.run_sync(engine.stop)
 
-    app = create_app(config, engine, tokenizer, metrics)
+    app = create_app(config, engine, tokenizer, metrics, tenancy, admin_services(tenancy))
     app.router.lifespan_context = lifespan
     return app
+
+
+def admin_services(tenancy: Tenancy) -> AdminServices | None:
+    """What the admin API needs; None without a store or an admin key. Raises ConfigError for a key file that cannot be
+    read."""
+    administration, key = tenancy.administration(), secret_from_environment("BUDDY_ADMIN_KEY")
+    if tenancy.store is None or administration is None or key is None:
+        return None
+    return AdminServices(key, administration, tenancy.store.rows)
 
 
 def _log_start(ready: Ready, config: ServerConfig, options: ServeOptions) -> None:

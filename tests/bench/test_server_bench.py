@@ -13,6 +13,7 @@ from buddy_server.metrics import Metrics
 from fakes.engine import FakeEngine
 from fakes.serving import listening
 from fakes.streaming_server import NoTokenizer
+from fakes.tenancy import tenancy_of
 
 SMALL = ("--concurrency", "2", "--budgets", "0.5", "--prompt", "9", "--new-tokens", "6", "--rounds", "2")
 
@@ -23,7 +24,8 @@ def serve() -> Iterator[Callable[[FakeEngine], str]]:
 
         def start(engine: FakeEngine) -> str:
             config = ServerConfig()
-            server.app = create_app(config, engine, NoTokenizer(), Metrics(engine.info, config.tenants))
+            metrics = Metrics(engine.info, config.tenants)
+            server.app = create_app(config, engine, NoTokenizer(), metrics, tenancy_of(engine, config, metrics))
             return server.url
 
         yield start

@@ -1,4 +1,4 @@
-"""Every expression of the dashboard, asked of a real Prometheus that scraped the real server."""
+"""Every expression of the dashboard and every rule, asked of a real Prometheus that scraped the real server."""
 
 import hashlib
 import itertools
@@ -20,6 +20,7 @@ import yaml
 
 from buddy_process import free_port, serving
 from fakes.serving import wait_until
+from redis_process import redis_process
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 GRAFANA = DEPLOY / "grafana"
@@ -31,8 +32,24 @@ EXPRESSIONS = [
     for panel in PANELS
     for target in panel["targets"]
 ]
+RULES = DEPLOY / "prometheus" / "rules"
+RECORDED = [
+    pytest.param(rule["expr"], id=rule["record"])
+    for group in yaml.safe_load((RULES / "recording.yml").read_text())["groups"]
+    for rule in group["rules"]
+]
 KEYS = {"acme": "sk-test-acme", "hobby": "sk-test-hobby"}
-TIERS = {"acme": "pro", "hobby": "free"}
+LIMITS = {"requests_per_minute": 1000, "layer_tokens_per_minute": 300, "layer_tokens_per_month": 1000000}
+CONFIG = {
+    "tiers": {
+        "pro": {"default_budget": 1.0, **LIMITS},
+        "free": {"max_budget": 0.5, "default_budget": 0.5, "elastic_floor": 0.25, **LIMITS},
+    },
+    "tenants": {
+        name: {"tier": tier, "key_sha256": [hashlib.sha256(KEYS[name].encode()).hexdigest()]}
+        for name, tier in {"acme": "pro", "hobby": "free"}.items()
+    },
+}
 BUDGETS = (1.0, 0.5)
 
 
@@ -61,15 +78,11 @@ class Prometheus:
 
 
 @contextmanager
-def buddy_server(folder: Path) -> Iterator[httpx.Client]:
-    """`buddy serve` with two tenants and the embedded model."""
-    tenants = {
-        name: {"tier": TIERS[name], "key_sha256": [hashlib.sha256(key.encode()).hexdigest()]}
-        for name, key in KEYS.items()
-    }
-    tiers = {"pro": {"default_budget": 1.0}, "free": {"max_budget": 0.5, "default_budget": 0.5}}
+def buddy_server(folder: Path, redis_url: str) -> Iterator[httpx.Client]:
+    """`buddy serve` with two tenants, a ledger, limits in Redis and the embedded model."""
     config = folder / "tenants.yaml"
-    config.write_text(yaml.safe_dump({"tiers": tiers, "tenants": tenants}))
+    stores = {"store": {"url": f"sqlite:///{folder}/buddy.db"}, "limits": {"url": redis_url}}
+    config.write_text(yaml.safe_dump(CONFIG | stores))
     with serving("--config", str(config), "--device", "cpu") as url, client(url) as http:
         yield http
 
@@ -81,11 +94,12 @@ def client(url: str) -> httpx.Client:
 
 @contextmanager
 def prometheus_scraping(server: httpx.Client, folder: Path) -> Iterator[httpx.Client]:
-    """Prometheus with the project's own configuration; only the target's address and the interval are others."""
+    """Prometheus with the project's own configuration; only the target's address and the intervals are others."""
     executable = shutil.which("prometheus")
     assert executable is not None
     config = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text())
-    config["global"] |= {"scrape_interval": "500ms", "scrape_timeout": "500ms"}
+    config["global"] |= {"scrape_interval": "500ms", "scrape_timeout": "500ms", "evaluation_interval": "500ms"}
+    config["rule_files"] = [str(DEPLOY / "prometheus" / pattern) for pattern in config["rule_files"]]
     [scrape] = config["scrape_configs"]
     scrape["static_configs"] = [{"targets": [f"{server.base_url.host}:{server.base_url.port}"]}]
     (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
@@ -133,29 +147,32 @@ def once_scraped(prometheus: httpx.Client, num_requests: int) -> Prometheus:
 
 
 def use(server: httpx.Client) -> int:
-    """Both tenants ask at several budgets. Returns the number of requests."""
-    asked = list(itertools.product(KEYS.values(), BUDGETS))
-    [model] = server.get("/v1/models", headers={"Authorization": f"Bearer {KEYS['acme']}"}).json()["data"]
-    for key, budget in asked:
-        body = {
-            "model": model["id"],
-            # More than one token, or there would be no gap between tokens.
-            "messages": [{"role": "user", "content": "Tell me a story."}],
-            "max_tokens": 12,
-            "budget": budget,
-        }
-        answer = server.post("/v1/chat/completions", json=body, headers={"Authorization": f"Bearer {key}"})
-        assert answer.status_code == 200, answer.text
-    return len(asked)
+    """Both tenants ask at several budgets, and one for more than its tier allows. Returns the number of requests."""
+    choices = list(itertools.product(KEYS.values(), BUDGETS))
+    for key, budget in choices:
+        # More than one token, or there would be no gap between tokens.
+        assert ask(server, key, max_tokens=12, budget=budget) == 200
+    assert ask(server, KEYS["hobby"], max_tokens=800) == 429
+    return len(choices) + 1
+
+
+def ask(server: httpx.Client, key: str, **fields: Any) -> int:
+    """The status of a chat completion."""
+    body = {"model": "buddy-7m", "messages": [{"role": "user", "content": "Tell me a story."}], **fields}
+    headers = {"Authorization": f"Bearer {key}"}
+    return server.post("/v1/chat/completions", json=body, headers=headers).status_code
 
 
 @pytest.fixture(scope="module")
 def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
     if shutil.which("prometheus") is None:
         pytest.skip("NOT TESTED: the dashboard's expressions. There is no prometheus: apt-get install prometheus")
+    if shutil.which("redis-server") is None:
+        pytest.skip("NOT TESTED: the dashboard's expressions. There is no Redis: apt-get install redis-server")
     folder = tmp_path_factory.mktemp("dashboard")
     with ExitStack() as stack:
-        server = stack.enter_context(buddy_server(folder))
+        redis = stack.enter_context(redis_process())
+        server = stack.enter_context(buddy_server(folder, redis.url))
         scraped = stack.enter_context(prometheus_scraping(server, folder))
         # A rate needs two samples of every series, so more requests come after a scrape of the first.
         num_requests = use(server)
@@ -171,7 +188,7 @@ def substituted(expression: str, tenant: str = ".*") -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("expression", EXPRESSIONS)
+@pytest.mark.parametrize("expression", [*EXPRESSIONS, *RECORDED])
 def test_expression_has_finite_data(prometheus: Prometheus, expression: str) -> None:
     found = prometheus.query(substituted(expression))
     assert found
@@ -188,14 +205,31 @@ def test_expression_is_by_tenant_and_follows_the_variable(prometheus: Prometheus
 
 
 @pytest.mark.slow
+def test_rules_are_evaluated_and_no_alert_fires(prometheus: Prometheus) -> None:
+    def rules() -> list[dict[str, Any]]:
+        groups = prometheus.http.get("/api/v1/rules").json()["data"]["groups"]
+        return [rule for group in groups for rule in group["rules"]]
+
+    wait_until(lambda: all(rule["health"] != "unknown" for rule in rules()), 20)
+    assert len(rules()) > len(RECORDED)
+    for rule in rules():
+        assert rule["health"] == "ok", rule
+        assert rule.get("alerts", []) == []
+
+
+@pytest.mark.slow
 def test_panels_tell_the_truth(prometheus: Prometheus) -> None:
     """acme ran at 1 and 0.5; hobby's tier clamps both to 0.5."""
-    shares = values_by_tenant(prometheus, "Share of layers executed")
+    [shares] = values_by_tenant(prometheus, "Share of layers executed")
     assert shares["hobby"] < shares["acme"] <= 1
-    budgets = values_by_tenant(prometheus, "Mean budget granted")
-    assert budgets == {"acme": pytest.approx(0.75), "hobby": pytest.approx(0.5)}
-    depths = values_by_tenant(prometheus, "Mean layers per token")
+    granted, requested = values_by_tenant(prometheus, "Mean budgets")
+    assert granted == {"acme": pytest.approx(0.75), "hobby": pytest.approx(0.5)}
+    assert requested == {"acme": pytest.approx(0.75), "hobby": pytest.approx(0.75)}
+    [depths] = values_by_tenant(prometheus, "Mean layers per token")
     assert 0 < depths["hobby"] < depths["acme"]
+    [shares] = values_by_tenant(prometheus, "Share of all layer-tokens")
+    assert shares["hobby"] < shares["acme"]
+    assert sum(shares.values()) == pytest.approx(1)
     for target in panel("Up")["targets"]:
         [series] = prometheus.query(target["expr"])
         assert series["value"][1] == "1"
@@ -207,18 +241,17 @@ def panel(title: str) -> dict[str, Any]:
     return only
 
 
-def values_by_tenant(prometheus: Prometheus, title: str) -> dict[str, float]:
-    """The single expression of a panel, by tenant."""
-    [target] = panel(title)["targets"]
-    found = prometheus.query(substituted(target["expr"]))
-    return {series["metric"]["tenant"]: float(series["value"][1]) for series in found}
+def values_by_tenant(prometheus: Prometheus, title: str) -> list[dict[str, float]]:
+    """The expressions of a panel, each by tenant."""
+    found = [prometheus.query(substituted(target["expr"])) for target in panel(title)["targets"]]
+    return [{series["metric"]["tenant"]: float(series["value"][1]) for series in each} for each in found]
 
 
 @pytest.mark.slow
 def test_tenant_variable_offers_the_tenants(prometheus: Prometheus) -> None:
-    asked = re.fullmatch(r"label_values\((\w+), (\w+)\)", VARIABLES["tenant"]["query"])
-    assert asked is not None
-    assert prometheus.label_values(asked[1], asked[2]) == ["acme", "hobby"]
+    query = re.fullmatch(r"label_values\((\w+), (\w+)\)", VARIABLES["tenant"]["query"])
+    assert query is not None
+    assert prometheus.label_values(query[1], query[2]) == ["acme", "hobby"]
     assert VARIABLES["tenant"]["allValue"] == ".*"
 
 

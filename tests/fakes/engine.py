@@ -1,12 +1,13 @@
 """An engine without a model: deterministic, a little slow, and it remembers what was asked and cancelled."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 
 from buddy_routing.action_space import MILLI_LAYERS, ActionSpace
 from buddy_server.engine.messages import (
+    Account,
     DepthEvent,
     EngineInfo,
     Event,
@@ -71,6 +72,8 @@ class FakeEngine:
     """Layers that the Budget Predictor wants."""
     num_cached: tuple[int, ...] = (0,)
     """Of the prompts of requests in turn."""
+    settle: Callable[[Account], None] = lambda _: None
+    """Called with the account of every request before its last event is yielded."""
     limits: dict[str, int] = field(default_factory=dict)
     """The last that limit_depth was given."""
 
@@ -90,6 +93,8 @@ class FakeEngine:
         group: list[Event] = []
         async with aclosing(self._events(request)) as events:
             async for event in events:
+                if isinstance(event, FinishEvent):
+                    self._account(request, event.reason, event.usage, event.max_cost)
                 if group and isinstance(event, FinishEvent) and event.reason in ("error", "cancelled"):
                     yield group
                     group = []
@@ -119,11 +124,13 @@ class FakeEngine:
                     raise RuntimeError("secret inside of the engine")
                 if self.stopped:
                     ended = True
-                    yield FinishEvent("cancelled", Usage(0))
+                    yield FinishEvent("cancelled", Usage(0), max_cost=request.max_cost)
                     return
                 if index == self.fail_at:
                     ended = True
-                    yield FinishEvent(self.fail_with, Usage(0), error="secret inside of the engine")
+                    yield FinishEvent(
+                        self.fail_with, Usage(0), error="secret inside of the engine", max_cost=request.max_cost
+                    )
                     return
                 yield self._token(index, request)
             ended = True
@@ -141,6 +148,11 @@ class FakeEngine:
             )
         finally:
             (self.finished if ended else self.cancelled).append(request.request_id)
+            if not ended:
+                self._account(request, "cancelled", Usage(len(request.prompt_tokens)), request.max_cost)
+
+    def _account(self, request: GenerationRequest, reason: FinishReason, usage: Usage, max_cost: int) -> None:
+        self.settle(Account(request.request_id, request.tenant, reason, usage, max_cost))
 
     def _prompt(self, request: GenerationRequest) -> PromptEvent:
         tokens = tuple(TokenLogprob(token, f" w{token}", self.logprob) for token in request.prompt_tokens[1:])

@@ -1,13 +1,17 @@
 """A real uvicorn on a real socket, in a thread."""
 
+import asyncio
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
+
+T = TypeVar("T")
 
 
 class Socket:
@@ -16,10 +20,17 @@ class Socket:
     def __init__(self) -> None:
         self.url = ""
         self.app: ASGIApp | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         assert self.app is not None
+        self._loop = asyncio.get_running_loop()
         await self.app(scope, receive, send)
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """The result of `work`, done in the server's event loop, where its connections live. Needs a request before."""
+        assert self._loop is not None
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout=10)
 
 
 @contextmanager
@@ -42,9 +53,9 @@ def listening() -> Iterator[Socket]:
         port.close()
 
 
-def wait_until(condition: Callable[[], object], timeout_s: float = 5.0) -> None:
-    """Return as soon as `condition` holds; AssertionError when it does not in time."""
+def wait_until(condition: Callable[[], object], timeout_s: float = 5.0, pause_s: float = 0.005) -> None:
+    """Return as soon as `condition` holds; AssertionError when it does not in time. It is asked with pauses between."""
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, "the condition did not come true in time"
-        time.sleep(0.005)
+        time.sleep(pause_s)

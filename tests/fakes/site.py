@@ -7,6 +7,7 @@ from typing import Protocol
 import httpx
 import openai
 
+from buddy_server.api.admin import AdminServices
 from buddy_server.config import ServerConfig
 from buddy_server.metrics import Metrics
 from fakes.engine import FakeEngine
@@ -46,4 +47,9 @@ class Site:
 
 
 class Serve(Protocol):
-    def __call__(self, engine: FakeEngine | None = None, config: ServerConfig | None = None) -> Site: ...
+    def __call__(
+        self,
+        engine: FakeEngine | None = None,
+        config: ServerConfig | None = None,
+        admin: AdminServices | None = None,
+    ) -> Site: ...

@@ -11,6 +11,7 @@ from buddy_server.metrics import Metrics
 from buddy_server.serve import Server, bind
 from buddy_server.tokenizer import ChatTokenizer, Message
 from fakes.engine import FakeEngine
+from fakes.tenancy import tenancy_of
 
 
 class NoTokenizer(ChatTokenizer):
@@ -25,7 +26,8 @@ class NoTokenizer(ChatTokenizer):
 
 if __name__ == "__main__":
     engine, config = FakeEngine(delay_s=0.02, num_words=60), ServerConfig()
-    app = create_app(config, engine, NoTokenizer(), Metrics(engine.info, config.tenants))
+    metrics = Metrics(engine.info, config.tenants)
+    app = create_app(config, engine, NoTokenizer(), metrics, tenancy_of(engine, config, metrics))
     settings = uvicorn.Config(app, log_level="warning", ws="none", timeout_graceful_shutdown=5)
     listener = bind("127.0.0.1", int(sys.argv[1]))
     Server(settings, engine, listener, grace_period_s=float(sys.argv[2])).serve_forever()  # type: ignore[arg-type]

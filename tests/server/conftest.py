@@ -5,6 +5,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from buddy_server.api.admin import AdminServices
 from buddy_server.api.app import create_app
 from buddy_server.config import ServerConfig
 from buddy_server.metrics import Metrics
@@ -12,6 +13,7 @@ from buddy_server.tokenizer import ChatTokenizer
 from fakes.engine import FakeEngine
 from fakes.serving import Socket, listening
 from fakes.site import Serve, Site
+from fakes.tenancy import tenancy_of
 from fakes.tokenizer import build_tokenizer
 
 
@@ -37,10 +39,14 @@ def serve(listener: Socket, tokenizer: ChatTokenizer) -> Iterator[Serve]:
     with ExitStack() as stack:
         http = stack.enter_context(httpx.Client(base_url=listener.url, timeout=10))
 
-        def start(engine: FakeEngine | None = None, config: ServerConfig | None = None) -> Site:
+        def start(
+            engine: FakeEngine | None = None,
+            config: ServerConfig | None = None,
+            admin: AdminServices | None = None,
+        ) -> Site:
             engine, config = engine or FakeEngine(), config or ServerConfig()
             metrics = Metrics(engine.info, config.tenants)
-            listener.app = create_app(config, engine, tokenizer, metrics)
+            listener.app = create_app(config, engine, tokenizer, metrics, tenancy_of(engine, config, metrics), admin)
             return Site(listener.url, engine, metrics, http, stack)
 
         yield start

@@ -10,12 +10,15 @@ from openai.types.chat import ChatCompletion
 
 from buddy_server.config import ServerConfig
 from buddy_server.errors import Overloaded
+from buddy_server.tenancy.bills import Order
 from buddy_server.tenancy.capacity import Capacity
 from buddy_server.tenancy.depth import DepthDecision
 from buddy_server.tenancy.policy import Tenant, Tier
 from buddy_server.tenancy.request_life import RequestLife
+from buddy_server.tenancy.tenants import Caller
 from fakes.engine import INFO, PREDICTING, FakeEngine
 from fakes.site import Serve, Site
+from fakes.tenancy import tenancy_of
 
 TEXT = "Hello there, wörld 🐦!"
 SAY_HI: list[Any] = [{"role": "user", "content": "hi"}]
@@ -262,14 +265,21 @@ def test_more_answers_than_there_is_ever_room_for_are_a_bad_request(serve: Serve
     assert "this server allows 5" in response.json()["error"]["message"]
 
 
-def test_an_answer_whose_last_event_was_read_takes_no_room_from_the_other_choices(serve: Serve) -> None:
-    capacity = Capacity(FakeEngine(), max_waiting=0)
-    life = RequestLife(capacity, serve().metrics.request(Tenant("default", Tier("default"))))
-    life.admit(4, 4, DepthDecision(1.0, 1.0, 8000, "request"))
+@pytest.mark.anyio
+async def test_an_answer_whose_last_event_was_read_takes_no_room_from_the_other_choices(serve: Serve) -> None:
+    engine, config, metrics = FakeEngine(), ServerConfig(max_waiting=0), serve().metrics
+    tenancy = tenancy_of(engine, config, metrics)
+    capacity = Capacity(engine, tenancy.book)
+    caller = Caller(Tenant("default", Tier("default")))
+    life = RequestLife(
+        capacity, tenancy_of(FakeEngine(), ServerConfig(), metrics).bills, metrics.request(caller.tenant)
+    )
+    depth = DepthDecision(1.0, 1.0, 8000, "request")
+    await life.admit(Order("r", caller, depth, num_answers=4, num_prompt_tokens=4, cost=0))
     with pytest.raises(Overloaded):
-        capacity.reserve(1)
+        capacity.reserve("default", 1)
     life.answered()
-    capacity.reserve(1)
+    capacity.reserve("default", 1)
 
 
 @pytest.mark.parametrize("engine", [{"fail_at": 2}, {"raise_at": 0}, {"raise_at": 3}])

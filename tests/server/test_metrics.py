@@ -2,6 +2,7 @@
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from typing import get_args
 
 import pytest
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
@@ -12,10 +13,15 @@ from buddy_server.errors import InvalidBudget
 from buddy_server.histogram import CountedHistogram
 from buddy_server.metrics import Metrics
 from buddy_server.tenancy.capacity import Capacity
+from buddy_server.tenancy.depth import decide_depth
+from buddy_server.tenancy.limits.limiter import LimitName
 from buddy_server.tenancy.policy import Tenant, Tier
 from buddy_server.tenancy.request_life import RequestLife
 from fakes.engine import INFO, FakeEngine
 from fakes.site import Serve, Site
+from fakes.tenancy import tenancy_of
+
+LIMITS = get_args(LimitName)
 
 
 @pytest.fixture
@@ -122,19 +128,127 @@ def test_tenants_after_the_first_200_share_a_label() -> None:
     assert sample(metrics, "buddy_requests_total", tenant="other", tier="pro", outcome="finished") == 2
 
 
+def test_labels_follow_the_tenants() -> None:
+    acme, free = Tenant("acme", Tier("pro")), Tier("free")
+    metrics = Metrics(INFO, [acme])
+    metrics.follow([Tenant("acme", free), Tenant("new", free)])
+    metrics.request(acme).finish("finished")
+    metrics.request(Tenant("new", free)).finish("limited")
+    assert sample(metrics, "buddy_requests_total", tenant="acme", tier="free", outcome="finished") == 1
+    assert sample(metrics, "buddy_requests_total", tenant="new", tier="free", outcome="limited") == 1
+
+
+def test_tenants_that_come_and_go_use_200_labels_at_most() -> None:
+    pro = Tier("pro")
+    first = [Tenant(f"first{index}", pro) for index in range(150)]
+    later = [Tenant(f"later{index}", pro) for index in range(150)]
+    metrics = Metrics(INFO, first)
+    metrics.follow(later)
+    metrics.follow([*later, *first])
+    for tenant in (*first, *later):
+        metrics.observe_account(Account("r", tenant.name, "stop", Usage(9, 0, 2, 8000, 0)))
+    assert sample(metrics, "buddy_layer_tokens_total", tenant="first149", tier="pro") == 1
+    assert sample(metrics, "buddy_layer_tokens_total", tenant="later49", tier="pro") == 1
+    assert sample(metrics, "buddy_layer_tokens_total", tenant="other", tier="pro") == 100
+
+
+def test_refusals_are_counted_by_the_limits_that_a_tenant_has() -> None:
+    acme = Tenant("acme", Tier("free", requests_per_minute=1, max_concurrent_requests=1))
+    metrics = Metrics(INFO, [acme])
+    metrics.limited(acme, "requests_per_minute")
+    counts = {limit: sample(metrics, "buddy_rate_limited_total", tenant="acme", limit=limit) for limit in LIMITS}
+    assert counts == {
+        "requests_per_minute": 1,
+        "layer_tokens_per_minute": None,
+        "max_concurrent_requests": 0,
+        "layer_tokens_per_month": None,
+    }
+
+
+def test_quota_is_shown_for_those_who_have_one() -> None:
+    acme = Tenant("acme", Tier("free", layer_tokens_per_month=1000))
+    crowd = [Tenant(f"t{index}", acme.tier) for index in range(200)]
+    metrics = Metrics(INFO, [acme, *crowd])
+    assert sample(metrics, "buddy_quota_used_ratio", tenant="acme") is None
+    metrics.quota(acme, 0.25)
+    metrics.quota(crowd[-1], 0.75)
+    assert sample(metrics, "buddy_quota_used_ratio", tenant="acme") == 0.25
+    assert sample(metrics, "buddy_quota_used_ratio", tenant="other") is None
+    metrics.follow([Tenant("acme", Tier("free", layer_tokens_per_month=2000))])
+    assert sample(metrics, "buddy_quota_used_ratio", tenant="acme") == 0.25
+    metrics.follow([Tenant("acme", Tier("pro"))])
+    assert sample(metrics, "buddy_quota_used_ratio", tenant="acme") is None
+
+
+def test_budget_limit_is_shown_for_elastic_tiers_and_counts_its_changes() -> None:
+    metrics = Metrics(INFO, [Tenant("acme", Tier("free", elastic_floor=0.25)), Tenant("hobby", Tier("pro"))])
+    assert sample(metrics, "buddy_budget_limit_ratio", tier="free") == 1
+    assert sample(metrics, "buddy_budget_limit_ratio", tier="pro") is None
+    for ratio in (1.0, 0.75, 0.5, 0.5, 1.0):
+        metrics.depth_limit("free", ratio)
+    metrics.depth_limit("free", 0.75)
+    metrics.follow([Tenant("acme", Tier("free", elastic_floor=0.25))])
+    assert sample(metrics, "buddy_budget_limit_ratio", tier="free") == 0.75
+    assert sample(metrics, "buddy_budget_limit_changes_total", tier="free", direction="lowered") == 3
+    assert sample(metrics, "buddy_budget_limit_changes_total", tier="free", direction="restored") == 1
+    metrics.follow([Tenant("acme", Tier("free"))])
+    assert sample(metrics, "buddy_budget_limit_ratio", tier="free") is None
+
+
+def test_requested_budgets_are_those_that_requests_state() -> None:
+    acme = Tenant("acme", Tier("free", max_budget=0.5))
+    metrics = Metrics(INFO, [acme])
+    for requested in (0.75, None, "auto", 0.25):
+        metrics.request(acme).admitted(9, decide_depth(requested, acme.tier, INFO.actions, has_predictor=False))
+    labels = {"tenant": "acme", "tier": "free"}
+    assert sample(metrics, "buddy_budget_requested_sum", **labels) == 1
+    assert sample(metrics, "buddy_budget_requested_count", **labels) == 2
+    assert sample(metrics, "buddy_budget_granted_count", **labels) == 4
+
+
+def test_ledger_is_measured() -> None:
+    metrics = Metrics(INFO, [])
+    metrics.ledger_pending(3)
+    metrics.ledger_written(2, 0.004)
+    metrics.ledger_recovered(5)
+    assert sample(metrics, "buddy_ledger_rows_pending") == 3
+    assert sample(metrics, "buddy_ledger_rows_total", result="written") == 2
+    assert sample(metrics, "buddy_ledger_rows_total", result="recovered") == 5
+    assert sample(metrics, "buddy_ledger_write_seconds_sum") == 0.004
+
+
+def test_store_and_limits_are_shown_once_they_are_asked() -> None:
+    metrics = Metrics(INFO, [])
+    assert b"buddy_store_up" not in generate_latest(metrics.registry)
+    assert b"buddy_limits_up" not in generate_latest(metrics.registry)
+    for is_up in (True, False):
+        metrics.store_up(is_up)
+        metrics.limits_up(is_up)
+        assert sample(metrics, "buddy_store_up") == sample(metrics, "buddy_limits_up") == is_up
+
+
+def test_reloads_are_counted_by_result() -> None:
+    metrics = Metrics(INFO, [])
+    metrics.reloaded(applied=True)
+    assert sample(metrics, "buddy_config_reloads_total", result="applied") == 1
+    assert sample(metrics, "buddy_config_reloads_total", result="refused") == 0
+
+
 @pytest.mark.anyio
 async def test_life_that_is_left_by_an_error_takes_its_outcome() -> None:
     tenant = Tenant("acme", Tier("pro"))
-    metrics, capacity = Metrics(INFO, [tenant]), Capacity(FakeEngine(), 10)
+    engine, metrics = FakeEngine(), Metrics(INFO, [tenant])
+    tenancy = tenancy_of(engine, ServerConfig(), metrics)
+    capacity, bills = Capacity(engine, tenancy.book), tenancy.bills
     with pytest.raises(InvalidBudget):
-        async with RequestLife(capacity, metrics.request(tenant)):
+        async with RequestLife(capacity, bills, metrics.request(tenant)):
             raise InvalidBudget("no")
     with pytest.raises(ZeroDivisionError):
-        async with RequestLife(capacity, metrics.request(tenant)):
+        async with RequestLife(capacity, bills, metrics.request(tenant)):
             raise ZeroDivisionError
-    async with RequestLife(capacity, metrics.request(tenant)):
+    async with RequestLife(capacity, bills, metrics.request(tenant)):
         pass
-    async with RequestLife(capacity, metrics.request(tenant)) as life:
+    async with RequestLife(capacity, bills, metrics.request(tenant)) as life:
         life.metrics.finish("finished")
         life.metrics.finish("error")
     for outcome in ("refused", "error", "cancelled", "finished"):

@@ -17,14 +17,16 @@ from buddy_server.errors import (
     ModelNotFound,
     shown,
 )
+from buddy_server.tenancy.bills import Order
 from buddy_server.tenancy.depth import (
     DepthDecision,
     decide_depth,
     parse_budget,
     parse_budget_header,
 )
-from buddy_server.tenancy.policy import Auto, Tenant
+from buddy_server.tenancy.policy import Auto, Tier
 from buddy_server.tenancy.request_life import RequestLife
+from buddy_server.tenancy.tenants import Caller
 
 BUDGET_HEADER = "x-buddy-budget"
 
@@ -51,34 +53,45 @@ class Admitted:
         return [choice.prompt_tokens for choice in self.choices[:: self.body.n or 1]]
 
 
-async def admit(services: Services, life: RequestLife, tenant: Tenant, request: Request, body: Body) -> Admitted:
-    """Decide everything about `body` that the engine should not have to, and reserve capacity for it in `life`.
+async def admit(services: Services, life: RequestLife, caller: Caller, request: Request, body: Body) -> Admitted:
+    """Decide everything about `body` that the engine should not have to, and reserve what it may use in `life`.
 
-    Raises ModelNotFound, InvalidBudget, NotReady, Overloaded, ContextLengthExceeded or InvalidRequest.
+    Raises ModelNotFound, InvalidBudget, ContextLengthExceeded, InvalidRequest, and what RequestLife.admit raises.
     """
-    info = services.engine.info
+    info, tier = services.engine.info, caller.tenant.tier
     if body.model != info.model_id:
         raise ModelNotFound(body.model, info.model_id)
     asked = _asked_budget(body, request.headers.get(BUDGET_HEADER), info.actions)
-    depth = decide_depth(asked, tenant.tier, info.actions, info.has_predictor)
+    depth = decide_depth(asked, tier, info.actions, info.has_predictor)
     check_named_tokens(body, info.vocab_size)
     prompts = await prompt_tokens(services.tokenizer, body, info)
-    limits = [_max_tokens(len(prompt), body, info) for prompt in prompts]
     n = body.n or 1
-    life.admit(n * len(prompts), sum(map(len, prompts)), depth)
+    affordable = _affordable_tokens(tier, depth, n * len(prompts), info)
+    limits = [_max_tokens(len(prompt), body, tier, affordable, info) for prompt in prompts]
     completion_id = f"{'chatcmpl' if isinstance(body, ChatRequest) else 'cmpl'}-{uuid.uuid4().hex}"
+    await life.admit(
+        Order(
+            id=completion_id,
+            caller=caller,
+            depth=depth,
+            num_answers=n * len(prompts),
+            num_prompt_tokens=sum(map(len, prompts)),
+            cost=n * depth.max_cost * (sum(map(len, prompts)) + sum(limits)),
+            scores_only=body.scores_only,
+        )
+    )
     choices = tuple(
         GenerationRequest(
             request_id=f"{completion_id}-{prompt_index * n + index}",
-            tenant=tenant.name,
+            tenant=caller.tenant.name,
             prompt_tokens=prompt,
             max_cost=depth.max_cost,
             min_cost=depth.min_cost,
             sampling=_sampling(body, limits[prompt_index], index),
-            align_paths=tenant.tier.align_paths,
-            weight=tenant.tier.weight,
-            priority=tenant.tier.priority,
-            tier=tenant.tier.name if tenant.tier.elastic_floor is not None else None,
+            align_paths=tier.align_paths,
+            weight=tier.weight,
+            priority=tier.priority,
+            tier=tier.name if tier.elastic_floor is not None else None,
         )
         for prompt_index, prompt in enumerate(prompts)
         for index in range(n)
@@ -92,8 +105,9 @@ def _asked_budget(body: Body, header: str | None, actions: ActionSpace) -> float
     return None if header is None else parse_budget_header(header, actions)
 
 
-def _max_tokens(num_prompt_tokens: int, body: Body, info: EngineInfo) -> int:
-    """The output limit: the requested one if it fits; without one, all the remaining context."""
+def _max_tokens(num_prompt_tokens: int, body: Body, tier: Tier, affordable: int | None, info: EngineInfo) -> int:
+    """The output limit: the requested one if tier and context allow it. Without one: all that the context has left, the
+    tier allows, and its limits of layer-tokens can ever pay for."""
     field, wanted = source(body), body.wanted_tokens
     if num_prompt_tokens == 0:
         raise InvalidRequest(f"There is not a single token in the {field}.", param=field)
@@ -105,7 +119,26 @@ def _max_tokens(num_prompt_tokens: int, body: Body, info: EngineInfo) -> int:
             f"{'at least 1' if wanted is None else shown(wanted)} in the completion), {bound} holds {limit}.",
             param=field if num_prompt_tokens >= limit else body.limit_field,
         )
-    return wanted or limit - num_prompt_tokens
+    most = tier.max_completion_tokens
+    if wanted is not None:
+        if most is not None and wanted > most:
+            raise InvalidRequest(
+                f"{body.limit_field}: {shown(wanted)} is not allowed: tier {tier.name!r} allows at most {most}",
+                param=body.limit_field,
+            )
+        return wanted
+    left = [limit - num_prompt_tokens]
+    if most is not None:
+        left.append(most)
+    if affordable is not None:
+        left.append(affordable - num_prompt_tokens)
+    return max(1, min(left))
+
+
+def _affordable_tokens(tier: Tier, depth: DepthDecision, num_answers: int, info: EngineInfo) -> int | None:
+    """Prompt and output tokens that the tier's limits can pay for, in each of `num_answers`; None without limits."""
+    limits = [limit for limit in (tier.layer_tokens_per_minute, tier.layer_tokens_per_month) if limit is not None]
+    return min(limits) * info.actions.full_cost // (depth.max_cost * num_answers) if limits else None
 
 
 def _sampling(body: Body, max_tokens: int, choice: int) -> SamplingParams:

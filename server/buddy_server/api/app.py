@@ -2,6 +2,7 @@
 
 from fastapi import FastAPI
 
+from buddy_server.api.admin import AdminServices, admin_router
 from buddy_server.api.chat import chat_router
 from buddy_server.api.completions import completions_router
 from buddy_server.api.errors_handler import add_error_handlers
@@ -13,24 +14,26 @@ from buddy_server.config import ServerConfig
 from buddy_server.engine.messages import EngineClient
 from buddy_server.metrics import Metrics
 from buddy_server.tenancy.capacity import Capacity
-from buddy_server.tenancy.depth import check_tier
-from buddy_server.tenancy.tenants import TenantDirectory
+from buddy_server.tenancy.tenancy import Tenancy
 from buddy_server.tokenizer import ChatTokenizer
 from buddy_server.version import server_version
 
 
-def create_app(config: ServerConfig, engine: EngineClient, tokenizer: ChatTokenizer, metrics: Metrics) -> FastAPI:
-    """The ASGI application that serves `engine` to the tenants of `config`. It does not start or stop the engine.
-
-    Raises ConfigError if the engine's model cannot honour a tier's budgets.
-    """
-    for tenant in config.tenants:
-        check_tier(tenant.tier, engine.info.actions)
-    capacity = Capacity(engine, config.max_waiting)
-    services = Services(config, engine, tokenizer, metrics, TenantDirectory(config.tenants), capacity)
+def create_app(
+    config: ServerConfig,
+    engine: EngineClient,
+    tokenizer: ChatTokenizer,
+    metrics: Metrics,
+    tenancy: Tenancy,
+    admin: AdminServices | None = None,
+) -> FastAPI:
+    """The ASGI application that serves `engine` to the tenants of `tenancy`. It starts and stops neither of them.
+    Without `admin`, there is no /admin."""
+    capacity = Capacity(engine, tenancy.book)
+    services = Services(config, engine, tokenizer, metrics, tenancy, capacity)
     # No documentation pages and no redirects: this server answers only in JSON.
     app = FastAPI(
-        title="Buddy Serve", version=server_version(), openapi_url=None, docs_url=None, redoc_url=None,
+        title="Buddy Serve", version=server_version(), openapi_url="/openapi.json", docs_url=None, redoc_url=None,
         redirect_slashes=False,
     )  # fmt: skip
     add_error_handlers(app)
@@ -41,4 +44,6 @@ def create_app(config: ServerConfig, engine: EngineClient, tokenizer: ChatTokeni
     app.include_router(models_router(services))
     app.include_router(chat_router(services))
     app.include_router(completions_router(services))
+    if admin is not None:
+        app.include_router(admin_router(admin, engine.info.actions))
     return app

@@ -26,14 +26,16 @@ async def complete(
 ) -> Response:
     """The response to `request`: `collect` creates its body, `write` the chunks of its stream."""
     # Before the body is read: a client without a key should cost us neither memory nor work.
-    tenant = services.authenticate(request)
+    caller = services.authenticate(request)
     async with AsyncExitStack() as stack:
-        life = await stack.enter_async_context(services.begin(tenant))
-        admitted = await admit(services, life, tenant, request, await read_body(request, schema))
+        life = await stack.enter_async_context(services.begin(caller))
+        admitted = await admit(services, life, caller, request, await read_body(request, schema))
         generation = Generation(services.engine, admitted, life)
         if admitted.body.stream:
             # The response outlives this function and exits `life` itself.
-            return CompletionStream(generation, write(generation), stack.pop_all(), services.config.ping_interval_s)
+            return CompletionStream(
+                generation, write(generation), stack.pop_all(), life.headers, services.config.ping_interval_s
+            )
         body = await unless_disconnected(request, collect(generation))
         # Log probabilities of long prompts are megabytes, which take the json module a second.
-        return Response(msgspec.json.encode(body), media_type="application/json")
+        return Response(msgspec.json.encode(body), media_type="application/json", headers=dict(life.headers))

@@ -1,5 +1,6 @@
 """The one place that turns errors into responses: `{"error": {"message", "type", "param", "code"}}`."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,13 +15,18 @@ from buddy_server.errors import (
     InvalidRequest,
     MethodNotAllowed,
     RouteNotFound,
+    StoreAway,
+    StoreUnreachable,
     shown,
 )
+
+_log = logging.getLogger(__name__)
 
 
 def add_error_handlers(app: FastAPI) -> None:
     """Give every error of `app` the same JSON format; `RequestContext` answers unforeseen exceptions."""
     app.add_exception_handler(ApiError, _handle_api_error)
+    app.add_exception_handler(StoreUnreachable, _handle_store_unreachable)
     app.add_exception_handler(RequestValidationError, _handle_validation_error)
     app.add_exception_handler(HTTPException, _handle_http_error)
 
@@ -62,9 +68,15 @@ async def _handle_api_error(_request: Request, error: Exception) -> Response:
     return render_error(error)
 
 
+async def _handle_store_unreachable(request: Request, error: Exception) -> Response:
+    _log.warning("store unreachable", extra={"request_id": request.state.request_id, "reason": str(error)})
+    return render_error(StoreAway())
+
+
 async def _handle_validation_error(_request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    return render_error(invalid_request(error.errors()))
+    # FastAPI puts "body", "query" or "path" before the field.
+    return render_error(invalid_request([{**details, "loc": details["loc"][1:]} for details in error.errors()]))
 
 
 async def _handle_http_error(request: Request, error: Exception) -> Response:

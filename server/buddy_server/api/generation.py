@@ -14,6 +14,7 @@ from buddy_server.engine.messages import (
     EngineClient,
     Event,
     FinishEvent,
+    GenerationRequest,
     StartEvent,
     TokenEvent,
 )
@@ -45,14 +46,21 @@ class Generation:
 
         Raises InternalError if the engine fails, NotReady if the engine stops the request.
         """
-        streams = [self._engine.submit(choice) for choice in self.admitted.choices]
+        streams = [self._answer(choice) for choice in self.admitted.choices]
         async with aclosing(merge(streams)) as merged:
             async for index, events in merged:
                 if answer := self._take(index, events):
                     yield index, answer
         assert self.is_complete, "the engine ended a request without a FinishEvent"
+        await self._life.bill.settled()
         self.metrics.cached(self._num_cached)
         self.metrics.finish("finished")
+
+    async def _answer(self, choice: GenerationRequest) -> AsyncGenerator[list[Event], None]:
+        self._life.bill.submitted(choice.request_id)
+        async with aclosing(self._engine.submit(choice)) as events:
+            async for together in events:
+                yield together
 
     @property
     def is_complete(self) -> bool:
@@ -133,6 +141,7 @@ class Generation:
     def _settle_depth(self, index: int, max_cost: int) -> None:
         """Record one choice's predicted depth. With several prompts, the deepest counts as the request's."""
         self._limits[index] = max_cost
+        self._life.bill.predicted(self.admitted.choices[index].request_id, max_cost)
         self._predicted.append(max_cost)
         self._depth = predicted_depth(self.admitted.depth, max(self._predicted), self.admitted.actions)
         if len(self._predicted) == len(self.admitted.choices):

@@ -8,9 +8,9 @@ from buddy_server.config import ServerConfig
 from buddy_server.engine.messages import EngineClient
 from buddy_server.metrics import Metrics
 from buddy_server.tenancy.capacity import Capacity
-from buddy_server.tenancy.policy import Tenant
 from buddy_server.tenancy.request_life import RequestLife
-from buddy_server.tenancy.tenants import TenantDirectory
+from buddy_server.tenancy.tenancy import Tenancy
+from buddy_server.tenancy.tenants import Caller
 from buddy_server.tokenizer import ChatTokenizer
 
 
@@ -20,13 +20,13 @@ class Services:
     engine: EngineClient
     tokenizer: ChatTokenizer
     metrics: Metrics
-    tenants: TenantDirectory
+    tenancy: Tenancy
     capacity: Capacity
 
-    def authenticate(self, request: Request) -> Tenant:
-        """The tenant that sent `request`. Raises InvalidApiKey."""
-        return self.tenants.authenticate(request.headers.get("authorization"))
+    def authenticate(self, request: Request) -> Caller:
+        """Who sent `request`. Raises InvalidApiKey, TenantDisabled."""
+        return self.tenancy.book.authenticate(request.headers.get("authorization"))
 
-    def begin(self, tenant: Tenant) -> RequestLife:
-        """Start the life of a request sent by `tenant`."""
-        return RequestLife(self.capacity, self.metrics.request(tenant))
+    def begin(self, caller: Caller) -> RequestLife:
+        """Start the life of a request sent by `caller`."""
+        return RequestLife(self.capacity, self.tenancy.bills, self.metrics.request(caller.tenant))

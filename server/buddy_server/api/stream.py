@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import AsyncExitStack, aclosing
 from typing import Any, Protocol
 
@@ -40,9 +40,17 @@ class CompletionStream(EventSourceResponse):
     It takes over `life`, the context of the request, and exits it when the stream ends, even before its first byte.
     """
 
-    def __init__(self, generation: Generation, writer: ChunkWriter, life: AsyncExitStack, ping_interval_s: float):
+    def __init__(
+        self,
+        generation: Generation,
+        writer: ChunkWriter,
+        life: AsyncExitStack,
+        headers: Mapping[str, str],
+        ping_interval_s: float,
+    ) -> None:
         super().__init__(
             _lines(generation, writer),
+            headers=dict(headers),
             ping=ping_interval_s,
             send_timeout=SEND_TIMEOUT_S,
             sep="\n",

@@ -32,12 +32,19 @@ class _OpenRequest:
 
 
 class OpenRequests:
-    """`send` passes a command to the engine, from any thread, and returns whether the engine will answer it. `settle`
-    is called on the thread that calls `deliver`, before the client receives the last event."""
+    """`send` passes a command to the engine, from any thread, and returns whether the engine will answer it. `note` and
+    `settle` are called on the thread that calls `deliver`, before the clients receive what it brings: `note` with the
+    usage of open requests, `settle` with the account of one that has ended."""
 
-    def __init__(self, send: Callable[[Submit | Cancel], bool], settle: Callable[[Account], None]) -> None:
+    def __init__(
+        self,
+        send: Callable[[Submit | Cancel], bool],
+        settle: Callable[[Account], None],
+        note: Callable[[list[tuple[str, Usage]]], None] = lambda _: None,
+    ) -> None:
         self._send = send
         self._settle = settle
+        self._note = note
         self._open: dict[str, _OpenRequest] = {}
 
     def __len__(self) -> int:
@@ -67,6 +74,8 @@ class OpenRequests:
         for name, usage in report.usages:
             if name in self._open:
                 self._open[name].usage = usage
+        if report.usages:
+            self._note(report.usages)
         self._hand_over(report.events)
 
     def end_all(self, reason: FinishReason, message: str) -> None:

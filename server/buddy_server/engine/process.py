@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import replace
 
-from buddy_server.engine.messages import Account, EngineInfo, Event, GenerationRequest, StepStats
+from buddy_server.engine.messages import Account, EngineInfo, Event, GenerationRequest, StepStats, Usage
 from buddy_server.engine.open_requests import SHUTTING_DOWN, OpenRequests
 from buddy_server.engine.settings import EnginePlan
 from buddy_server.engine.wire import LimitDepth, LoopCommand, Ready, Report, Stop
@@ -29,8 +29,8 @@ HEARTBEAT_TIMEOUT_S = 5.0
 class EngineProcess:
     """An OwnedEngine (messages.py). It takes over `worker`, which has sent `ready`, and closes it.
 
-    On a separate thread, `on_step` is called after every step, `on_restart` for every new process, and `settle` once
-    for every request, with its Account.
+    On a separate thread, `on_step` is called after every step, `on_restart` for every new process, `note` with the
+    usage of open requests, and `settle` once for every request, with its Account.
     """
 
     def __init__(
@@ -41,12 +41,13 @@ class EngineProcess:
         on_step: Callable[[StepStats], None] = lambda _: None,
         on_restart: Callable[[], None] = lambda: None,
         settle: Callable[[Account], None] = lambda _: None,
+        note: Callable[[list[tuple[str, Usage]]], None] = lambda _: None,
     ) -> None:
         self._plan = _with_arithmetic(plan, ready.info)
         self._ready = ready
         self._on_step = on_step
         self._on_restart = on_restart
-        self._requests = OpenRequests(self._send, settle)
+        self._requests = OpenRequests(self._send, settle, note)
         self._num_running = 0
         self._kv_usage_ratio = 0.0
         self._queue_s = 0.0

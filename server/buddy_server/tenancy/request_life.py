@@ -1,20 +1,24 @@
 """The life of one HTTP request, from arrival to end, however it ends."""
 
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Self
 
-from buddy_server.errors import ApiError
+from buddy_server.errors import ApiError, Outcome
 from buddy_server.metrics import RequestMetrics
+from buddy_server.tenancy.bills import Bill, Bills, Order
 from buddy_server.tenancy.capacity import Capacity
-from buddy_server.tenancy.depth import DepthDecision
 
 
 class RequestLife:
     """An async context that releases what a request reserved when it exits, and records the outcome in the metrics."""
 
-    def __init__(self, capacity: Capacity, metrics: RequestMetrics) -> None:
+    def __init__(self, capacity: Capacity, bills: Bills, metrics: RequestMetrics) -> None:
         self.metrics = metrics
         self._capacity = capacity
+        self._bills = bills
+        self._bill: Bill | None = None
+        self._tenant = ""
         self._num_reserved = 0
 
     async def __aenter__(self) -> Self:
@@ -23,20 +27,35 @@ class RequestLife:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._capacity.release(self._num_reserved)
-        # Only counts if no outcome is recorded yet: an exception was raised, or the client left.
+        self._capacity.release(self._tenant, self._num_reserved)
+        outcome: Outcome = "error" if isinstance(error, Exception) else "cancelled"
         if isinstance(error, ApiError):
-            self.metrics.finish(error.outcome)
-        else:
-            self.metrics.finish("error" if isinstance(error, Exception) else "cancelled")
+            outcome = error.outcome
+        # Only counts if no outcome is recorded yet: an exception was raised, or the client left.
+        self.metrics.finish(outcome)
+        if self._bill is not None:
+            self._bill.close(outcome)
 
-    def admit(self, num_answers: int, num_prompt_tokens: int, depth: DepthDecision) -> None:
-        """Accept the request. Raises NotReady, Overloaded, InvalidRequest."""
-        self._capacity.reserve(num_answers)
-        self._num_reserved = num_answers
-        self.metrics.admitted(num_prompt_tokens, depth)
+    @property
+    def bill(self) -> Bill:
+        """Of a request that was admitted."""
+        assert self._bill is not None, "not admitted"
+        return self._bill
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """The response's headers that tell what is left of the tenant's limits."""
+        return {} if self._bill is None else self._bill.headers
+
+    async def admit(self, order: Order) -> None:
+        """Accept the request. Raises what Capacity.reserve and Bills.open raise."""
+        self._tenant = order.caller.tenant.name
+        self._capacity.reserve(self._tenant, order.num_answers)
+        self._num_reserved = order.num_answers
+        self._bill = await self._bills.open(order)
+        self.metrics.admitted(order.num_prompt_tokens, order.depth)
 
     def answered(self) -> None:
         """The last event of one answer has been read; its place is free before the client has everything."""
-        self._capacity.release(1)
+        self._capacity.release(self._tenant, 1)
         self._num_reserved -= 1

@@ -1,0 +1,175 @@
+"""Who may use the server now: what the configuration file names, and what the store has.
+
+What the file names belongs to the file: if the store has a tenant or a tier of the same name, the file's counts.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from buddy_routing.action_space import ActionSpace
+from buddy_server.config import ServerConfig, load_config
+from buddy_server.errors import ConfigError, StoreUnreachable
+from buddy_server.metrics import Metrics
+from buddy_server.tenancy.depth import check_tier
+from buddy_server.tenancy.keys import KeySecret
+from buddy_server.tenancy.policy import Tenant, Tier
+from buddy_server.tenancy.store.snapshot import StoreSnapshot
+from buddy_server.tenancy.store.tenant_store import TenantStore
+from buddy_server.tenancy.tenants import Caller, TenantDirectory
+
+log = logging.getLogger(__name__)
+
+FILE_EVERY_S = 1.0
+STORE_EVERY_S = 0.5
+"""A revoked key is refused after this time, by every server that shares the store."""
+_EMPTY = StoreSnapshot(0, (), (), ())
+
+
+class TenantBook:
+    """Keeps a TenantDirectory up to date. `reload` follows the configuration file at `path`, `refresh` the store.
+
+    Raises ConfigError if the engine's model cannot honour the budgets of a tier in the file.
+    """
+
+    def __init__(
+        self,
+        config: ServerConfig,
+        path: Path | None,
+        actions: ActionSpace,
+        metrics: Metrics,
+        store: TenantStore | None = None,
+        secret: KeySecret | None = None,
+    ) -> None:
+        self._actions = actions
+        self._check(config)
+        self.config = config
+        self.is_reachable = True
+        self._path = path
+        self._metrics = metrics
+        self._store = store
+        self._secret = secret
+        self._snapshot = _EMPTY
+        self._directory = self._combined()
+
+    def authenticate(self, authorization: str | None) -> Caller:
+        """As TenantDirectory.authenticate, by the directory of now."""
+        return self._directory.authenticate(authorization, time.time_ns() // 1_000_000)
+
+    @property
+    def has_file(self) -> bool:
+        return self._path is not None
+
+    @property
+    def tenants(self) -> Mapping[str, Tenant]:
+        return self._directory.tenants
+
+    @property
+    def tiers(self) -> Mapping[str, Tier]:
+        """The tiers of the file and the store."""
+        named = (*self._snapshot.tiers, *self.config.tiers, *(tenant.tier for tenant in self.config.tenants))
+        return {tier.name: tier for tier in named}
+
+    @property
+    def file_tenants(self) -> Mapping[str, Tenant]:
+        return {tenant.name: tenant for tenant in self.config.tenants}
+
+    @property
+    def file_tiers(self) -> Mapping[str, Tier]:
+        return {tier.name: tier for tier in self.config.tiers}
+
+    async def refresh(self) -> None:
+        """Follow the store, if it has changed and answers."""
+        if self._store is None:
+            return
+        try:
+            if await self._store.revision() != self._snapshot.revision:
+                self._snapshot = await self._store.snapshot()
+                self._apply()
+        except StoreUnreachable as error:
+            if self.is_reachable:
+                log.error("store unreachable", extra={"reason": error})
+            self.is_reachable = False
+        else:
+            self.is_reachable = True
+        self._metrics.store_up(self.is_reachable)
+
+    async def reload(self) -> None:
+        """Follow the file, whole or not at all: a file with an error changes nothing but the log and a metric."""
+        assert self._path is not None
+        try:
+            config = await asyncio.to_thread(load_config, self._path, self._check)
+            if config.is_open != self.config.is_open:
+                raise ConfigError(f"{self._path}: whether keys are needed cannot change while the server runs")
+        except ConfigError as error:
+            log.error("configuration refused", extra={"reason": error})
+            self._metrics.reloaded(False)
+            return
+        now = self.config
+        kept = replace(config, engine=now.engine, store=now.store, limits=now.limits, allow_open=now.allow_open)
+        if kept != config:
+            log.warning("configuration needs a restart", extra={"fields": "engine, store, limits or allow_open"})
+        self.config = kept
+        self._apply()
+        self._metrics.reloaded(True)
+        log.info("configuration applied", extra={"tenants": len(kept.tenants), "tiers": len(kept.tiers)})
+
+    async def watch_file(self, hang_up: asyncio.Event) -> None:
+        """Reload the file when it changes, or when `hang_up` is set, until cancelled."""
+        seen = self._stamp()
+        while self._path is not None:
+            try:
+                await asyncio.wait_for(hang_up.wait(), FILE_EVERY_S)
+            except TimeoutError:
+                if self._stamp() == seen:
+                    continue
+            hang_up.clear()
+            seen = self._stamp()
+            await self.reload()
+
+    async def watch_store(self) -> None:
+        """Refresh from the store when it changes, until cancelled."""
+        while self._store is not None:
+            await asyncio.sleep(STORE_EVERY_S)
+            await self.refresh()
+
+    def _apply(self) -> None:
+        self._directory = self._combined()
+        self._metrics.follow(self._directory.tenants.values())
+
+    def _combined(self) -> TenantDirectory:
+        return TenantDirectory(
+            [*self.config.tenants, *self._stored_tenants()],
+            is_open=self.config.is_open,
+            keys=self._snapshot.keys,
+            disabled={stored.name for stored in self._snapshot.tenants if stored.disabled} - self.file_tenants.keys(),
+            secret=self._secret,
+        )
+
+    def _stored_tenants(self) -> Iterator[Tenant]:
+        tiers, of_file = self.tiers, self.file_tenants
+        for stored in self._snapshot.tenants:
+            if stored.name in of_file:
+                continue
+            try:
+                tier = tiers[stored.tier]
+                check_tier(tier, self._actions)
+            except (KeyError, ConfigError) as error:
+                log.error("no usable tier", extra={"tenant": stored.name, "tier": stored.tier, "reason": error})
+                continue
+            yield Tenant(stored.name, tier)
+
+    def _check(self, config: ServerConfig) -> None:
+        for tier in (*config.tiers, *(tenant.tier for tenant in config.tenants)):
+            check_tier(tier, self._actions)
+
+    def _stamp(self) -> tuple[int, ...] | None:
+        """Changes with the file, also when a link is turned to another one."""
+        try:
+            status = self._path.stat() if self._path is not None else None
+        except OSError:
+            return None
+        return None if status is None else (status.st_mtime_ns, status.st_size, status.st_ino)

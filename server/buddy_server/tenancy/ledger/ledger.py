@@ -1,0 +1,111 @@
+"""Keeps the account of every request: in the journal while it runs, in the store before its response ends."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from buddy_server.metrics import Metrics
+from buddy_server.tenancy.ledger.entry import LedgerEntry
+from buddy_server.tenancy.ledger.journal import Journal, abandoned
+
+log = logging.getLogger(__name__)
+
+RETRY_S = 0.5
+"""Pause after the store could not be reached."""
+
+
+class LedgerWriter(Protocol):
+    async def write(self, entries: Sequence[LedgerEntry]) -> int:
+        """Add the rows whose id is new, all or none; returns how many were. Raises StoreUnreachable."""
+        ...
+
+
+class Ledger:
+    """`begin`, `update` and `end` follow one request and are called on the event loop's thread; `run` writes what has
+    ended to the store, many rows in one transaction, and tries again for as long as the store is away."""
+
+    def __init__(self, store: LedgerWriter, directory: Path, metrics: Metrics) -> None:
+        self._store = store
+        self._directory = directory
+        self._journal = Journal(directory)
+        self._metrics = metrics
+        self._pending: dict[str, tuple[LedgerEntry, asyncio.Future[None]]] = {}
+        self._wake = asyncio.Event()
+        self.is_reachable = True
+
+    def begin(self, entry: LedgerEntry) -> None:
+        """A request is about to run. Raises OSError if its row cannot be kept."""
+        self._journal.write(entry)
+
+    def update(self, entry: LedgerEntry) -> None:
+        """What the request has used so far, or in all."""
+        try:
+            self._journal.write(entry)
+        except OSError:
+            # The answer goes on: what it used is still in memory, and goes to the store.
+            log.exception("journal not written", extra={"request_id": entry.id})
+
+    def end(self, entry: LedgerEntry) -> asyncio.Future[None]:
+        """The final row of a request, which `update` has seen. The future is done when the store has it, or cannot be
+        reached: then the journal keeps it until it can."""
+        written = asyncio.get_running_loop().create_future()
+        self._pending[entry.id] = entry, written
+        self._metrics.ledger_pending(len(self._pending))
+        self._wake.set()
+        return written
+
+    async def recover(self) -> None:
+        """Write the rows of servers that were killed; requests that ran then were lost. Raises StoreUnreachable."""
+        with abandoned(self._directory) as entries:
+            ended = [entry if entry.outcome else msgspec.structs.replace(entry, outcome="error") for entry in entries]
+            if not ended:
+                return
+            num_new = await self._store.write(ended)
+        self._metrics.ledger_recovered(num_new)
+        log.info("ledger recovered", extra={"rows": len(ended), "new": num_new})
+
+    async def run(self) -> None:
+        """Write ended rows until cancelled."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            if not await self._write_pending():
+                await asyncio.sleep(RETRY_S)
+                self._wake.set()
+
+    def close(self) -> None:
+        """What the store does not have stays in the journal, for the next server."""
+        self._journal.close()
+
+    async def _write_pending(self) -> bool:
+        """Write all rows that have ended; returns whether the store took them."""
+        batch = dict(self._pending)
+        started = time.perf_counter()
+        try:
+            await self._store.write([entry for entry, _ in batch.values()])
+        except Exception as error:
+            # Whatever it is, the rows are kept and tried again.
+            if self.is_reachable:
+                log.error("ledger not written", extra={"rows": len(batch), "error": error})
+            self.is_reachable = False
+            _resolve(batch.values())
+            return False
+        self.is_reachable = True
+        for entry_id in batch:
+            del self._pending[entry_id]
+            self._journal.erase(entry_id)
+        _resolve(batch.values())
+        self._metrics.ledger_written(len(batch), time.perf_counter() - started)
+        self._metrics.ledger_pending(len(self._pending))
+        return True
+
+
+def _resolve(rows: Iterable[tuple[LedgerEntry, asyncio.Future[None]]]) -> None:
+    for _, written in rows:
+        if not written.done():
+            written.set_result(None)

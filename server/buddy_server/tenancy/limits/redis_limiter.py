@@ -1,0 +1,156 @@
+"""Limits counted in Redis, for several server processes. Each operation is one Lua script, which Redis runs alone."""
+
+import asyncio
+import math
+import re
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from importlib.resources import files
+from typing import Any
+
+from redis.asyncio import ConnectionPool, Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.commands.core import AsyncScript
+from redis.exceptions import RedisError
+
+from buddy_server.errors import ConfigError
+from buddy_server.tenancy.limits.answer import MICROSECONDS, Count, answer
+from buddy_server.tenancy.limits.limiter import LEASE_S, WINDOW_S, Claim, LimiterUnreachable, Refusal, Standing
+
+TIMEOUT_S = 1.0
+"""For one operation, connecting included."""
+_NUM_CONNECTIONS = 16
+_KEPT_MS = 300_000
+"""How long Redis keeps a tenant who asks nothing: longer than the minute and the leases count."""
+_MONTH_KEPT_MS = 40 * 24 * 3600 * 1000
+_URL = re.compile(r"unix://[^#]+|rediss?://[^/?#]*(/\d*)?(\?[^#@]*)?")
+_NEVER = -1
+"""A script's word for an infinite wait."""
+
+
+class RedisLimiter:
+    """A Limiter whose times are those of Redis, so that servers with different clocks agree. Nothing is retried here,
+    as a script whose answer got lost may have run. `clock`, in seconds, takes the place of Redis's clock in tests."""
+
+    def __init__(self, url: str, clock: Callable[[], float] | None = None) -> None:
+        """Raises ConfigError for a URL of another form."""
+        self._clock = clock
+        pool = _pool(url)
+        # In the order of arrival: redis-py's own blocking pool may let a request wait while later ones go first.
+        self._turns = asyncio.Semaphore(_NUM_CONNECTIONS)
+        where = pool.connection_kwargs
+        self._address = where.get("path") or f"{where.get('host', 'localhost')}:{where.get('port', 6379)}"
+        self._redis = Redis.from_pool(pool)
+        self._reserve = self._script("reserve")
+        self._settle = self._script("settle")
+        self._withdraw = self._script("withdraw")
+        self._renew = self._script("renew")
+        self._set_month = self._redis.register_script(_text("set_month"))
+
+    async def reserve(self, claim: Claim) -> Standing | Refusal:
+        limits = claim.limits
+        bounds = (
+            limits.requests_per_minute,
+            limits.cost_per_minute,
+            limits.concurrent_requests,
+            limits.cost_per_month,
+        )
+        args = [*_words(claim), *("" if bound is None else bound for bound in bounds)]
+        keys = [*_keys(claim.tenant), _month_key(claim.tenant, claim.month)]
+        requests_us, cost_us, over_running, over_month, num_requests, cost, reset_us, month_cost = await self._run(
+            self._reserve, keys, self._times() + args
+        )
+        count = Count(
+            requests_wait_s=_seconds(requests_us),
+            cost_wait_s=_seconds(cost_us),
+            is_over_running=bool(over_running),
+            is_over_month=bool(over_month),
+            num_requests=num_requests,
+            cost=cost,
+            reset_s=_seconds(reset_us),
+            month_cost=month_cost,
+        )
+        return answer(claim, count)
+
+    async def settle(self, claim: Claim, cost: int) -> None:
+        keys = [*_keys(claim.tenant), _month_key(claim.tenant, claim.month)]
+        await self._run(self._settle, keys, [*self._times(), *_words(claim), cost, _MONTH_KEPT_MS])
+
+    async def withdraw(self, claim: Claim) -> None:
+        await self._run(self._withdraw, _keys(claim.tenant), self._times() + _words(claim))
+
+    async def renew(self, claims: list[Claim]) -> None:
+        words: dict[str, list[str | int]] = defaultdict(list)
+        for claim in claims:
+            words[claim.tenant] += _words(claim)
+        for tenant, args in words.items():
+            await self._run(self._renew, _keys(tenant), self._times() + args)
+
+    async def set_month(self, tenant: str, month: str, cost: int) -> None:
+        await self._run(self._set_month, [_month_key(tenant, month)], [cost, _MONTH_KEPT_MS])
+
+    async def close(self) -> None:
+        await self._redis.aclose()
+
+    def _script(self, name: str) -> AsyncScript:
+        return self._redis.register_script(_text("tenant") + _text(name))
+
+    def _times(self) -> list[str | int]:
+        """The first arguments of every script that counts a tenant's use: see tenant.lua."""
+        now = "" if self._clock is None else round(self._clock() * MICROSECONDS)
+        return [now, round(WINDOW_S * MICROSECONDS), round(LEASE_S * MICROSECONDS), _KEPT_MS]
+
+    async def _run(self, script: AsyncScript, keys: Sequence[str], args: Sequence[str | int]) -> Any:
+        try:
+            async with asyncio.timeout(TIMEOUT_S), self._turns:
+                return await script(keys, args)
+        except (RedisError, OSError) as error:
+            # None of these errors repeats the URL, which may hold a password.
+            reason = f"{type(error).__name__} {error}".strip()
+            raise LimiterUnreachable(f"Redis at {self._address} does not answer: {reason}") from error
+
+
+def _pool(url: str) -> ConnectionPool:
+    try:
+        if not _URL.fullmatch(url):
+            raise ValueError
+        pool = ConnectionPool.from_url(
+            url,
+            retry=Retry(NoBackoff(), 0),
+            # _run has the timeout. This one would use asyncio.wait_for, which in Python 3.11 may lose a cancellation.
+            socket_timeout=None,
+            socket_connect_timeout=TIMEOUT_S,
+            # With RESP3, redis-py takes a connection that Redis has closed for one that has a notification.
+            protocol=2,
+        )
+        # Unknown options in the URL would only come to light with the first request.
+        pool.connection_class(**pool.connection_kwargs)
+    except (ValueError, TypeError):
+        # The cause may repeat a part of the password: one with a "/" ends the URL's host early.
+        raise ConfigError(
+            "limits.url: is not the URL of a Redis; allowed is redis://USER:PASSWORD@HOST:PORT/NUMBER, with special "
+            "characters of a password written as %XX"
+        ) from None
+    return pool
+
+
+def _text(script: str) -> str:
+    return files(__package__).joinpath(f"{script}.lua").read_text(encoding="utf-8")
+
+
+def _keys(tenant: str) -> list[str]:
+    """In the order of tenant.lua. The braces have a cluster keep a tenant's keys together."""
+    return [f"buddy:{{{tenant}}}:{name}" for name in ("window", "costs", "leases", "ended", "sums")]
+
+
+def _month_key(tenant: str, month: str) -> str:
+    return f"buddy:{{{tenant}}}:month:{month}"
+
+
+def _words(claim: Claim) -> list[str | int]:
+    return [claim.month, claim.cost, claim.id]
+
+
+def _seconds(microseconds: int) -> float:
+    return math.inf if microseconds == _NEVER else microseconds / MICROSECONDS
