@@ -46,9 +46,7 @@ class LedgerStore:
         """Add the entries whose id is new, all or none of them, and return how many those were."""
         if not entries:
             return 0
-        rows = [msgspec.structs.asdict(entry) for entry in entries]
-        async with self._database.writing() as connection:
-            return len((await connection.execute(self._insert, rows)).all())
+        return await self._database.insert(self._insert, [msgspec.structs.asdict(entry) for entry in entries])
 
     async def usage(
         self,
