@@ -1,7 +1,7 @@
 """The configuration file: read and validated here, then turned into frozen dataclasses."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -65,6 +65,8 @@ class ServerConfig:
     allow_open: bool = False
     max_body_bytes: int = 4 * 1024 * 1024
     ping_interval_s: float = 15.0
+    stamp: tuple[int, ...] | None = field(default=None, compare=False)
+    """file_stamp() of the file just before it was read."""
 
     @property
     def is_open(self) -> bool:
@@ -80,6 +82,7 @@ def load_config(path: Path | None, check: Callable[[ServerConfig], None] = lambd
     """
     if path is None:
         return ServerConfig()
+    stamp = file_stamp(path)
     try:
         text = path.read_text(encoding="utf-8")
         raw = yaml.safe_load(text)
@@ -90,11 +93,20 @@ def load_config(path: Path | None, check: Callable[[ServerConfig], None] = lambd
     try:
         config = _freeze(_File.model_validate({} if raw is None else raw))
         check(config)
-        return config
+        return replace(config, stamp=stamp)
     except ValidationError as error:
         raise ConfigError("; ".join(f"{path}:{_explain(details, text)}" for details in error.errors())) from None
     except FieldError as error:
         raise ConfigError(f"{path}:{_line(text, error.location)}: {error}") from None
+
+
+def file_stamp(path: Path) -> tuple[int, ...] | None:
+    """Changes with the file, also when a link is turned to another one; None without a file."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size, status.st_ino
 
 
 _KeyDigest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]

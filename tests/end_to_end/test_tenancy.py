@@ -321,5 +321,5 @@ def test_no_secret_is_in_a_log_a_metric_an_error_the_database_or_a_journal(site:
 
 
 def journals(site: Site) -> str:
-    files: list[Path] = [path for path in site.a.folder.rglob("*") if path.parent.suffix == ".journals"]
+    files: list[Path] = [path for path in site.a.folder.rglob("*") if path.suffix == ".journal"]
     return "\n".join(path.read_bytes().decode("latin-1") for path in files)

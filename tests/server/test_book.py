@@ -1,5 +1,6 @@
 """Who may use the server now, as file and store say it."""
 
+import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from buddy_server.config import load_config
-from buddy_server.errors import InvalidApiKey, TenantDisabled
+from buddy_server.errors import InvalidApiKey, StoreUnreachable, TenantDisabled
 from buddy_server.metrics import Metrics
 from buddy_server.tenancy.book import TenantBook
 from buddy_server.tenancy.keys import KeySecret, make_key
@@ -27,6 +28,10 @@ store: {{url: "sqlite:///{folder}/store.db"}}
 # Of "sk-acme".
 DIGEST = "ce2a7d0f2a9c93b4f6a1e7d5a8a2d3c1b2f40e1f0f7a0d0c5a9e6b3d4c2f1a0b"
 pytestmark = pytest.mark.anyio
+
+
+def file_text(file: Path) -> str:
+    return file.read_text()
 
 
 def rewrite(file: Path, old: str, new: str) -> None:
@@ -137,6 +142,52 @@ async def test_server_with_keys_does_not_become_an_open_one(book: TenantBook, fi
     assert set(book.tenants) == {"acme"}
 
 
+@pytest.mark.parametrize(
+    "new",
+    [
+        "tiers: {free: {}}\ntenants: {acme: {tier: free}}\nstore: {url: 'sqlite:///x.db'}",
+        "store: {url: 'sqlite:///x.db'}",
+        "max_waiting: 2026-13-45",
+    ],
+)
+async def test_reload_never_opens_a_server_without_a_store(file: Path, new: str) -> None:
+    rewrite(file, file_text(file).partition("store:")[2], "")
+    rewrite(file, "store:", "")
+    config = load_config(file)
+    book = TenantBook(config, file, INFO.actions, Metrics(INFO, config.tenants))
+    rewrite(file, file_text(file), new)
+    await book.reload()
+    with pytest.raises(InvalidApiKey):
+        book.authenticate(None)
+
+
+async def test_file_changed_while_the_server_starts_is_noticed(book: TenantBook, file: Path) -> None:
+    rewrite(file, "0.5", "0.75")
+    watching = asyncio.create_task(book.watch_file(asyncio.Event()))
+    async with asyncio.timeout(5):
+        while book.tenants["acme"].tier.max_budget == 0.5:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    watching.cancel()
+
+
+@pytest.mark.parametrize("error", [StoreUnreachable("away"), ZeroDivisionError()])
+async def test_store_that_fails_counts_as_away_and_leaves_everyone_as_they_were(
+    book: TenantBook, store: TenantStore, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail() -> int:
+        raise error
+
+    _, header = await add_key(store, "acme")
+    await book.refresh()
+    with monkeypatch.context() as failing:
+        failing.setattr(store, "revision", fail)
+        await book.refresh()
+    assert not book.is_reachable
+    assert book.authenticate(header).tenant.name == "acme"
+    await book.refresh()
+    assert book.is_reachable
+
+
 async def test_what_needs_a_restart_stays_as_it_is(
     book: TenantBook, file: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -146,16 +197,3 @@ async def test_what_needs_a_restart_stays_as_it_is(
     assert book.config.engine.max_sequences == 32
     assert book.config.max_waiting == 7
     assert any("restart" in record.message for record in caplog.records)
-
-
-async def test_store_that_is_away_leaves_everyone_as_they_were(book: TenantBook, store: TenantStore) -> None:
-    _, header = await add_key(store, "acme")
-    await book.refresh()
-    await store._database.close()
-    folder = Path(str(book.config.store.url).removeprefix("sqlite:///")).parent if book.config.store else Path()
-    for path in folder.glob("store.db*"):
-        path.unlink()
-    (folder / "store.db").mkdir()
-    await book.refresh()
-    assert not book.is_reachable
-    assert book.authenticate(header).tenant.name == "acme"

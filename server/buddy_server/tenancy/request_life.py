@@ -35,6 +35,9 @@ class RequestLife:
         self.metrics.finish(outcome)
         if self._bill is not None:
             self._bill.close(outcome)
+            if isinstance(error, ApiError) and outcome != "cancelled":
+                # The error is the response; its row comes before its end, like any other's.
+                await self._bill.settled()
 
     @property
     def bill(self) -> Bill:

@@ -30,6 +30,7 @@ class FakeStore:
 
     rows: dict[str, LedgerEntry] = field(default_factory=dict)
     num_transactions: int = 0
+    sizes: list[int] = field(default_factory=list)
     is_away: bool = False
     delay_s: float = 0.0
 
@@ -38,6 +39,7 @@ class FakeStore:
         if self.is_away:
             raise StoreUnreachable("away")
         self.num_transactions += 1
+        self.sizes.append(len(entries))
         new = {one.id: one for one in entries if one.id not in self.rows}
         self.rows |= new
         return len(new)
@@ -100,6 +102,19 @@ async def test_response_does_not_wait_for_a_store_that_is_away_and_its_row_comes
         while not site.ledger.is_reachable:  # noqa: ASYNC110
             await asyncio.sleep(0.005)
     assert set(site.store.rows) == {"a"}
+
+
+async def test_many_rows_are_written_in_transactions_of_bounded_size(site: Site, tmp_path: Path) -> None:
+    site.store.is_away = True
+    for index in range(1200):
+        site.ledger.begin(entry(f"r{index}"))
+    ends = [site.ledger.end(entry(f"r{index}", outcome="finished")) for index in range(1200)]
+    await asyncio.wait(ends)
+    site.store.is_away = False
+    async with asyncio.timeout(5):
+        while len(site.store.rows) < 1200:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    assert max(site.store.sizes) == 500
 
 
 async def test_rows_of_a_killed_server_are_written_once_and_what_ran_then_was_lost(site: Site, tmp_path: Path) -> None:

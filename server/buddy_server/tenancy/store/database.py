@@ -1,6 +1,7 @@
 """The store's database, SQLite or PostgreSQL: connections, transactions, and the errors of both."""
 
 import asyncio
+import hashlib
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -42,6 +43,12 @@ class Database:
     def sqlite_file(self) -> Path | None:
         """The file of an SQLite database."""
         return Path(self._url.database or "") if self._url.get_backend_name() == "sqlite" else None
+
+    @property
+    def name(self) -> str:
+        """A file name that only this database has, among all hosts."""
+        where = f"{self._url.host}:{self._url.port or ''}/{self._url.database}"
+        return hashlib.sha256(where.encode()).hexdigest()[:16]
 
     def __str__(self) -> str:
         return self._url.render_as_string(hide_password=True)
