@@ -43,8 +43,8 @@ class LimitSettings:
 
 @dataclass(frozen=True, slots=True)
 class ElasticSettings:
-    """Budgets of elastic tiers are lowered while requests wait longer than `target_queue_s` for their first step, or
-    while tokens take longer than `target_inter_token_s`."""
+    """Budgets of elastic tiers are lowered so that requests wait no longer than `target_queue_s` for their first step,
+    and tokens take no longer than `target_inter_token_s`."""
 
     target_queue_s: float = 0.5
     target_inter_token_s: float = 0.1
