@@ -7,8 +7,8 @@ from buddy_server.errors import InvalidRequest, NotReady, Overloaded
 from buddy_server.tenancy.book import TenantBook
 
 MOST_OVER_FREE = 4
-"""One tenant among others may hold 4 of 5 places. As others take theirs, it may hold 4 times as many as are still free, so
-that there is always one for a tenant that holds few."""
+"""One tenant among others may hold 4 of 5 places. As others take theirs, it may hold 4 times as many as are still free,
+so that there is always one for a tenant that holds few."""
 
 
 class Capacity:
