@@ -22,6 +22,8 @@ NUM_LEVELS = 8
 TICK_S = 0.25
 LOWER_EVERY_S = 0.5
 """A lowered budget needs about this long to show in the queue."""
+MOST_STEPS = 3
+"""How many levels budgets are lowered at once, at most: one at HIGH, one more for every half of the target."""
 RESTORE_EVERY_S = 3.0
 LONGEST_PAUSE_S = 30.0
 HIGH, LOW = 0.7, 0.3
@@ -63,7 +65,7 @@ class DepthController:
         if pressure > HIGH and self.level < NUM_LEVELS and since_s >= LOWER_EVERY_S:
             if self._has_restored and since_s < LONGEST_PAUSE_S:
                 self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
-            self._change(now_s, min(NUM_LEVELS, self.level + (2 if pressure > 1 else 1)))
+            self._change(now_s, min(NUM_LEVELS, self.level + min(int(2 * pressure), MOST_STEPS)))
         elif pressure < LOW and self.level > 0 and self._may_restore(since_s):
             self._change(now_s, self.level - 1)
         if self.level == 0 and since_s > 2 * LONGEST_PAUSE_S:
