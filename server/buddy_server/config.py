@@ -1,7 +1,7 @@
 """The configuration file: read and validated here, then turned into frozen dataclasses."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -9,7 +9,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from buddy_server.engine.settings import EngineSettings
-from buddy_server.errors import ConfigError, shown
+from buddy_server.errors import ConfigError, FieldError, shown
 from buddy_server.tenancy.policy import Tenant, Tier
 from buddy_server.tenancy.tier_entry import Name, TierEntry
 
@@ -43,8 +43,8 @@ class LimitSettings:
 
 @dataclass(frozen=True, slots=True)
 class ElasticSettings:
-    """Budgets of elastic tiers are lowered while requests wait longer than `target_queue_s` for their first step, or
-    while tokens take longer than `target_inter_token_s`."""
+    """Budgets of elastic tiers are lowered so that requests wait no longer than `target_queue_s` for their first step,
+    and tokens take no longer than `target_inter_token_s`."""
 
     target_queue_s: float = 0.5
     target_inter_token_s: float = 0.1
@@ -65,6 +65,8 @@ class ServerConfig:
     allow_open: bool = False
     max_body_bytes: int = 4 * 1024 * 1024
     ping_interval_s: float = 15.0
+    stamp: tuple[int, ...] | None = field(default=None, compare=False)
+    """file_stamp() of the file just before it was read."""
 
     @property
     def is_open(self) -> bool:
@@ -72,13 +74,15 @@ class ServerConfig:
         return self.store is None and not any(tenant.key_digests for tenant in self.tenants)
 
 
-def load_config(path: Path | None) -> ServerConfig:
-    """The configuration in the YAML file at `path`; None gives a server without tenants.
+def load_config(path: Path | None, check: Callable[[ServerConfig], None] = lambda _: None) -> ServerConfig:
+    """The configuration in the YAML file at `path`; None gives a server without tenants. `check` may raise a FieldError
+    for what only its caller knows.
 
     Raises ConfigError naming the file, the line, the field, its value and what is allowed.
     """
     if path is None:
         return ServerConfig()
+    stamp = file_stamp(path)
     try:
         text = path.read_text(encoding="utf-8")
         raw = yaml.safe_load(text)
@@ -87,22 +91,25 @@ def load_config(path: Path | None) -> ServerConfig:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: is not YAML: {error}") from error
     try:
-        return _freeze(_File.model_validate({} if raw is None else raw))
+        config = _freeze(_File.model_validate({} if raw is None else raw))
+        check(config)
+        return replace(config, stamp=stamp)
     except ValidationError as error:
         raise ConfigError("; ".join(f"{path}:{_explain(details, text)}" for details in error.errors())) from None
-    except _FieldError as error:
+    except FieldError as error:
         raise ConfigError(f"{path}:{_line(text, error.location)}: {error}") from None
 
 
+def file_stamp(path: Path) -> tuple[int, ...] | None:
+    """Changes with the file, also when a link is turned to another one; None without a file."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size, status.st_ino
+
+
 _KeyDigest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-
-
-class _FieldError(ValueError):
-    """What pydantic cannot see, as two fields do not go together."""
-
-    def __init__(self, location: tuple[str, ...], reason: str) -> None:
-        super().__init__(f"{'.'.join(location)}: {reason}")
-        self.location = location
 
 
 class _Strict(BaseModel):
@@ -185,16 +192,16 @@ def _tenants(file: _File, tiers: dict[str, Tier]) -> Iterator[Tenant]:
     for name, entry in file.tenants.items():
         if entry.tier not in tiers:
             allowed = ", ".join(sorted(tiers)) or "none"
-            raise _FieldError(("tenants", name, "tier"), f"{entry.tier!r} is not a tier, allowed: {allowed}")
+            raise FieldError(("tenants", name, "tier"), f"{entry.tier!r} is not a tier, allowed: {allowed}")
         if not entry.key_sha256 and file.store is None:
             reason = (
                 "allowed are SHA-256 digests, at least one; without any, give a store for the keys that are made later"
             )
-            raise _FieldError(("tenants", name, "key_sha256"), reason)
+            raise FieldError(("tenants", name, "key_sha256"), reason)
         digests = tuple(bytes.fromhex(text) for text in entry.key_sha256)
         for digest in digests:
             if digest in owners:
-                raise _FieldError(("tenants", name, "key_sha256"), f"a key of {owners[digest]!r} is given again")
+                raise FieldError(("tenants", name, "key_sha256"), f"a key of {owners[digest]!r} is given again")
             owners[digest] = name
         yield Tenant(name, tiers[entry.tier], digests)
 

@@ -2,6 +2,7 @@
 
 BuddyError
 ├── ConfigError                        at start: the file, the field, the value, what is allowed
+│   └── FieldError                     one that two fields, or a field and the model, disagree on
 ├── EngineStartError                   at start: why there is no engine
 ├── StoreUnreachable                   the database and why; clients see StoreAway
 └── ApiError                           rendered by `api/errors_handler.py`
@@ -78,6 +79,14 @@ class BuddyError(Exception):
 
 class ConfigError(BuddyError):
     """The configuration cannot be used; the message names file, field, value and what is allowed."""
+
+
+class FieldError(ConfigError):
+    """A field whose value does not go together with others, or with the model. `location` is the way to it."""
+
+    def __init__(self, location: tuple[str, ...], reason: str) -> None:
+        super().__init__(f"{'.'.join(location)}: {reason}")
+        self.location = location
 
 
 class EngineStartError(BuddyError):

@@ -29,7 +29,7 @@ from buddy_server.metrics import Metrics
 from buddy_server.tenancy.bills import Bills
 from buddy_server.tenancy.elastic import ElasticBudgets
 from buddy_server.tenancy.keys import secret_from_environment
-from buddy_server.tenancy.tenancy import Tenancy, prepare_store
+from buddy_server.tenancy.tenancy import Tenancy, persistent, prepare_store
 from buddy_server.tokenizer import ChatTokenizer, import_transformers_without_torch
 
 log = logging.getLogger(__name__)
@@ -194,7 +194,7 @@ def make_app(
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         async with tenancy.running():
             engine.start()
-            watching = asyncio.create_task(elastic.run())
+            watching = asyncio.create_task(persistent(elastic.run))
             yield
             watching.cancel()
             await anyio.to_thread.run_sync(engine.stop)
@@ -208,6 +208,8 @@ def admin_services(tenancy: Tenancy) -> AdminServices | None:
     """What the admin API needs; None without a store or an admin key. Raises ConfigError for a key file that cannot be
     read."""
     administration, key = tenancy.administration(), secret_from_environment("BUDDY_ADMIN_KEY")
+    if key is not None and tenancy.store is None:
+        log.warning("BUDDY_ADMIN_KEY has no effect without a store")
     if tenancy.store is None or administration is None or key is None:
         return None
     return AdminServices(key, administration, tenancy.store.rows)

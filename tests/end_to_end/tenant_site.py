@@ -1,11 +1,13 @@
 """`buddy serve` with tenants, limits and a ledger, as a process that tests may kill and start again."""
 
+import asyncio
 import hashlib
+import json
 import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,15 +15,21 @@ from typing import Any
 
 import httpx
 import yaml
+from prometheus_client.parser import text_string_to_metric_families
+from sqlalchemy import select
 
 from buddy_process import BUDDY
 from buddy_server.bench.server_process import free_port
+from buddy_server.tenancy.store.database import Database
+from buddy_server.tenancy.store.tables import ledger
 from child_processes import children_of
 from fakes.serving import wait_until
 
 ADMIN_KEY = "admin-key-of-the-tests-0123456789"
 KEY_SECRET = "server-secret-of-the-tests-0123456789"
 START_TIMEOUT_S = 90.0
+LONG: dict[str, Any] = {"max_tokens": 900, "n": 8, "budget": 1.0, "logit_bias": {"0": -100, "1": -100}}
+"""Fields of a request that takes seconds: no answer may end before its last token."""
 
 
 def digest(key: str) -> str:
@@ -37,6 +45,48 @@ def bearer(key: str) -> dict[str, str]:
     return {"authorization": f"Bearer {key}"}
 
 
+def rows_of(url: str) -> dict[str, Any]:
+    """The ledger in the store at `url`, by id."""
+
+    async def read() -> dict[str, Any]:
+        database = Database(url)
+        try:
+            async with database.reading() as connection:
+                return {row.id: row for row in await connection.execute(select(ledger))}
+        finally:
+            await database.close()
+
+    return asyncio.run(read())
+
+
+@dataclass
+class Streamed:
+    """What a client has received of a streamed response."""
+
+    response_id: str = ""
+    num_tokens: int = 0
+    layer_tokens: float | None = None
+    is_done: bool = False
+
+    def take(self, line: str) -> None:
+        data = line.removeprefix("data: ")
+        if data == "[DONE]":
+            self.is_done = True
+        elif data != line:
+            chunk = json.loads(data)
+            assert "error" not in chunk, chunk
+            self.response_id = chunk["id"]
+            for choice in chunk["choices"]:
+                self.num_tokens += len((choice["logprobs"] or {}).get("content") or [])
+            if "buddy" in chunk:
+                self.layer_tokens = chunk["buddy"]["layer_tokens"]
+
+
+def _client() -> httpx.Client:
+    """It keeps no connection, which a server that is killed would break."""
+    return httpx.Client(timeout=60, trust_env=False, limits=httpx.Limits(max_keepalive_connections=0))
+
+
 @dataclass
 class Served:
     """A server process. Its log is in `folder`, as is its configuration, which may be rewritten."""
@@ -44,8 +94,10 @@ class Served:
     folder: Path
     config: dict[str, Any]
     name: str = "server"
+    admin_key: str | None = ADMIN_KEY
     port: int = field(default_factory=free_port)
     process: "subprocess.Popen[bytes] | None" = None
+    http: httpx.Client = field(default_factory=_client, repr=False)
 
     @property
     def url(self) -> str:
@@ -70,7 +122,9 @@ class Served:
     def launch(self) -> None:
         self.write_config()
         environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
-        environment |= {"BUDDY_ADMIN_KEY": ADMIN_KEY, "BUDDY_KEY_SECRET": KEY_SECRET}
+        environment["BUDDY_KEY_SECRET"] = KEY_SECRET
+        if self.admin_key is not None:
+            environment["BUDDY_ADMIN_KEY"] = self.admin_key
         command = [BUDDY, "serve", "--port", str(self.port), "--config", str(self.config_file)]
         with (self.folder / f"{self.name}.log").open("ab") as log:
             self.process = subprocess.Popen(command, stderr=log, process_group=0, env=environment)
@@ -81,7 +135,7 @@ class Served:
             assert self.process is not None
             assert self.process.poll() is None, self.log
             try:
-                if httpx.get(f"{self.url}/ready").status_code == httpx.codes.OK:
+                if self.http.get(f"{self.url}/ready").status_code == httpx.codes.OK:
                     return
             except httpx.TransportError:
                 time.sleep(0.1)
@@ -95,14 +149,15 @@ class Served:
     def replace_engine(self) -> None:
         """Kill the engine's process, and return when there is another."""
         os.kill(self.engine_pid, signal.SIGKILL)
-        wait_until(lambda: httpx.get(f"{self.url}/ready").status_code != httpx.codes.OK)
+        wait_until(lambda: self.http.get(f"{self.url}/ready").status_code != httpx.codes.OK)
         self.wait_until_ready()
 
     def kill(self) -> None:
-        """Of both processes, and at once."""
+        """Of both processes, and at once, unless it has ended."""
         assert self.process is not None
-        os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
 
     def stop(self) -> None:
         """As an operator would."""
@@ -113,12 +168,35 @@ class Served:
         assert "Traceback" not in self.log, self.log
 
     def admin(self, method: str, path: str, **arguments: Any) -> httpx.Response:
-        return httpx.request(method, f"{self.url}/admin{path}", headers=bearer(ADMIN_KEY), timeout=10, **arguments)
+        return self.http.request(method, f"{self.url}/admin{path}", headers=bearer(ADMIN_KEY), **arguments)
 
     def ask(self, key: str, **fields: Any) -> httpx.Response:
         """A chat completion that is not streamed, with `fields` over the smallest body."""
-        body = {"model": "buddy-7m", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 4} | fields
-        return httpx.post(f"{self.url}/v1/chat/completions", json=body, headers=bearer(key), timeout=60)
+        return self.http.post(f"{self.url}/v1/chat/completions", json=_body(fields), headers=bearer(key))
+
+    def stream(self, key: str, got: Streamed, leave: Callable[[], bool] = lambda: False, **fields: Any) -> None:
+        """Receive a streamed chat completion into `got`, as far as it comes or until `leave` says so."""
+        body = _body(fields) | {"stream": True, "logprobs": True}
+        url, headers = f"{self.url}/v1/chat/completions", bearer(key)
+        with self.http.stream("POST", url, json=body, headers=headers) as response:
+            assert response.status_code == httpx.codes.OK, response.read()
+            for line in response.iter_lines():
+                got.take(line)
+                if leave():
+                    return
+
+    def sample(self, name: str, **labels: str) -> float:
+        """The sum of a metric over the series that have `labels`."""
+        return sum(
+            sample.value
+            for family in text_string_to_metric_families(self.http.get(f"{self.url}/metrics").text)
+            for sample in family.samples
+            if sample.name == name and labels.items() <= sample.labels.items()
+        )
+
+
+def _body(fields: dict[str, Any]) -> dict[str, Any]:
+    return {"model": "buddy-7m", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 4} | fields
 
 
 @contextmanager
@@ -130,5 +208,4 @@ def served(folder: Path, config: dict[str, Any], name: str = "server") -> Iterat
         yield site
         site.stop()
     finally:
-        if site.process is not None and site.process.poll() is None:
-            site.kill()
+        site.kill()

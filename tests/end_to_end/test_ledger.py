@@ -11,9 +11,8 @@ from typing import Any
 
 import httpx
 import pytest
-import sqlalchemy
 
-from end_to_end.tenant_site import ADMIN_KEY, KEY_SECRET, Served, bearer, tenants
+from end_to_end.tenant_site import ADMIN_KEY, KEY_SECRET, Served, bearer, rows_of, tenants
 from postgres_process import PASSWORD, postgres
 
 NUM_REQUESTS = 200
@@ -94,27 +93,6 @@ def take(got: Received, answer: dict[str, Any]) -> None:
         got.usage = answer["usage"]
     if "buddy" in answer:
         got.layer_tokens = answer["buddy"]["layer_tokens"]
-
-
-def rows_of(url: str) -> dict[str, Any]:
-    """The ledger by id, read from the database itself."""
-    engine = sqlalchemy.create_engine(url.replace("postgresql://", "postgresql+asyncpg://"))
-    if "asyncpg" in engine.driver:
-        return asyncio.run(_rows_of_postgres(url))
-    with engine.connect() as connection:
-        rows = connection.execute(sqlalchemy.text("SELECT * FROM ledger")).all()
-    engine.dispose()
-    return {row.id: row for row in rows}
-
-
-async def _rows_of_postgres(url: str) -> dict[str, Any]:
-    from sqlalchemy.ext.asyncio import create_async_engine
-
-    engine = create_async_engine(url.replace("postgresql://", "postgresql+asyncpg://"))
-    async with engine.connect() as connection:
-        rows = (await connection.execute(sqlalchemy.text("SELECT * FROM ledger"))).all()
-    await engine.dispose()
-    return {row.id: row for row in rows}
 
 
 async def exchange(site: Served) -> list[Received]:

@@ -11,7 +11,7 @@ from buddy_kernels.arithmetics import arithmetics
 from buddy_routing.router import NEVER
 from buddy_server.engine import scheduler
 from buddy_server.engine.build import build_engine
-from buddy_server.engine.messages import FinishEvent, GenerationRequest, TokenEvent
+from buddy_server.engine.messages import FinishEvent, GenerationRequest, StartEvent, TokenEvent
 from buddy_server.engine.served_model import EngineBuildError
 from buddy_server.engine.settings import EngineSettings
 from sparse_decode import NATIVE
@@ -526,3 +526,92 @@ def test_engine_tells_what_it_serves(tiny: TinySite) -> None:
     assert (info.router_id, info.device, info.dtype, info.arithmetic) == ("prior:ppl", "cpu", "bfloat16", "torch")
     assert info.kv_capacity_tokens == 2 * 512
     assert build_tiny_engine(tiny.model, tiny.router).info.router_id.startswith("learned:")
+
+
+def test_limit_of_a_tier_lowers_its_requests_whether_they_run_or_wait_and_lets_them_go_back_up(tiny: TinySite) -> None:
+    engine = build_tiny_engine(tiny.model, tiny.router, max_sequences=2).engine
+    names = ("elastic", "firm", "waiting")
+    for name in names:
+        request = make_request(name, num_prompt=20, num_run=5, max_tokens=12)
+        engine.add(replace(request, tier=None if name == "firm" else "free"))
+    costs: dict[str, list[int]] = {name: [] for name in names}
+    lowest: dict[str, int] = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scheduler, "MOST_STEPS", 1)
+        while engine.has_work:
+            for name, event in engine.step().events:
+                if isinstance(event, TokenEvent):
+                    costs[name].append(sum(event.path))
+                elif isinstance(event, FinishEvent):
+                    lowest[name] = event.max_cost
+            if len(costs["elastic"]) == 3:
+                engine.limit_depth({"free": 3000, "other": 2000})
+            elif len(costs["waiting"]) == 6:
+                engine.limit_depth({})
+    assert costs == {"elastic": [5] * 3 + [3] * 9, "firm": [5] * 12, "waiting": [3] * 6 + [5] * 6}
+    assert lowest == {"elastic": 3000, "firm": 5000, "waiting": 3000}
+
+
+def test_limit_never_goes_below_the_layers_that_always_run_nor_above_what_was_asked(tiny: TinySite) -> None:
+    engine = build_tiny_engine(tiny.model, tiny.router).engine
+    for limit, num_run in ((0, 2), (6000, 4)):
+        engine.limit_depth({"free": limit})
+        answer = run_engine(engine, [replace(make_request(num_run=4), tier="free")]).answers["r"]
+        assert {len(path) for path in answer.paths} == {num_run}
+        assert answer.end.max_cost == 1000 * num_run
+
+
+def test_request_that_begins_under_a_limit_shares_prefixes_with_those_of_that_depth(tiny: TinySite) -> None:
+    engine = build_tiny_engine(tiny.model, tiny.router, max_sequences=1).engine
+    num_prompt = 3 * ROUTE_BLOCK + 1
+    run_engine(engine, [make_request(num_prompt=num_prompt, num_run=3)])
+    engine.limit_depth({"free": 3000})
+    lowered = replace(make_request(num_prompt=num_prompt, num_run=6), tier="free")
+    assert run_engine(engine, [lowered]).answers["r"].end.usage.cached_tokens == 3 * ROUTE_BLOCK
+    engine.limit_depth({})
+    first = replace(make_request("first", num_run=6), tier="free")
+    engine.add(first, replace(lowered, request_id="second"))
+    engine.step()
+    # The second waits; its keys change with its depth.
+    engine.limit_depth({"free": 3000})
+    ends = {}
+    while engine.has_work:
+        ends.update((name, event) for name, event in engine.step().events if isinstance(event, FinishEvent))
+    assert ends["second"].usage.cached_tokens == 3 * ROUTE_BLOCK
+
+
+def test_cancelled_request_that_never_ran_ends_with_its_own_limit(tiny: TinySite) -> None:
+    engine = build_tiny_engine(tiny.model, tiny.router).engine
+    engine.limit_depth({"free": 3000})
+    engine.add(replace(make_request(num_run=5), tier="free"))
+    ((_, end),) = engine.cancel("r")
+    assert isinstance(end, FinishEvent)
+    assert (end.max_cost, end.usage.cost) == (5000, 0)
+
+
+@pytest.mark.parametrize(("dtype", "native"), KINDS)
+def test_requests_preempted_for_another_tenant_say_the_same_and_cost_the_same(
+    tiny: TinySite, dtype: str, native: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scheduler, "MOST_STEPS", 4)
+    flood = [make_request(f"f{i}", 5 + i, BUDGETS[i % 3], seed=i, tenant="flood", max_tokens=30) for i in range(8)]
+    small = [make_request(f"s{i}", 9, 4, seed=20 + i, tenant="small") for i in range(2)]
+    alone = run_engine(build_tiny_engine(tiny.model, tiny.router, dtype, native=native).engine, [*flood, *small])
+    engine = build_tiny_engine(tiny.model, tiny.router, dtype, max_sequences=4, native=native).engine
+    engine.add(*flood)
+    outputs = [engine.step(), engine.step()]
+    engine.add(*small)
+    while engine.has_work:
+        outputs.append(engine.step())
+    assert sum(output.stats.num_preemptions for output in outputs) >= 1
+    events = [pair for output in outputs for pair in output.events]
+    order = [name for name, event in events if isinstance(event, FinishEvent)]
+    assert order.index("s0") < order.index("f7")
+    for request in (*flood, *small):
+        answer = alone.answers[request.request_id]
+        own = [event for name, event in events if name == request.request_id]
+        assert isinstance(own[0], StartEvent)
+        assert own[1:] == [*answer.tokens, answer.finish]
+    counts = [count for output in outputs for count in output.stats.depth.values()]
+    charged = sum(count.executed - count.uncharged for count in counts)
+    assert charged == sum(answer.end.usage.cost for answer in alone.answers.values())

@@ -1,10 +1,10 @@
-"""How much prefill goes beside answers, from made-up times."""
+"""How much goes beside answers, from made-up times."""
 
 import pytest
 
 from buddy_server.engine.batch import Batch, BatchResult, Work
 from buddy_server.engine.messages import GenerationRequest, SamplingParams
-from buddy_server.engine.pace import BURST_S, FEWEST_ROWS, STRETCH, Pace
+from buddy_server.engine.pace import BURST_S, FEWEST_ROWS, SLOWDOWN, STRETCH, Pace
 from tiny_engine import new_sequence
 
 MOST = 512
@@ -74,3 +74,21 @@ def test_a_burst_may_come_to_twice_the_steps_that_fit() -> None:
     observe(pace, [answer()], 4, 4 * BURST_S / 2.2)
     assert pace.burst_steps(64) == 5
     assert pace.burst_steps(3) == 3
+
+
+def test_few_and_many_rows_are_decoded_in_turns_until_it_is_known_what_a_row_costs() -> None:
+    pace = Pace()
+    seen = []
+    for _ in range(4):
+        seen.append(pace.decode_rows(fair=8, wanted=16))
+        observe(pace, [answer()] * seen[-1], 1, 0.002 + 0.001 * seen[-1])
+    assert seen[:2] == [16, 8]
+    assert pace.decode_rows(fair=8, wanted=16) == int(SLOWDOWN * (2 + 8) - 2)
+    assert pace.decode_rows(fair=8, wanted=8) == 8
+
+
+def test_rows_that_cost_nothing_are_all_decoded() -> None:
+    pace = Pace()
+    for rows in (16, 8) * 2:
+        observe(pace, [answer()] * rows, 1, 0.01)
+    assert pace.decode_rows(fair=8, wanted=16) == 16

@@ -157,6 +157,7 @@ async def test_killed_process_ends_every_request_and_another_takes_its_place(
     engine: EngineProcess, restarts: list[float], accounts: list[Account]
 ) -> None:
     accounts.clear()
+    engine.limit_depth({"free": 3000})
     tasks = [asyncio.create_task(ask(engine, request)) for request in sixteen(max_tokens=120)]
     await until(lambda: engine.num_running == 16)
     pid = engine.pid
@@ -171,7 +172,7 @@ async def test_killed_process_ends_every_request_and_another_takes_its_place(
     assert sorted(account.request_id for account in accounts) == sorted(request.request_id for request in sixteen())
     assert not engine.is_ready
     assert 1.0 <= engine.ready_in_s < TIMEOUT_S
-    assert (engine.num_running, engine.num_waiting, engine.kv_usage_ratio) == (0, 0, 0.0)
+    assert (engine.num_running, engine.num_waiting, engine.kv_usage_ratio, engine.queue_s) == (0, 0, 0.0, 0.0)
     (refused,) = await ask(engine, make_request("between"))
     assert isinstance(refused, FinishEvent)
     assert refused.reason == "lost"
@@ -179,7 +180,18 @@ async def test_killed_process_ends_every_request_and_another_takes_its_place(
     assert len(restarts) == 1
     assert engine.pid != pid
     assert engine.ready_in_s == 0
-    assert len(await ask(engine, make_request("after"))) == 13
+    *tokens, end = await ask(engine, replace(make_request("after"), tier="free"))
+    assert [sum(token.path) for token in tokens if isinstance(token, TokenEvent)] == [3] * 12
+    assert isinstance(end, FinishEvent)
+    assert end.max_cost == 3000
+    engine.limit_depth({})
+
+
+async def test_time_in_the_queue_is_reported_while_requests_wait(engine: EngineProcess) -> None:
+    tasks = [asyncio.create_task(ask(engine, make_request(f"r{i}", seed=i, max_tokens=120))) for i in range(64)]
+    await until(lambda: engine.queue_s > 0)
+    await asyncio.gather(*tasks)
+    await until(lambda: engine.queue_s == 0)
 
 
 async def test_stopped_process_is_noticed_and_replaced_like_one_that_died(

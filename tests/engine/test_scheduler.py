@@ -1,28 +1,20 @@
 """What each step computes, without a model: tokens are made up, blocks and lanes are real."""
 
 import random
-from array import array
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import torch
 
-from buddy_kernels import SampledToken
-from buddy_routing.action_space import ActionSpace
-from buddy_server.engine.batch import Batch, BatchResult, Work, WorkResult
-from buddy_server.engine.block_pool import BlockPool
+from buddy_server.engine.batch import Work
 from buddy_server.engine.fair_share import FairShare
 from buddy_server.engine.messages import GenerationRequest, SamplingParams
 from buddy_server.engine.pace import BURST_S, Pace
-from buddy_server.engine.prefix_keys import PrefixKeys
-from buddy_server.engine.scheduler import Scheduler, StepOutput
+from buddy_server.engine.scheduler import Scheduler
 from buddy_server.engine.sequence import Sequence
+from made_up_steps import ROUTE_BLOCK, SUMS, add, commit, make_scheduler
 from tiny_engine import SlowPace, new_sequence
 
-ROUTE_BLOCK = 8
-SUMS = array("d", [0.5])
-ACTIONS = ActionSpace.skip_or_run(4)
 TENANTS = ("acme", "hobby")
 
 
@@ -35,42 +27,8 @@ def all_waiting(queue: FairShare) -> list[Sequence]:
     return [sequence for line in queue._lines.values() for sequence in line.waiting]
 
 
-def make_scheduler(
-    num_blocks: int = 100,
-    block_size: int = 4,
-    max_sequences: int = 4,
-    max_step_tokens: int = 32,
-    prefix_cache: bool = False,
-    multi_step: bool = False,
-) -> Scheduler:
-    keys = PrefixKeys("router", ROUTE_BLOCK) if prefix_cache else None
-    pool = BlockPool(num_blocks, block_size)
-    return Scheduler(pool, ACTIONS, max_sequences, max_step_tokens, ROUTE_BLOCK, keys, multi_step)
-
-
 def request(name: str, num_prompt: int, max_tokens: int = 4) -> GenerationRequest:
     return GenerationRequest(name, "default", (7,) * num_prompt, 2000, SamplingParams(max_tokens))
-
-
-def add(scheduler: Scheduler, request: GenerationRequest) -> Sequence:
-    sequence = new_sequence(request)
-    scheduler.add(sequence)
-    return sequence
-
-
-def commit(scheduler: Scheduler, batch: Batch, num_steps: int = 1, seconds: float = 0.01) -> StepOutput:
-    """Every work runs its cheapest path and makes the token 7."""
-    path = bytes([1, 0, 0, 1])
-    works = [
-        WorkResult(
-            [path] * num_steps,
-            [SampledToken(7)] * num_steps if work.makes_token else [],
-            [SampledToken(7, -1.0) for _ in work.scored],
-            torch.tensor(SUMS.tolist()),
-        )
-        for work in batch.works
-    ]
-    return scheduler.commit(batch, BatchResult(works, num_steps, 2 * num_steps, 0.0, seconds))
 
 
 def step(scheduler: Scheduler) -> list[tuple[str, int, int]]:

@@ -53,9 +53,9 @@ def listening() -> Iterator[Socket]:
         port.close()
 
 
-def wait_until(condition: Callable[[], object], timeout_s: float = 5.0) -> None:
-    """Return as soon as `condition` holds; AssertionError when it does not in time."""
+def wait_until(condition: Callable[[], object], timeout_s: float = 5.0, pause_s: float = 0.005) -> None:
+    """Return as soon as `condition` holds; AssertionError when it does not in time. It is asked with pauses between."""
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, "the condition did not come true in time"
-        time.sleep(0.005)
+        time.sleep(pause_s)

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from buddy_server.api.admin import ACTOR, AdminServices
+from buddy_server.api.admin import AdminServices
 from buddy_server.config import ServerConfig
 from buddy_server.tenancy.administration import Administration
 from buddy_server.tenancy.keys import KeySecret, parse_key_id
@@ -21,6 +21,7 @@ from buddy_server.tenancy.policy import Tenant, Tier
 from buddy_server.tenancy.store.database import Database
 from buddy_server.tenancy.store.ledger_store import LedgerStore
 from buddy_server.tenancy.store.tenant_store import TenantStore
+from buddy_server.tenancy.tenancy import ADMIN_ACTOR
 from fakes.book import FakeBook
 from fakes.serving import Socket
 from fakes.site import Serve, Site
@@ -76,7 +77,7 @@ def admin(serve: Serve, listener: Socket, tmp_path: Path) -> Iterator[AdminSite]
     database = Database(f"sqlite:///{tmp_path / 'buddy.db'}")
     asyncio.run(database.migrate())
     book = FakeBook()
-    administration = Administration(TenantStore(database), book, KeySecret(SECRET.encode()), ACTOR)
+    administration = Administration(TenantStore(database), book, KeySecret(SECRET.encode()), ADMIN_ACTOR)
     digest = hashlib.sha256(TENANT_KEY.encode()).digest()
     config = ServerConfig(tenants=(Tenant("filed", Tier("free"), (digest,)),))
     site = serve(config=config, admin=AdminServices(ADMIN_KEY, administration, LedgerStore(database)))
@@ -178,6 +179,10 @@ def test_the_files_definition_counts_for_a_name_in_both(admin: AdminSite) -> Non
         ("GET", "/usage?group_by=week", None, (400, None, "group_by: 'week' is not allowed: allowed are tenant, day")),
         ("GET", "/usage?format=xml", None, (400, None, "format: 'xml' is not allowed: Input should be 'json'")),
         ("GET", "/usage?tenent=acme", None, (400, None, "tenent: 'acme' is not allowed: Extra inputs")),
+        ("GET", "/usage?tenant=%00", None, (400, None, "tenant: '\\x00' is not allowed: String should match pattern")),
+        ("PATCH", "/tenants/%00", {"disabled": True}, (400, None, "name: '\\x00' is not allowed: String should")),
+        ("DELETE", "/keys/%00", None, (404, "key_not_found", "There is no key with this id")),
+        ("GET", f"/audit?before={10**30}", None, (400, None, "before: '1000000000000000000000000000000' is not all")),
         ("GET", "/audit?limit=0", None, (400, None, "limit: '0' is not allowed: Input should be greater than")),
     ],
 )  # fmt: skip

@@ -122,3 +122,29 @@ def test_tier_that_cannot_pay_for_the_first_and_last_layer_is_refused_at_start(s
         check_tier(Tier("t", max_budget=0.2, default_budget="auto"), EIGHT)
     with pytest.raises(ConfigError):
         serve(FakeEngine(), ServerConfig((Tenant("default", Tier("t", default_budget=0.1)),)))
+
+
+ELASTIC = Tier("free", weight=2.0, priority=-1, elastic_floor=0.25)
+
+
+@pytest.mark.parametrize("n", [1, 2])
+@pytest.mark.parametrize("engine", [FakeEngine(), FakeEngine(PREDICTING, predicted=7)])
+def test_budget_that_the_engine_lowers_under_load_is_told(serve: Serve, engine: FakeEngine, n: int) -> None:
+    site = serve(engine, ServerConfig(tenants=(Tenant("default", ELASTIC),)))
+    for limit, granted, decided_by in ((8000, 0.75, "request"), (3000, 0.375, "elastic")):
+        engine.limit_depth({"free": limit, "other": 2000})
+        buddy = site.chat(budget=0.75, n=n).json()["buddy"]
+        assert (buddy["budget_requested"], buddy["budget_granted"], buddy["decided_by"]) == (0.75, granted, decided_by)
+    buddy = site.chat(n=n).json()["buddy"]
+    assert (buddy["budget_granted"], buddy["decided_by"]) == (0.375, "elastic")
+    engine.limit_depth({})
+
+
+def test_tier_states_the_share_of_its_requests_and_whether_they_are_elastic(serve: Serve) -> None:
+    site = serve(config=ServerConfig(tenants=(Tenant("default", ELASTIC),)))
+    site.chat()
+    request = site.engine.requests[0]
+    assert (request.weight, request.priority, request.tier) == (2.0, -1, "free")
+    site = serve(config=ServerConfig(tenants=(Tenant("default", Tier("firm")),)))
+    site.chat()
+    assert site.engine.requests[0].tier is None

@@ -267,7 +267,9 @@ def test_more_answers_than_there_is_ever_room_for_are_a_bad_request(serve: Serve
 
 @pytest.mark.anyio
 async def test_an_answer_whose_last_event_was_read_takes_no_room_from_the_other_choices(serve: Serve) -> None:
-    capacity, metrics = Capacity(FakeEngine(), max_waiting=lambda: 0), serve().metrics
+    engine, config, metrics = FakeEngine(), ServerConfig(max_waiting=0), serve().metrics
+    tenancy = tenancy_of(engine, config, metrics)
+    capacity = Capacity(engine, tenancy.book)
     caller = Caller(Tenant("default", Tier("default")))
     life = RequestLife(
         capacity, tenancy_of(FakeEngine(), ServerConfig(), metrics).bills, metrics.request(caller.tenant)
@@ -275,9 +277,9 @@ async def test_an_answer_whose_last_event_was_read_takes_no_room_from_the_other_
     depth = DepthDecision(1.0, 1.0, 8000, "request")
     await life.admit(Order("r", caller, depth, num_answers=4, num_prompt_tokens=4, cost=0))
     with pytest.raises(Overloaded):
-        capacity.reserve(1)
+        capacity.reserve("default", 1)
     life.answered()
-    capacity.reserve(1)
+    capacity.reserve("default", 1)
 
 
 @pytest.mark.parametrize("engine", [{"fail_at": 2}, {"raise_at": 0}, {"raise_at": 3}])

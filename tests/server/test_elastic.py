@@ -6,9 +6,13 @@ from dataclasses import dataclass, field
 import pytest
 
 from buddy_routing.action_space import ActionSpace
-from buddy_server.config import ElasticSettings
-from buddy_server.tenancy.elastic import NUM_LEVELS, TICK_S, DepthController, Load, depth_limit
-from buddy_server.tenancy.policy import Tier
+from buddy_server.config import ElasticSettings, ServerConfig
+from buddy_server.metrics import Metrics
+from buddy_server.tenancy.elastic import NUM_LEVELS, TICK_S, DepthController, ElasticBudgets, Load, depth_limit
+from buddy_server.tenancy.policy import Tenant, Tier
+from fakes.engine import FakeEngine
+from fakes.site import Serve
+from fakes.tenancy import tenancy_of
 
 TARGETS = ElasticSettings()
 CALM = Load(queue_s=0.0, inter_token_s=0.001, places_used=0.0)
@@ -111,3 +115,41 @@ def test_level_is_a_share_of_the_way_to_the_floor(level: int, layers: int) -> No
 def test_floor_below_the_forced_layers_is_the_forced_layers() -> None:
     tier = Tier("free", elastic_floor=0.0)
     assert depth_limit(tier, NUM_LEVELS, ActionSpace.skip_or_run(16)) == 2000
+
+
+def elastic(engine: FakeEngine, config: ServerConfig) -> tuple[ElasticBudgets, Metrics]:
+    metrics = Metrics(engine.info, config.tenants)
+    return ElasticBudgets(engine, metrics, tenancy_of(engine, config, metrics).book), metrics
+
+
+def test_engine_is_told_the_limits_of_elastic_tiers_alone() -> None:
+    free, pro = Tier("free", elastic_floor=0.25), Tier("pro")
+    engine = FakeEngine(queue_s=2.0)
+    budgets, metrics = elastic(engine, ServerConfig((Tenant("a", free), Tenant("b", pro))))
+    budgets.tick(0.0)
+    assert engine.limits == {"free": 6000}
+    for tick in range(1, 40):
+        budgets.tick(tick * TICK_S)
+    assert engine.limits == {"free": 2000}
+    engine.queue_s = 0.0
+    for tick in range(40, 400):
+        budgets.tick(tick * TICK_S)
+    assert engine.limits == {}
+    assert metrics.registry.get_sample_value("buddy_budget_limit_ratio", {"tier": "free"}) == 1.0
+
+
+def test_engine_hears_nothing_while_budgets_are_whole() -> None:
+    engine = FakeEngine(limits={"left": 1})
+    budgets, _ = elastic(engine, ServerConfig((Tenant("a", Tier("free", elastic_floor=0.25)),)))
+    for tick in range(40):
+        budgets.tick(tick * TICK_S)
+    assert engine.limits == {"left": 1}
+
+
+def test_response_says_that_its_budget_was_lowered(serve: Serve) -> None:
+    site = serve(
+        FakeEngine(limits={"free": 4000}), ServerConfig((Tenant("default", Tier("free", elastic_floor=0.25)),))
+    )
+    lowered, untouched = (site.chat(budget=budget).json()["buddy"] for budget in (1.0, 0.5))
+    assert (lowered["budget_requested"], lowered["budget_granted"], lowered["decided_by"]) == (1.0, 0.5, "elastic")
+    assert (untouched["budget_granted"], untouched["decided_by"]) == (0.5, "request")

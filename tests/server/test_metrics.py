@@ -77,6 +77,13 @@ def test_a_request_that_is_lost_with_its_engine_counts_as_an_error(serve: Serve,
     assert site.sample("buddy_requests_total") == 1
 
 
+def test_time_in_the_queue_is_measured_for_every_choice(serve: Serve) -> None:
+    site = serve(FakeEngine(queue_s=0.25))
+    site.chat(n=3)
+    assert site.sample("buddy_queue_time_seconds_count", tenant="default", tier="default") == 3
+    assert site.sample("buddy_queue_time_seconds_sum") == 0.75
+
+
 def test_usage_and_counters_agree(site: Site) -> None:
     usage = site.chat(budget=0.5).json()["usage"]
     assert site.sample("buddy_prompt_tokens_total") == usage["prompt_tokens"]
@@ -230,8 +237,9 @@ def test_reloads_are_counted_by_result() -> None:
 @pytest.mark.anyio
 async def test_life_that_is_left_by_an_error_takes_its_outcome() -> None:
     tenant = Tenant("acme", Tier("pro"))
-    metrics, capacity = Metrics(INFO, [tenant]), Capacity(FakeEngine(), lambda: 10)
-    bills = tenancy_of(FakeEngine(), ServerConfig(), metrics).bills
+    engine, metrics = FakeEngine(), Metrics(INFO, [tenant])
+    tenancy = tenancy_of(engine, ServerConfig(), metrics)
+    capacity, bills = Capacity(engine, tenancy.book), tenancy.bills
     with pytest.raises(InvalidBudget):
         async with RequestLife(capacity, bills, metrics.request(tenant)):
             raise InvalidBudget("no")

@@ -81,6 +81,7 @@ def test_file_without_tenants_is_open_with_the_tier_named_default(tmp_path: Path
         ("tiers: {a: {min_budget: 0.5, elastic_floor: 0.25}}", r"tiers\.a: .*min_budget <= elastic_floor"),
         ("tiers: {a: {requests_per_minute: 0}}", r"tiers\.a\.requests_per_minute: 0 is not allowed"),
         ("store: {url: mysql://u:secret@h/d}", r"store\.url: allowed is sqlite:///PATH or postgresql://"),
+        ("store: {url: 'sqlite:///b.db', ledger_days: 7}", r"store\.ledger_days: 7 is not allowed.*or equal to 31"),
         ("limits: {url: memcached://h}", r"limits\.url: allowed is memory:// or redis://"),
         (f"tenants: {{t: {{tier: b, key_sha256: [{digest('k')}]}}}}", r"tenants\.t\.tier: 'b' is not a tier"),
         ("- a", r"the file: \['a'\] is not allowed"),

@@ -31,9 +31,6 @@ from buddy_server.tenancy.store.ledger_store import LedgerStore
 from buddy_server.tenancy.store.snapshot import StoredKey
 from buddy_server.tenancy.tier_entry import Name, TierEntry
 
-ACTOR = "admin key"
-"""Whom the audit names for changes through the API."""
-
 
 @dataclass(frozen=True, slots=True)
 class AdminServices:
@@ -94,7 +91,7 @@ def _add_tenants(router: APIRouter, administration: Administration) -> None:
         return _tenant_view(await administration.tenant(name))
 
     @router.patch("/tenants/{name}")
-    async def change_tenant(name: str, body: TenantChange) -> TenantView:
+    async def change_tenant(name: Name, body: TenantChange) -> TenantView:
         await administration.change_tenant(name, tier=body.tier, disabled=body.disabled)
         return _tenant_view(await administration.tenant(name))
 
@@ -120,7 +117,7 @@ def _add_tiers(router: APIRouter, administration: Administration, actions: Actio
         return _tier_view(await administration.tier(name))
 
     @router.delete("/tiers/{name}", status_code=204)
-    async def delete_tier(name: str) -> None:
+    async def delete_tier(name: Name) -> None:
         await administration.delete_tier(name)
 
 
@@ -130,7 +127,7 @@ def _add_keys(router: APIRouter, administration: Administration) -> None:
         return Listed(data=[KeyView(**_key_fields(key)) for key in await administration.keys(name)])
 
     @router.post("/tenants/{name}/keys", status_code=201)
-    async def create_key(name: str, body: KeyRequest) -> NewKeyView:
+    async def create_key(name: Name, body: KeyRequest) -> NewKeyView:
         """Make a key. The response has it, and nothing has it later."""
         key, stored = await administration.create_key(name, body.expires_ms)
         return NewKeyView(**_key_fields(stored), key=key.text)

@@ -130,7 +130,7 @@ Day = Annotated[str, AfterValidator(_day)]
 class UsageQuery(_Body):
     """`from` and `to` are inclusive."""
 
-    tenant: str | None = None
+    tenant: Name | None = None
     first_day: Annotated[Day | None, Field(alias="from")] = None
     last_day: Annotated[Day | None, Field(alias="to")] = None
     group_by: Annotated[str, AfterValidator(_groups), Field(description="any of tenant, day and key")] = "tenant"
@@ -167,7 +167,9 @@ class AuditQuery(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     limit: Annotated[int, Field(ge=1, le=MAX_AUDIT_ROWS)] = 100
-    before: Annotated[int | None, Field(description="only rows older than the one with this id")] = None
+    before: Annotated[
+        int | None, Field(ge=1, le=2**31 - 1, description="only rows older than the one with this id")
+    ] = None
 
 
 class AuditView(BaseModel):

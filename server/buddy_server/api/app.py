@@ -29,7 +29,7 @@ def create_app(
 ) -> FastAPI:
     """The ASGI application that serves `engine` to the tenants of `tenancy`. It starts and stops neither of them.
     Without `admin`, there is no /admin."""
-    capacity = Capacity(engine, lambda: tenancy.book.config.max_waiting)
+    capacity = Capacity(engine, tenancy.book)
     services = Services(config, engine, tokenizer, metrics, tenancy, capacity)
     # No documentation pages and no redirects: this server answers only in JSON.
     app = FastAPI(

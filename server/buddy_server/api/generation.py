@@ -18,7 +18,7 @@ from buddy_server.engine.messages import (
     StartEvent,
     TokenEvent,
 )
-from buddy_server.errors import InternalError, NotReady
+from buddy_server.errors import InternalError, NotReady, Outcome
 from buddy_server.tenancy.depth import lowered_depth, predicted_depth
 from buddy_server.tenancy.request_life import RequestLife
 
@@ -55,6 +55,12 @@ class Generation:
         await self._life.bill.settled()
         self.metrics.cached(self._num_cached)
         self.metrics.finish("finished")
+
+    async def fail(self, outcome: Outcome) -> None:
+        """The response ends with an error. Returns when limits and ledger know what was used until then."""
+        self.metrics.finish(outcome)
+        self._life.bill.close(outcome)
+        await self._life.bill.settled()
 
     async def _answer(self, choice: GenerationRequest) -> AsyncGenerator[list[Event], None]:
         self._life.bill.submitted(choice.request_id)

@@ -4,7 +4,7 @@ from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from buddy_server.api.services import Services
-from buddy_server.errors import NotReady
+from buddy_server.errors import NotReady, StoreAway
 from buddy_server.version import server_version
 
 
@@ -21,6 +21,8 @@ def health_router(services: Services) -> APIRouter:
     async def ready() -> dict[str, str]:
         if not engine.is_ready:
             raise NotReady("The engine cannot take work yet.", retry_after_s=engine.ready_in_s)
+        if not services.tenancy.is_ready:
+            raise StoreAway
         return {"status": "ready"}
 
     @router.get("/version")

@@ -74,11 +74,11 @@ async def _lines(generation: Generation, writer: ChunkWriter) -> AsyncGenerator[
         usage = _data(writer.usage_chunk()) if generation.admitted.body.wants_usage_chunk else b""
         yield usage + b"data: [DONE]\n\n"
     except ApiError as error:
-        generation.metrics.finish(error.outcome)
+        await generation.fail(error.outcome)
         yield _data(error_body(error))
     except Exception:
         _log.exception("stream failed", extra={"request_id": generation.admitted.request_id})
-        generation.metrics.finish("error")
+        await generation.fail("error")
         yield _data(error_body(InternalError()))
 
 

@@ -4,8 +4,9 @@ Virtual token counters (Sheng et al., "Fairness in Serving Large Language Models
 milli-layers: cached tokens and skipped layers cost nothing. Does not import torch.
 """
 
+import math
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from heapq import heappop, heappush, heapreplace
@@ -15,6 +16,9 @@ from buddy_server.engine.sequence import Sequence
 LONGEST_WAIT_S = 30.0
 """After waiting this long a sequence rises to the highest priority present: many clients and proxies give up after
 60 s."""
+HEAD_START = 1.0
+"""Who begins to wait goes before those who have been served as much and may have a whole line waiting. In milli-layers
+over the weight: too little to matter otherwise."""
 MOST_IDLE = 1000
 """How many tenants without work are remembered."""
 
@@ -27,7 +31,7 @@ class _Line:
     tenant: str
     priority: int
     weight: float
-    counter: float = 0.0
+    counter: float = -math.inf
     waiting: OrderedDict[Sequence, None] = field(default_factory=OrderedDict)
     num_running: int = 0
     in_heap: bool = False
@@ -167,8 +171,8 @@ class FairShare:
         """The one of `running` to preempt so that `waiting` can run; None if that would be unfair.
 
         Fair is to take from a lower priority. In the same priority it is to take from a tenant that has been served as
-        much, and only so that afterwards it still has its fair share and the other one no more than its own. Hence
-        tenants never preempt each other in turns.
+        much or more and keeps its fair share, for one that then has no more than half of its own: the rest comes as
+        sequences end. Tenants whose numbers swing around their shares would preempt each other all the time otherwise.
         """
         taker = self._line(waiting)
         givers = {
@@ -179,12 +183,39 @@ class FairShare:
         candidates = [sequence for sequence in running if self._line(sequence) in givers]
         return self.most_over(candidates) if candidates else None
 
+    def num_within_share(self, decoding: list[Sequence], num_lanes: int) -> int:
+        """How many of `decoding` run if no tenant has more than its fair share of `num_lanes`. All of them if there is
+        nobody to protect: a tenant that has all it asks for and no more than its share."""
+        counts = self._counts(decoding)
+        fair = {line: min(count, int(self._share(line, num_lanes))) for line, count in counts.items()}
+        is_one_small = any(count == fair[line] and not line.waiting for line, count in counts.items())
+        return sum(fair.values()) if is_one_small else len(decoding)
+
+    def within_share(self, decoding: list[Sequence], num_lanes: int, most: int) -> list[Sequence]:
+        """At most `most` of `decoding`, which must be room for the fair shares: all of the tenants within theirs. The
+        others divide the rest in proportion to what they have beyond their share, each to those whose turn was longest
+        ago. In the order of turns."""
+        counts = self._counts(decoding)
+        fair = {line: min(count, int(self._share(line, num_lanes))) for line, count in counts.items()}
+        extra = (most - sum(fair.values())) / (len(decoding) - sum(fair.values()))
+        left = {line: fair[line] + int(extra * (count - fair[line])) for line, count in counts.items()}
+        chosen: list[Sequence] = []
+        for sequence in sorted(decoding, key=lambda other: other.turn):
+            line = self._line(sequence)
+            if left[line]:
+                left[line] -= 1
+                chosen.append(sequence)
+        return chosen
+
+    def _counts(self, sequences: Iterable[Sequence]) -> Counter[_Line]:
+        return Counter(map(self._line, sequences))
+
     def _may_take(self, taker: _Line, giver: _Line, num_lanes: int) -> bool:
         return (
             giver.priority == taker.priority
             and giver.counter >= taker.counter
             and giver.num_running - 1 >= self._share(giver, num_lanes)
-            and taker.num_running + 1 <= self._share(taker, num_lanes)
+            and taker.num_running + 1 <= max(1.0, self._share(taker, num_lanes) / 2)
         )
 
     def _share(self, line: _Line, num_lanes: int) -> float:
@@ -209,7 +240,7 @@ class FairShare:
         if not line.waiting:
             if (lowest := group.next_line()) is not None:
                 group.level = max(group.level, lowest.counter)
-            line.counter = max(line.counter, group.level)
+            line.counter = max(line.counter, group.level - HEAD_START)
         line.waiting[sequence] = None
         self._wait(line, sequence)
 

@@ -65,7 +65,7 @@ class Scheduler:
         self.pace = Pace()
         self.route_block = route_block
         self.actions = actions
-        self._num_preemptions = 0
+        self._num_preemptions = self._num_turns = 0
         self._starts: list[tuple[str, Event]] = []
         self._max_step_tokens = max_step_tokens
         self._prefix_keys = prefix_keys
@@ -102,7 +102,7 @@ class Scheduler:
             if sequence.lane >= 0:
                 self._make_room(sequence, len(sequence.tokens))
         self._start_waiting()
-        works = [self._work(sequence, sequence.num_computed, 1) for sequence in self.running if sequence.is_decoding]
+        works = [self._work(sequence, sequence.num_computed, 1) for sequence in self._decoding()]
         most = self._max_step_tokens - len(works)
         num_left = self.pace.prefill_rows(most, self._multi_step) if works else most
         in_pieces = num_left < most
@@ -154,6 +154,20 @@ class Scheduler:
     def check_idle(self) -> None:
         """Check, between steps, that only running sequences and cached prefixes hold blocks."""
         self.pool.check([sequence.block_table for sequence in self.running])
+
+    def _decoding(self) -> list[Sequence]:
+        """The sequences that decode in the next batch: all, unless tenants with more than their share of lanes would
+        slow down the others. Then their sequences take turns."""
+        decoding = [sequence for sequence in self.running if sequence.is_decoding]
+        num_lanes = len(self.running) + len(self._free_lanes)
+        num_fair = self.waiting.num_within_share(decoding, num_lanes)
+        most = self.pace.decode_rows(num_fair, len(decoding))
+        if most >= len(decoding):
+            return decoding
+        chosen = self.waiting.within_share(decoding, num_lanes, most)
+        for sequence in chosen:
+            sequence.turn = self._num_turns = self._num_turns + 1
+        return chosen
 
     def _work(self, sequence: Sequence, start: int, length: int, ahead: int = 0, continues: bool = False) -> Work:
         return Work(sequence, start, length, sequence.max_cost(start), ahead, continues)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 class Sequence:
     """`tokens` are prompt and output; the first `num_computed` have their K/V in the cache. `arrival` numbers the
     requests of an engine. `end_token_ids` end the answer. `priority` is the request's, or higher after a long wait.
+    The lower its `turn`, the longer ago it decoded while others of its tenant could not.
 
     Tokens are charged once, up to `num_charged`, however often they are recomputed after preemption. `depths` lists
     pairs: a position, and the milli-layers that a token may cost from there on. `scored_prompt` holds the prompt's
@@ -45,6 +46,7 @@ class Sequence:
     tokens: list[int] = field(init=False)
     depths: list[tuple[int, int]] = field(init=False)
     priority: int = field(init=False)
+    turn: int = 0
     num_computed: int = 0
     lane: int = -1
     block_table: list[int] = field(default_factory=list)

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from buddy_server.errors import Conflict, TenantNotFound, TierNotFound, shown
-from buddy_server.tenancy.keys import KeySecret, NewKey, make_key
+from buddy_server.errors import Conflict, KeyNotFound, TenantNotFound, TierNotFound, shown
+from buddy_server.tenancy.keys import KeySecret, NewKey, is_key_id, make_key
 from buddy_server.tenancy.policy import Tenant, Tier
 from buddy_server.tenancy.store.snapshot import AuditRow, StoredKey
 from buddy_server.tenancy.store.tenant_store import TenantStore
@@ -130,6 +130,8 @@ class Administration:
         return key, stored
 
     async def revoke_key(self, key_id: str) -> None:
+        if not is_key_id(key_id):
+            raise KeyNotFound
         await self._store.revoke_key(key_id, actor=self._actor)
         await self._book.refresh()
 

@@ -8,6 +8,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -61,7 +62,8 @@ class Bill:
         self._running: set[str] = set()
         self._num_left = order.num_answers
         self._outcome: Outcome = "finished"
-        self._settling: asyncio.Task[None] | None = None
+        self._is_complete = False
+        self._settled = asyncio.Event()
 
     def submitted(self, request_id: str) -> None:
         self._num_left -= 1
@@ -108,9 +110,10 @@ class Bill:
         self._settle_if_complete()
 
     async def settled(self) -> None:
-        """Wait until limits and ledger know what the request used."""
-        if self._settling is not None:
-            await asyncio.wait([self._settling], timeout=SETTLE_TIMEOUT_S)
+        """Wait until limits and ledger know what the request used, as far as either is kept."""
+        if self._bills.keep(self):
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._settled.wait(), SETTLE_TIMEOUT_S)
 
     def _grant(self, max_cost: int, decided_by: DecidedBy) -> None:
         budget = max_cost / (MILLI_LAYERS * self.entry.layers)
@@ -119,9 +122,10 @@ class Bill:
         self.entry = replace(self.entry, budget_granted=budget, decided_by=decided_by)
 
     def _settle_if_complete(self) -> None:
-        if not self._num_left and not self._running and self._settling is None:
+        if not self._num_left and not self._running and not self._is_complete:
+            self._is_complete = True
             self.entry = replace(self.entry, outcome=self._outcome, ended_ms=_now_ms())
-            self._settling = self._bills.settle(self)
+            self._bills.settle(self).add_done_callback(lambda _: self._settled.set())
 
 
 class Bills:
@@ -162,9 +166,13 @@ class Bills:
                 raise StoreAway("The ledger") from error
         return bill
 
+    def keep(self, bill: Bill) -> bool:
+        """Whether anything is to be settled in the end."""
+        return bill.claim is not None or self._ledger is not None
+
     def expect(self, request_id: str, bill: Bill) -> None:
         """The accounts of an engine request go to `bill`."""
-        if bill.claim is not None or self._ledger is not None:
+        if self.keep(bill):
             self._open[request_id] = bill
 
     def note(self, usages: Sequence[tuple[str, Usage]]) -> None:
@@ -212,6 +220,7 @@ class Bills:
 
     def _account(self, account: Account) -> None:
         if (bill := self._open.pop(account.request_id, None)) is not None:
+            # Settling begins with the next turn of the loop, when the journal has the row.
             bill.account(account)
             self._keep(bill)
 

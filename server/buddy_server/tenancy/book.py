@@ -11,8 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from buddy_routing.action_space import ActionSpace
-from buddy_server.config import ServerConfig, load_config
-from buddy_server.errors import ConfigError, StoreUnreachable
+from buddy_server.config import ServerConfig, file_stamp, load_config
+from buddy_server.errors import ConfigError
 from buddy_server.metrics import Metrics
 from buddy_server.tenancy.depth import check_tier
 from buddy_server.tenancy.keys import KeySecret
@@ -44,20 +44,25 @@ class TenantBook:
         store: TenantStore | None = None,
         secret: KeySecret | None = None,
     ) -> None:
-        _check(config, actions)
+        self._actions = actions
+        self._check(config)
         self.config = config
         self.is_reachable = True
         self._path = path
-        self._actions = actions
         self._metrics = metrics
         self._store = store
         self._secret = secret
         self._snapshot = _EMPTY
+        self._refreshing = asyncio.Lock()
         self._directory = self._combined()
 
     def authenticate(self, authorization: str | None) -> Caller:
         """As TenantDirectory.authenticate, by the directory of now."""
         return self._directory.authenticate(authorization, time.time_ns() // 1_000_000)
+
+    @property
+    def has_file(self) -> bool:
+        return self._path is not None
 
     @property
     def tenants(self) -> Mapping[str, Tenant]:
@@ -82,10 +87,13 @@ class TenantBook:
         if self._store is None:
             return
         try:
-            if await self._store.revision() != self._snapshot.revision:
-                self._snapshot = await self._store.snapshot()
-                self._apply()
-        except StoreUnreachable as error:
+            # One after the other: an older snapshot must not replace a newer one.
+            async with self._refreshing:
+                if await self._store.revision() != self._snapshot.revision:
+                    self._snapshot = await self._store.snapshot()
+                    self._apply()
+        except Exception as error:
+            # Whatever it is, keys that have been revoked may go unnoticed.
             if self.is_reachable:
                 log.error("store unreachable", extra={"reason": error})
             self.is_reachable = False
@@ -97,15 +105,15 @@ class TenantBook:
         """Follow the file, whole or not at all: a file with an error changes nothing but the log and a metric."""
         assert self._path is not None
         try:
-            config = await asyncio.to_thread(load_config, self._path)
-            _check(config, self._actions)
-            if config.is_open != self.config.is_open:
-                raise ConfigError(f"{self._path}: whether keys are needed cannot change while the server runs")
+            config = await asyncio.to_thread(load_config, self._path, self._check)
+            now = self.config
+            if (config.store is None, config.is_open) != (now.store is None, now.is_open):
+                reason = "whether there is a store and whether keys are needed cannot change while the server runs"
+                raise ConfigError(f"{self._path}: {reason}")
         except ConfigError as error:
             log.error("configuration refused", extra={"reason": error})
             self._metrics.reloaded(False)
             return
-        now = self.config
         kept = replace(config, engine=now.engine, store=now.store, limits=now.limits, allow_open=now.allow_open)
         if kept != config:
             log.warning("configuration needs a restart", extra={"fields": "engine, store, limits or allow_open"})
@@ -116,15 +124,15 @@ class TenantBook:
 
     async def watch_file(self, hang_up: asyncio.Event) -> None:
         """Reload the file when it changes, or when `hang_up` is set, until cancelled."""
-        seen = self._stamp()
+        seen = self.config.stamp
         while self._path is not None:
             try:
                 await asyncio.wait_for(hang_up.wait(), FILE_EVERY_S)
             except TimeoutError:
-                if self._stamp() == seen:
+                if file_stamp(self._path) == seen:
                     continue
             hang_up.clear()
-            seen = self._stamp()
+            seen = file_stamp(self._path)
             await self.reload()
 
     async def watch_store(self) -> None:
@@ -159,15 +167,6 @@ class TenantBook:
                 continue
             yield Tenant(stored.name, tier)
 
-    def _stamp(self) -> tuple[int, ...] | None:
-        """Changes with the file, also when a link is turned to another one."""
-        try:
-            status = self._path.stat() if self._path is not None else None
-        except OSError:
-            return None
-        return None if status is None else (status.st_mtime_ns, status.st_size, status.st_ino)
-
-
-def _check(config: ServerConfig, actions: ActionSpace) -> None:
-    for tier in (*config.tiers, *(tenant.tier for tenant in config.tenants)):
-        check_tier(tier, actions)
+    def _check(self, config: ServerConfig) -> None:
+        for tier in (*config.tiers, *(tenant.tier for tenant in config.tenants)):
+            check_tier(tier, self._actions)

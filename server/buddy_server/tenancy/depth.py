@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from buddy_routing.action_space import ActionSpace, BudgetError
-from buddy_server.errors import ConfigError, InvalidBudget, shown
+from buddy_server.errors import FieldError, InvalidBudget, shown
 from buddy_server.tenancy.policy import Auto, Tier
 
 DecidedBy = Literal["request", "tenant", "predictor", "elastic"]
@@ -90,11 +90,9 @@ def lowered_depth(decision: DepthDecision, max_cost: int, actions: ActionSpace) 
 
 
 def check_tier(tier: Tier, actions: ActionSpace) -> None:
-    """Raise ConfigError if a budget of `tier` cannot pay for the layers that always run in this model."""
+    """Raise FieldError if a budget of `tier` cannot pay for the layers that always run in this model."""
     budgets = {"max_budget": tier.max_budget, "default_budget": tier.default_budget}
     for field, budget in budgets.items():
         if budget != "auto" and budget < actions.smallest_budget - 1e-9:
-            raise ConfigError(
-                f"tiers.{tier.name}.{field}: {budget!r} is too small for this model, allowed is "
-                f"{actions.allowed_budgets}"
-            )
+            reason = f"{budget!r} is too small for this model, allowed is {actions.allowed_budgets}"
+            raise FieldError(("tiers", tier.name, field), reason)

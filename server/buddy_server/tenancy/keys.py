@@ -11,7 +11,8 @@ from pathlib import Path
 
 from buddy_server.errors import ConfigError, InvalidApiKey
 
-_KEY = re.compile(r"sk-([0-9a-f]{12})_[A-Za-z0-9_-]{43}")
+_ID = "[0-9a-f]{12}"
+_KEY = re.compile(f"sk-({_ID})_[A-Za-z0-9_-]{{43}}")
 _MIN_SECRET_CHARS = 32
 
 
@@ -33,6 +34,11 @@ def parse_key_id(text: str) -> str | None:
     """The id in a key, or None for what is no key of this form."""
     match = _KEY.fullmatch(text)
     return match[1] if match else None
+
+
+def is_key_id(text: str) -> bool:
+    """Whether a key could have this id."""
+    return re.fullmatch(_ID, text) is not None
 
 
 def bearer_key(authorization: str | None) -> str:

@@ -18,6 +18,7 @@ class RequestLife:
         self._capacity = capacity
         self._bills = bills
         self._bill: Bill | None = None
+        self._tenant = ""
         self._num_reserved = 0
 
     async def __aenter__(self) -> Self:
@@ -26,7 +27,7 @@ class RequestLife:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._capacity.release(self._num_reserved)
+        self._capacity.release(self._tenant, self._num_reserved)
         outcome: Outcome = "error" if isinstance(error, Exception) else "cancelled"
         if isinstance(error, ApiError):
             outcome = error.outcome
@@ -34,6 +35,9 @@ class RequestLife:
         self.metrics.finish(outcome)
         if self._bill is not None:
             self._bill.close(outcome)
+            if isinstance(error, ApiError) and outcome != "cancelled":
+                # The error is the response; its row comes before its end, like any other's.
+                await self._bill.settled()
 
     @property
     def bill(self) -> Bill:
@@ -48,12 +52,13 @@ class RequestLife:
 
     async def admit(self, order: Order) -> None:
         """Accept the request. Raises what Capacity.reserve and Bills.open raise."""
-        self._capacity.reserve(order.num_answers)
+        self._tenant = order.caller.tenant.name
+        self._capacity.reserve(self._tenant, order.num_answers)
         self._num_reserved = order.num_answers
         self._bill = await self._bills.open(order)
         self.metrics.admitted(order.num_prompt_tokens, order.depth)
 
     def answered(self) -> None:
         """The last event of one answer has been read; its place is free before the client has everything."""
-        self._capacity.release(1)
+        self._capacity.release(self._tenant, 1)
         self._num_reserved -= 1

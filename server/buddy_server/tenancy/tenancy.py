@@ -5,9 +5,11 @@ import logging
 import os
 import signal
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from buddy_server.config import ServerConfig, StoreSettings
 from buddy_server.engine.messages import EngineInfo
@@ -26,8 +28,12 @@ from buddy_server.tenancy.store.tenant_store import TenantStore
 
 log = logging.getLogger(__name__)
 
+Loop = Callable[[], Coroutine[Any, Any, None]]
+
 UPKEEP_EVERY_S = 60.0
 CLOSE_TIMEOUT_S = 5.0
+AGAIN_S = 1.0
+"""Pause before a loop that failed starts again."""
 ADMIN_ACTOR = "admin key"
 """Whom the audit names for changes through the admin API."""
 
@@ -41,7 +47,7 @@ class StoreParts:
         self.secret = KeySecret.load(self.database.sqlite_file)
         self.tenants = TenantStore(self.database)
         self.rows = LedgerStore(self.database)
-        directory = settings.journal or _journal_directory(self.database)
+        directory = _journal_directory(settings, self.database)
         try:
             self.ledger = Ledger(self.rows, directory, metrics)
         except OSError as error:
@@ -58,7 +64,7 @@ class Tenancy:
         self.book = TenantBook(config, path, info.actions, metrics, tenants, secret)
         self._num_layers = info.num_layers
         self._gate = LimitGate(make_limiter(config.limits), info.actions, config.limits, metrics)
-        self.bills = Bills(info, self._gate, None if self.store is None else self.store.ledger, self._is_ready)
+        self.bills = Bills(info, self._gate, None if self.store is None else self.store.ledger, lambda: self.is_ready)
 
     def administration(self) -> Administration | None:
         """What the admin API may change; None without a store."""
@@ -72,11 +78,13 @@ class Tenancy:
         await self._catch_up()
         hang_up = asyncio.Event()
         loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGHUP, hang_up.set)
-        works = [self.book.watch_file(hang_up), self.book.watch_store(), self._gate.run()]
+        if self.book.has_file:
+            # Without a file there is nothing to reload, and closing the terminal ends the server.
+            loop.add_signal_handler(signal.SIGHUP, hang_up.set)
+        loops: list[Loop] = [partial(self.book.watch_file, hang_up), self.book.watch_store, self._gate.run]
         if self.store is not None:
-            works += [self.store.ledger.run(), self._keep_up()]
-        tasks = [asyncio.create_task(work) for work in works]
+            loops += [self.store.ledger.run, self._keep_up]
+        tasks = [asyncio.create_task(persistent(run)) for run in loops]
         try:
             yield
         finally:
@@ -90,7 +98,8 @@ class Tenancy:
                 self.store.ledger.close()
                 await self.store.database.close()
 
-    def _is_ready(self) -> bool:
+    @property
+    def is_ready(self) -> bool:
         """Whether requests may run, as far as the store is concerned."""
         if self.store is None or self.store.settings.when_unreachable == "allow":
             return True
@@ -107,15 +116,33 @@ class Tenancy:
         if self.store is None:
             return
         await self.book.refresh()
+        for work in (self.store.ledger.recover, self._follow_ledger, self._shorten_ledger):
+            try:
+                await work()
+            except StoreUnreachable as error:
+                log.error("ledger not caught up", extra={"work": work.__name__.strip("_"), "reason": error})
+
+    async def _follow_ledger(self) -> None:
+        assert self.store is not None
         month = time.strftime("%Y-%m", time.gmtime())
+        costs = await self.store.rows.month_cost(month, self._num_layers)
+        await self._gate.follow_ledger(month, costs, self.book.tenants.values())
+
+    async def _shorten_ledger(self) -> None:
+        assert self.store is not None
+        if self.store.settings.ledger_days is not None:
+            await self.store.rows.keep_days(self.store.settings.ledger_days)
+
+
+async def persistent(run: Loop) -> None:
+    """Run a loop, and again if it fails: what it follows must not be lost sight of without a word."""
+    while True:
         try:
-            await self.store.ledger.recover()
-            costs = await self.store.rows.month_cost(month, self._num_layers)
-            await self._gate.follow_ledger(month, costs, self.book.tenants.values())
-            if self.store.settings.ledger_days is not None:
-                await self.store.rows.keep_days(self.store.settings.ledger_days)
-        except StoreUnreachable as error:
-            log.error("ledger not caught up", extra={"reason": error})
+            await run()
+            return
+        except Exception:
+            log.exception("a loop failed and starts again", extra={"loop": getattr(run, "__qualname__", run)})
+            await asyncio.sleep(AGAIN_S)
 
 
 async def prepare_store(settings: StoreSettings) -> None:
@@ -129,8 +156,9 @@ async def prepare_store(settings: StoreSettings) -> None:
         await database.close()
 
 
-def _journal_directory(database: Database) -> Path:
-    if database.sqlite_file is not None:
+def _journal_directory(settings: StoreSettings, database: Database) -> Path:
+    """One for each store: rows that a killed server has left must not go to another database."""
+    if settings.journal is None and database.sqlite_file is not None:
         return database.sqlite_file.with_name(f"{database.sqlite_file.name}.journals")
-    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    return Path(state) / "buddy-serve"
+    state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "buddy-serve"
+    return (settings.journal or state) / database.name

@@ -64,6 +64,6 @@ class TenantDirectory:
 
     def _by_file_key(self, key: str) -> Caller | None:
         digest = hashlib.sha256(key.encode()).digest()
-        # The place of a digest in a table tells nothing of the keys that have others.
+        # How long the look-up of a digest takes tells nothing about other keys.
         tenant = self._by_digest.get(digest)
         return None if tenant is None else Caller(tenant, digest.hex()[:12])

@@ -90,8 +90,26 @@ def test_damaged_slot_costs_only_its_own_row(tmp_path: Path) -> None:
     [path] = tmp_path.iterdir()
     with path.open("r+b") as file:
         file.seek(20)
-        file.write(os.urandom(8))
+        file.write(b"damaged!")
     assert set(left(tmp_path)) == {"b"}
+    # For someone to look at; nobody takes it over again.
+    assert [kept.suffix for kept in tmp_path.iterdir()] == [".unreadable"]
+    assert left(tmp_path) == {}
+
+
+def test_row_that_does_not_fit_on_the_disk_takes_no_slot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal = Journal(tmp_path)
+    with monkeypatch.context() as full:
+        full.setattr(os, "pwrite", lambda *_: 10)
+        for index in range(3):
+            with pytest.raises(OSError, match="written whole"):
+                journal.write(entry(f"r{index}"))
+    journal.write(entry("a"))
+    journal.erase("a")
+    [path] = tmp_path.iterdir()
+    assert path.stat().st_size <= SLOT_BYTES
+    journal.close()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_longest_row_fits_into_a_slot(tmp_path: Path) -> None:

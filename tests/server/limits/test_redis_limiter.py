@@ -180,6 +180,19 @@ async def test_redis_that_was_away_works_again(own_redis: RedisProcess) -> None:
 
 
 @needs_redis
+async def test_redis_that_was_away_while_nobody_asked_is_never_missed(own_redis: RedisProcess) -> None:
+    limiter = RedisLimiter(own_redis.url)
+    for turn in range(2):
+        # Many at once, for many connections.
+        claims = [make_claim(f"turn{turn}-{n}") for n in range(30)]
+        assert all(isinstance(answer, Standing) for answer in await asyncio.gather(*map(limiter.reserve, claims)))
+        own_redis.kill()
+        # Meanwhile the event loop hears that connections are closed.
+        await asyncio.to_thread(own_redis.start)
+    await limiter.close()
+
+
+@needs_redis
 async def test_redis_that_hangs_is_unreachable_in_time(own_redis: RedisProcess) -> None:
     limiter = RedisLimiter(own_redis.url)
     await limiter.reserve(make_claim("before"))

@@ -95,7 +95,7 @@ def test_sslmode_of_other_clients_is_understood() -> None:
 
 
 async def test_missing_folder_of_the_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(StoreUnreachable, match=r"gone/buddy\.db: unable to open database file"):
+    with pytest.raises(StoreUnreachable, match=r"gone/buddy\.db: the folder does not exist"):
         await Database(f"sqlite:///{tmp_path}/gone/buddy.db").migrate()
 
 

@@ -4,7 +4,9 @@ Every server process has a file of its own, locked while it lives. When it is ki
 the file holds. Nothing is forced to the disk: the file survives the process, not a loss of power.
 """
 
+import errno
 import fcntl
+import logging
 import os
 import secrets
 import struct
@@ -17,11 +19,13 @@ from msgspec import DecodeError, msgpack
 
 from buddy_server.tenancy.ledger.entry import LedgerEntry
 
+log = logging.getLogger(__name__)
+
 SLOT_BYTES = 1024
 """Room for one row: two names of at most 64 characters and a model's name take less than half."""
 _HEADER = struct.Struct("<II")
 _FREE = bytes(_HEADER.size)
-_SUFFIX = ".journal"
+_SUFFIX, _UNREADABLE = ".journal", ".unreadable"
 
 _encode = msgpack.Encoder().encode
 _decode = msgpack.Decoder(LedgerEntry).decode
@@ -43,22 +47,26 @@ class Journal:
         self._free: list[int] = []
         self._num_slots = 0
 
-    def __len__(self) -> int:
-        return len(self._slots)
-
     def write(self, entry: LedgerEntry) -> None:
         """Keep `entry`, in place of an earlier one with the same id."""
-        if entry.id not in self._slots:
-            self._slots[entry.id] = self._free.pop() if self._free else self._num_slots
-            self._num_slots = max(self._num_slots, self._slots[entry.id] + 1)
         payload = _encode(entry)
         assert len(payload) + _HEADER.size <= SLOT_BYTES, f"a row of {len(payload)} bytes"
-        os.pwrite(self._file, _HEADER.pack(len(payload), zlib.crc32(payload)) + payload, self._offset(entry.id))
+        is_new = entry.id not in self._slots
+        slot = self._slots[entry.id] if not is_new else self._free.pop() if self._free else self._num_slots
+        try:
+            self._write_at(slot, _HEADER.pack(len(payload), zlib.crc32(payload)) + payload)
+        except OSError:
+            if is_new and slot < self._num_slots:
+                self._free.append(slot)
+            raise
+        self._slots[entry.id] = slot
+        self._num_slots = max(self._num_slots, slot + 1)
 
     def erase(self, entry_id: str) -> None:
         """Forget a row that the store has."""
-        os.pwrite(self._file, _FREE, self._offset(entry_id))
-        self._free.append(self._slots.pop(entry_id))
+        slot = self._slots.pop(entry_id)
+        self._write_at(slot, _FREE)
+        self._free.append(slot)
 
     def close(self) -> None:
         """Let go of the file, which is kept if it still holds rows."""
@@ -66,17 +74,24 @@ class Journal:
             self._path.unlink(missing_ok=True)
         os.close(self._file)
 
-    def _offset(self, entry_id: str) -> int:
-        return self._slots[entry_id] * SLOT_BYTES
+    def _write_at(self, slot: int, content: bytes) -> None:
+        if os.pwrite(self._file, content, slot * SLOT_BYTES) < len(content):
+            raise OSError(errno.ENOSPC, "the journal could not be written whole")
 
 
 @contextmanager
 def abandoned(directory: Path) -> Iterator[list[LedgerEntry]]:
-    """The rows in the files of processes that are gone; the files are deleted unless the block raises."""
+    """The rows in the files of processes that are gone. The files are deleted unless the block raises; one with a row
+    that cannot be read gets another name and is kept."""
     with _locked(directory) as files:
-        yield [entry for file in files.values() for entry in _entries(file)]
-        for path in files:
-            path.unlink(missing_ok=True)
+        slots = {path: list(_slots(file)) for path, file in files.items()}
+        yield [entry for entries in slots.values() for entry in entries if entry is not None]
+        for path, entries in slots.items():
+            if None in entries:
+                log.error("journal has rows that cannot be read", extra={"file": path, "rows": entries.count(None)})
+                path.rename(path.with_suffix(_UNREADABLE))
+            else:
+                path.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -87,7 +102,11 @@ def _locked(directory: Path) -> Iterator[dict[Path, int]]:
         for path in sorted(directory.glob(f"*{_SUFFIX}")):
             # Another server may have deleted it, or holds it.
             with suppress(FileNotFoundError, BlockingIOError):
-                file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                except PermissionError:
+                    log.error("journal of another user", extra={"file": path})
+                    continue
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
@@ -100,13 +119,17 @@ def _locked(directory: Path) -> Iterator[dict[Path, int]]:
             os.close(file)
 
 
-def _entries(file: int) -> Iterator[LedgerEntry]:
+def _slots(file: int) -> Iterator[LedgerEntry | None]:
+    """The rows of a file, None for one that cannot be read."""
     for offset in range(0, os.fstat(file).st_size, SLOT_BYTES):
         slot = os.pread(file, SLOT_BYTES, offset)
         if len(slot) <= _HEADER.size:
             continue
         length, checksum = _HEADER.unpack_from(slot)
         payload = slot[_HEADER.size : _HEADER.size + length]
-        if length and zlib.crc32(payload) == checksum:
-            with suppress(DecodeError):
-                yield _decode(payload)
+        if length == 0:
+            continue
+        try:
+            yield _decode(payload) if zlib.crc32(payload) == checksum else None
+        except DecodeError:
+            yield None

@@ -1,9 +1,10 @@
 """Keeps the account of every request: in the journal while it runs, in the store before its response ends."""
 
 import asyncio
+import itertools
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -17,6 +18,8 @@ log = logging.getLogger(__name__)
 
 RETRY_S = 0.5
 """Pause after the store could not be reached."""
+MOST_ROWS = 500
+"""Rows in one transaction: many, and far from what a store writes in the time it has for one."""
 
 
 class LedgerWriter(Protocol):
@@ -43,12 +46,16 @@ class Ledger:
         self._journal.write(entry)
 
     def update(self, entry: LedgerEntry) -> None:
-        """What the request has used so far."""
-        self._journal.write(entry)
+        """What the request has used so far, or in all."""
+        try:
+            self._journal.write(entry)
+        except OSError:
+            # The answer goes on: what it used is still in memory, and goes to the store.
+            log.exception("journal not written", extra={"request_id": entry.id})
 
     def end(self, entry: LedgerEntry) -> asyncio.Future[None]:
-        """The final row of a request. The future is done when the store has it."""
-        self._journal.write(entry)
+        """The final row of a request, which `update` has seen. The future is done when the store has it, or cannot be
+        reached: then the journal keeps it until it can."""
         written = asyncio.get_running_loop().create_future()
         self._pending[entry.id] = entry, written
         self._metrics.ledger_pending(len(self._pending))
@@ -59,28 +66,27 @@ class Ledger:
         """Write the rows of servers that were killed; requests that ran then were lost. Raises StoreUnreachable."""
         with abandoned(self._directory) as entries:
             ended = [entry if entry.outcome else msgspec.structs.replace(entry, outcome="error") for entry in entries]
-            if not ended:
-                return
-            num_new = await self._store.write(ended)
-        self._metrics.ledger_recovered(num_new)
-        log.info("ledger recovered", extra={"rows": len(ended), "new": num_new})
+            num_new = sum([await self._store.write(rows) for rows in _batches(ended)])
+        if ended:
+            self._metrics.ledger_recovered(num_new)
+            log.info("ledger recovered", extra={"rows": len(ended), "new": num_new})
 
     async def run(self) -> None:
         """Write ended rows until cancelled."""
         while True:
             await self._wake.wait()
             self._wake.clear()
-            if not await self._write_pending():
-                await asyncio.sleep(RETRY_S)
-                self._wake.set()
+            while self._pending:
+                if not await self._write_pending():
+                    await asyncio.sleep(RETRY_S)
 
     def close(self) -> None:
         """What the store does not have stays in the journal, for the next server."""
         self._journal.close()
 
     async def _write_pending(self) -> bool:
-        """Write all rows that have ended; returns whether the store took them."""
-        batch = dict(self._pending)
+        """Write rows that have ended; returns whether the store took them."""
+        batch = dict(itertools.islice(self._pending.items(), MOST_ROWS))
         started = time.perf_counter()
         try:
             await self._store.write([entry for entry, _ in batch.values()])
@@ -89,13 +95,28 @@ class Ledger:
             if self.is_reachable:
                 log.error("ledger not written", extra={"rows": len(batch), "error": error})
             self.is_reachable = False
+            _resolve(self._pending.values())
             return False
         self.is_reachable = True
-        for entry_id, (_, written) in batch.items():
+        for entry_id in batch:
             del self._pending[entry_id]
-            self._journal.erase(entry_id)
-            if not written.done():
-                written.set_result(None)
+            try:
+                self._journal.erase(entry_id)
+            except OSError:
+                # The next server finds it, and that the store has it.
+                log.exception("journal not written", extra={"request_id": entry_id})
+        _resolve(batch.values())
         self._metrics.ledger_written(len(batch), time.perf_counter() - started)
         self._metrics.ledger_pending(len(self._pending))
         return True
+
+
+def _batches(entries: list[LedgerEntry]) -> Iterator[list[LedgerEntry]]:
+    for start in range(0, len(entries), MOST_ROWS):
+        yield entries[start : start + MOST_ROWS]
+
+
+def _resolve(rows: Iterable[tuple[LedgerEntry, asyncio.Future[None]]]) -> None:
+    for _, written in rows:
+        if not written.done():
+            written.set_result(None)

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import math
+from collections import deque
 from collections.abc import Awaitable, Iterable, Mapping
 from contextlib import suppress
 from typing import TypeVar
@@ -27,6 +28,8 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+MOST_UNSETTLED = 10_000
+"""Ended requests of which the limits do not know yet; of older ones the month hears through the ledger alone."""
 _UNITS: Mapping[LimitName, str] = {
     "requests_per_minute": "requests per minute",
     "layer_tokens_per_minute": "layer-tokens per minute",
@@ -46,6 +49,7 @@ class LimitGate:
         self._is_shared = not settings.url.startswith("memory://")
         self._metrics = metrics
         self._open: dict[str, Claim] = {}
+        self._unsettled: deque[tuple[Claim, int]] = deque(maxlen=MOST_UNSETTLED)
         self._is_reachable = True
 
     def limits(self, tier: Tier) -> Limits:
@@ -78,9 +82,14 @@ class LimitGate:
         return headers
 
     async def settle(self, claim: Claim, cost: int) -> None:
-        """End a reservation, of which `cost` milli-layers were used."""
-        if self._open.pop(claim.id, None) is not None:
-            await self._try(self._limiter.settle(claim, cost))
+        """End a reservation, of which `cost` milli-layers were used. If the limits cannot be reached, they are told
+        later."""
+        if self._open.pop(claim.id, None) is None:
+            return
+        try:
+            await self._ask(self._limiter.settle(claim, cost))
+        except LimiterUnreachable:
+            self._unsettled.append((claim, cost))
 
     async def withdraw(self, claim: Claim) -> None:
         """Undo the reservation of a request that was refused after all."""
@@ -90,18 +99,23 @@ class LimitGate:
     async def follow_ledger(self, month: str, costs: Mapping[str, int], tenants: Iterable[Tenant]) -> None:
         """Count what the ledger knows of the month, after a restart or when settling has failed, and show it for
         tenants that ask nothing now."""
-        for name, cost in costs.items():
-            await self._try(self._limiter.set_month(name, month, cost))
+        with suppress(LimiterUnreachable):
+            for name, cost in costs.items():
+                await self._ask(self._limiter.set_month(name, month, cost))
         for tenant in tenants:
             quota = self.limits(tenant.tier).cost_per_month
             if quota is not None:
                 self._metrics.quota(tenant, costs.get(tenant.name, 0) / quota)
 
     async def run(self) -> None:
-        """Renew the leases of open reservations until cancelled."""
+        """Renew the leases of open reservations, and settle what could not be settled, until cancelled."""
         while True:
             await asyncio.sleep(LEASE_S / 3)
             await self._try(self._limiter.renew(list(self._open.values())))
+            with suppress(LimiterUnreachable):
+                while self._unsettled:
+                    await self._ask(self._limiter.settle(*self._unsettled[0]))
+                    self._unsettled.popleft()
 
     async def close(self) -> None:
         await self._limiter.close()

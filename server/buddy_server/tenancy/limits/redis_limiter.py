@@ -121,6 +121,8 @@ def _pool(url: str) -> ConnectionPool:
             # _run has the timeout. This one would use asyncio.wait_for, which in Python 3.11 may lose a cancellation.
             socket_timeout=None,
             socket_connect_timeout=TIMEOUT_S,
+            # With RESP3, redis-py takes a connection that Redis has closed for one that has a notification.
+            protocol=2,
         )
         # Unknown options in the URL would only come to light with the first request.
         pool.connection_class(**pool.connection_kwargs)

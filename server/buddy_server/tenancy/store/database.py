@@ -1,6 +1,7 @@
 """The store's database, SQLite or PostgreSQL: connections, transactions, and the errors of both."""
 
 import asyncio
+import hashlib
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -43,11 +44,20 @@ class Database:
         """The file of an SQLite database."""
         return Path(self._url.database or "") if self._url.get_backend_name() == "sqlite" else None
 
+    @property
+    def name(self) -> str:
+        """A file name that only this database has, among all hosts."""
+        where = f"{self._url.host}:{self._url.port or ''}/{self._url.database}"
+        return hashlib.sha256(where.encode()).hexdigest()[:16]
+
     def __str__(self) -> str:
         return self._url.render_as_string(hide_password=True)
 
     async def migrate(self) -> None:
         """Bring the tables to the newest version; several processes may do so at once. Raises StoreUnreachable."""
+        # SQLite would only say that it cannot open the file, and its driver leaves a thread behind for a moment.
+        if self.sqlite_file is not None and not self.sqlite_file.absolute().parent.is_dir():
+            raise StoreUnreachable(f"{self}: the folder does not exist")
         engine = _make_engine(self._url, MIGRATION_TIMEOUT_S, keep_connections=False)
         async with self._transaction(engine, MIGRATION_TIMEOUT_S, writes=True) as connection:
             if self.sqlite_file is None:

@@ -1,4 +1,5 @@
-"""What the store knows of tenants, as plain data. Times are milliseconds since 1970."""
+"""What the store knows of tenants, as plain data: fields in the order of the tables' columns. Times are milliseconds
+since 1970."""
 
 from dataclasses import dataclass, field
 

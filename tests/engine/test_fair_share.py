@@ -1,0 +1,446 @@
+"""Who runs next and who gives way: the queue alone, then a scheduler whose steps are made up."""
+
+import itertools
+import random
+from collections import Counter
+from dataclasses import dataclass, field
+from statistics import median
+
+import pytest
+
+from buddy_server.engine import fair_share
+from buddy_server.engine.fair_share import LONGEST_WAIT_S, FairShare
+from buddy_server.engine.messages import GenerationRequest, SamplingParams, StartEvent
+from buddy_server.engine.pace import Pace
+from buddy_server.engine.scheduler import Scheduler
+from buddy_server.engine.sequence import Sequence
+from made_up_steps import add, commit, make_scheduler
+from tiny_engine import new_sequence
+
+_names = itertools.count()
+
+
+def of(tenant: str, weight: float = 1.0, priority: int = 0, num_prompt: int = 4, max_tokens: int = 4) -> Sequence:
+    return new_sequence(requested(tenant, weight, priority, num_prompt, max_tokens))
+
+
+def requested(
+    tenant: str, weight: float = 1.0, priority: int = 0, num_prompt: int = 4, max_tokens: int = 4, cost: int = 2000
+) -> GenerationRequest:
+    prompt, name = (7,) * num_prompt, f"{tenant}{next(_names)}"
+    return GenerationRequest(name, tenant, prompt, cost, SamplingParams(max_tokens), weight=weight, priority=priority)
+
+
+@dataclass
+class Clock:
+    now_s: float = 100.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def served(queue: FairShare, cost: int = 1000) -> Sequence:
+    """The next one, which runs, is charged, and ends."""
+    sequence = queue.peek()
+    assert sequence is not None
+    queue.start(sequence)
+    queue.charge(sequence, cost)
+    queue.leave(sequence)
+    return sequence
+
+
+def tenants_served(queue: FairShare, count: int, cost: int = 1000) -> list[str]:
+    return [served(queue, cost).request.tenant for _ in range(count)]
+
+
+def test_lowest_counter_is_served_first_then_the_earliest() -> None:
+    queue = FairShare()
+    for tenant in ("a", "a", "a", "b", "b", "c"):
+        queue.push(of(tenant))
+    assert tenants_served(queue, 6) == ["a", "b", "c", "a", "b", "a"]
+    assert (len(queue), queue.peek()) == (0, None)
+
+
+def test_weight_divides_what_is_charged() -> None:
+    queue = FairShare()
+    for tenant, weight in (("a", 3.0), ("b", 1.0)):
+        for _ in range(40):
+            queue.push(of(tenant, weight))
+    assert Counter(tenants_served(queue, 40)) == {"a": 30, "b": 10}
+
+
+def test_newest_request_states_the_weight_of_its_tenant() -> None:
+    queue = FairShare()
+    for _ in range(40):
+        queue.push(of("a", 1.0))
+        queue.push(of("b", 1.0))
+    queue.push(of("a", 3.0))
+    assert Counter(tenants_served(queue, 40)) == {"a": 30, "b": 10}
+
+
+def test_higher_priority_goes_first_whatever_it_has_run() -> None:
+    queue = FairShare()
+    queue.push(of("low"))
+    for _ in range(5):
+        queue.push(of("high", priority=1))
+    assert tenants_served(queue, 6) == ["high"] * 5 + ["low"]
+
+
+def test_idle_tenant_returns_without_a_windfall() -> None:
+    queue = FairShare()
+    queue.push(of("idle"))
+    served(queue)
+    for _ in range(100):
+        queue.push(of("busy"))
+    tenants_served(queue, 50)
+    for tenant in ("idle", "new"):
+        for _ in range(10):
+            queue.push(of(tenant))
+    assert Counter(tenants_served(queue, 30)) == {"busy": 10, "idle": 10, "new": 10}
+
+
+def test_tenant_that_always_gets_what_it_asks_for_saves_nothing_up() -> None:
+    queue = FairShare()
+    modest = of("modest")
+    queue.push(modest)
+    queue.start(modest)
+    for _ in range(100):
+        queue.push(of("busy"))
+    tenants_served(queue, 50)
+    for _ in range(20):
+        queue.push(of("modest"))
+    assert Counter(tenants_served(queue, 20)) == {"busy": 10, "modest": 10}
+
+
+def test_nobody_gets_a_windfall_from_an_empty_server() -> None:
+    queue = FairShare()
+    for _ in range(50):
+        queue.push(of("first"))
+        served(queue)
+    for _ in range(10):
+        queue.push(of("second"))
+        queue.push(of("first"))
+    assert Counter(tenants_served(queue, 10)) == {"first": 5, "second": 5}
+
+
+def test_tenant_whose_client_hangs_up_after_prefill_has_paid_for_it() -> None:
+    queue = FairShare()
+    for _ in range(20):
+        queue.push(of("patient"))
+    queue.push(of("hangs-up"))
+    served(queue)
+    gone = queue.peek()
+    assert gone is not None
+    assert gone.request.tenant == "hangs-up"
+    queue.start(gone)
+    queue.charge(gone, 10_000)
+    queue.leave(gone)
+    queue.push(of("hangs-up"))
+    assert tenants_served(queue, 11) == ["patient"] * 10 + ["hangs-up"]
+
+
+def test_preempted_sequence_goes_before_the_others_of_its_tenant() -> None:
+    queue = FairShare()
+    first, second, third = of("a"), of("a"), of("a")
+    for sequence in (first, second, third):
+        queue.push(sequence)
+    queue.start(first)
+    queue.start(second)
+    queue.put_back(second)
+    assert [served(queue) for _ in range(2)] == [second, third]
+
+
+def test_sequence_that_has_waited_too_long_rises_to_the_highest_priority_but_not_above_it() -> None:
+    clock = Clock()
+    queue = FairShare(clock)
+    for _ in range(3):
+        queue.push(of("low"))
+    for _ in range(200):
+        queue.push(of("high", priority=5))
+    tenants_served(queue, 100)
+    clock.now_s += LONGEST_WAIT_S - 1
+    assert tenants_served(queue, 1) == ["high"]
+    clock.now_s += 1
+    # From now on the two take turns: a backlog of the lower one does not stop the higher.
+    assert Counter(tenants_served(queue, 6)) == {"high": 3, "low": 3}
+
+
+def test_long_waits_change_nothing_within_one_priority() -> None:
+    clock = Clock()
+    queue = FairShare(clock)
+    sequences = [of("a") for _ in range(5)]
+    for sequence in sequences:
+        queue.push(sequence)
+        clock.now_s += LONGEST_WAIT_S
+    assert [served(queue) for _ in range(5)] == sequences
+
+
+def test_time_in_the_queue_is_that_of_the_oldest_that_never_ran() -> None:
+    clock = Clock()
+    queue = FairShare(clock)
+    assert queue.queue_s == 0
+    first, second, third = of("a"), of("a"), of("b")
+    for sequence in (first, second, third):
+        queue.push(sequence)
+        clock.now_s += 1
+    assert queue.queue_s == 3
+    assert queue.start(first) == 3
+    queue.put_back(first)
+    assert queue.queue_s == 2
+    queue.remove(second)
+    assert queue.queue_s == 1
+    assert queue.start(first) is None
+    assert queue.start(third) == 1
+    assert queue.queue_s == 0
+
+
+def test_removed_sequence_never_comes_and_is_no_longer_counted() -> None:
+    queue = FairShare()
+    first, second = of("a"), of("b")
+    queue.push(first)
+    queue.push(second)
+    queue.remove(first)
+    queue.remove(first)
+    assert len(queue) == 1
+    assert served(queue) is second
+
+
+def test_tenants_without_work_are_forgotten_and_gain_nothing_by_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fair_share, "MOST_IDLE", 10)
+    queue = FairShare()
+    for _ in range(20):
+        queue.push(of("busy"))
+    for index in range(100):
+        queue.push(of(f"t{index}"))
+        served(queue, 5000)
+    while len(queue) > 1:
+        served(queue, 5000)
+    assert len(queue._lines) == 11
+    for tenant in ("busy", "t0") * 5:
+        queue.push(of(tenant))
+    assert Counter(tenants_served(queue, 6, 5000)) == {"busy": 3, "t0": 3}
+
+
+def test_ten_thousand_that_wait_are_served_in_turns_and_within_a_second_or_so() -> None:
+    queue = FairShare()
+    sequences = [of(f"t{index % 5000}") for index in range(10_000)]
+    for sequence in sequences:
+        queue.push(sequence)
+    for sequence in sequences[::100]:
+        queue.remove(sequence)
+    order = tenants_served(queue, len(queue))
+    assert len(order) == 9900
+    assert len(set(order[:4900])) == 4900
+
+
+@dataclass
+class Load:
+    """Tenants that keep a number of requests open, on a scheduler with 8 lanes."""
+
+    streams: dict[str, GenerationRequest]
+    counts: dict[str, int]
+    scheduler: Scheduler = field(default_factory=lambda: make_scheduler(num_blocks=1000, max_sequences=8))
+    served: Counter[str] = field(default_factory=Counter)
+    num_preemptions: int = 0
+    waited: dict[str, list[int]] = field(default_factory=dict)
+    _open: dict[str, set[Sequence]] = field(default_factory=dict)
+    _added: dict[str, tuple[str, int]] = field(default_factory=dict)
+
+    def run(self, num_steps: int, seed: int = 0) -> None:
+        rng = random.Random(seed)
+        for number in range(num_steps):
+            for tenant, count in self.counts.items():
+                self._fill(tenant, count, number, rng)
+            batch = self.scheduler.schedule()
+            output = commit(self.scheduler, batch)
+            self.num_preemptions += output.stats.num_preemptions
+            for tenant, depth in output.stats.depth.items():
+                self.served[tenant] += depth.executed - depth.uncharged
+            for name, event in output.events:
+                if isinstance(event, StartEvent):
+                    tenant, added = self._added.pop(name)
+                    self.waited.setdefault(tenant, []).append(number - added)
+
+    def _fill(self, tenant: str, count: int, number: int, rng: random.Random) -> None:
+        alive = {sequence for sequence in self._open.get(tenant, set()) if not sequence.has_ended}
+        while len(alive) < count:
+            kind = self.streams[tenant]
+            params = SamplingParams(rng.randint(kind.sampling.max_tokens // 2, kind.sampling.max_tokens))
+            request = requested(tenant, kind.weight, kind.priority, len(kind.prompt_tokens), cost=kind.max_cost)
+            request = GenerationRequest(**{**_fields(request), "sampling": params})
+            self._added[request.request_id] = tenant, number
+            alive.add(add(self.scheduler, request))
+        self._open[tenant] = alive
+
+    def running(self, tenant: str) -> int:
+        return sum(sequence.request.tenant == tenant for sequence in self.scheduler.running)
+
+
+def _fields(request: GenerationRequest) -> dict[str, object]:
+    return {name: getattr(request, name) for name in request.__slots__}
+
+
+def load(counts: dict[str, int], **kinds: GenerationRequest) -> Load:
+    return Load({tenant: kinds.get(tenant, requested(tenant, max_tokens=40)) for tenant in counts}, counts)
+
+
+@pytest.mark.parametrize(("weights", "costs"), [((3, 1), (2000, 2000)), ((1, 1), (2000, 4000)), ((2, 1), (4000, 3000))])
+def test_floods_share_layer_tokens_by_weight_and_hardly_preempt_each_other(
+    weights: tuple[int, int], costs: tuple[int, int]
+) -> None:
+    kinds = {
+        tenant: requested(tenant, weight, max_tokens=40, cost=cost)
+        for tenant, weight, cost in zip("ab", weights, costs, strict=True)
+    }
+    flood = load({"a": 20, "b": 20}, **kinds)
+    flood.run(4000)
+    assert flood.served["a"] / flood.served["b"] == pytest.approx(weights[0] / weights[1], rel=0.03)
+    assert flood.num_preemptions < sum(map(len, flood.waited.values())) / 10
+
+
+def test_small_tenant_runs_at_once_beside_a_flood_of_long_answers() -> None:
+    beside = load({"flood": 20}, flood=requested("flood", max_tokens=2000))
+    beside.run(10)
+    assert beside.running("flood") == 8
+    beside.streams["small"], beside.counts["small"] = requested("small", max_tokens=20), 2
+    beside.run(500)
+    # One step for the flood to be charged for what it ran; each request of the small one then costs one preemption.
+    assert max(beside.waited["small"]) <= 1
+    assert beside.running("small") == 2
+    assert beside.num_preemptions <= len(beside.waited["small"])
+
+
+def test_tenant_is_given_no_more_than_half_its_share_of_lanes_by_preemption() -> None:
+    beside = load({"flood": 20}, flood=requested("flood", max_tokens=2000))
+    beside.run(10)
+    beside.streams["other"], beside.counts["other"] = requested("other", max_tokens=2000), 20
+    beside.run(100)
+    assert (beside.running("flood"), beside.running("other"), beside.num_preemptions) == (6, 2, 2)
+
+
+def test_tenants_that_outnumber_the_lanes_get_one_each_and_keep_it() -> None:
+    many = load({"flood": 20}, flood=requested("flood", max_tokens=2000))
+    many.run(10)
+    for index in range(20):
+        many.streams[f"t{index}"], many.counts[f"t{index}"] = requested(f"t{index}", max_tokens=2000), 1
+    many.run(300)
+    assert many.running("flood") == 1
+    assert many.num_preemptions == 7
+
+
+def test_higher_priority_takes_every_lane_and_gives_them_back() -> None:
+    both = load(
+        {"low": 20, "high": 20},
+        low=requested("low", max_tokens=2000),
+        high=requested("high", priority=1, max_tokens=20),
+    )
+    both.run(200)
+    assert (both.running("low"), both.running("high")) == (0, 8)
+    both.counts["high"] = 0
+    both.run(40)
+    assert both.running("low") == 8
+
+
+def test_sequence_of_a_higher_priority_is_never_preempted_for_a_lower_one() -> None:
+    scheduler = make_scheduler(max_sequences=2)
+    high = [add(scheduler, requested("high", priority=1, max_tokens=50)) for _ in range(2)]
+    commit(scheduler, scheduler.schedule())
+    add(scheduler, requested("low"))
+    for _ in range(10):
+        commit(scheduler, scheduler.schedule())
+    assert scheduler.running == high
+
+
+def test_prompt_of_a_small_tenant_is_not_behind_the_prompts_of_a_flood() -> None:
+    scheduler = make_scheduler(max_step_tokens=16)
+    for _ in range(3):
+        add(scheduler, requested("flood", num_prompt=64))
+    commit(scheduler, scheduler.schedule())
+    small = add(scheduler, requested("small", num_prompt=8))
+    works = scheduler.schedule().works
+    assert (works[0].sequence, works[0].length) == (small, 8)
+
+
+def test_blocks_are_taken_from_the_tenant_that_would_keep_most() -> None:
+    scheduler = make_scheduler(num_blocks=8)
+    flood = [add(scheduler, requested("flood", num_prompt=7, max_tokens=9)) for _ in range(3)]
+    small = add(scheduler, requested("small", num_prompt=7, max_tokens=9))
+    for _ in range(3):
+        commit(scheduler, scheduler.schedule())
+    # The small one has come last, and still runs: each lacked a third block.
+    assert scheduler.running == [flood[0], small]
+    while scheduler.has_work:
+        commit(scheduler, scheduler.schedule())
+    assert scheduler.pool.num_free == 8
+
+
+def test_blocks_of_a_flood_make_room_for_a_small_tenant() -> None:
+    scheduler = make_scheduler(num_blocks=12, max_sequences=8)
+    for _ in range(20):
+        add(scheduler, requested("flood", num_prompt=8, max_tokens=24))
+    for _ in range(3):
+        commit(scheduler, scheduler.schedule())
+    small = add(scheduler, requested("small", num_prompt=8, max_tokens=8))
+    for _ in range(2):
+        commit(scheduler, scheduler.schedule())
+    assert small in scheduler.running
+
+
+@pytest.mark.parametrize(("fixed_s", "row_s", "num_rows"), [(0.0, 0.001, 19), (0.018, 0.001, 21), (0.01, 0.0, 32)])
+def test_rows_beyond_a_share_are_run_as_far_as_they_do_not_slow_down_a_small_tenant(
+    fixed_s: float, row_s: float, num_rows: int
+) -> None:
+    scheduler = make_scheduler(num_blocks=2000, max_sequences=32, max_step_tokens=64)
+    flood = [add(scheduler, requested("flood", max_tokens=400)) for _ in range(30)]
+
+    def run(num_steps: int) -> list[int]:
+        counts = []
+        for _ in range(num_steps):
+            batch = scheduler.schedule()
+            counts.append(len(batch.works))
+            commit(scheduler, batch, seconds=fixed_s + row_s * len(batch.works))
+        return counts
+
+    alone, before = run(20), [sequence.num_output for sequence in flood]
+    small = [add(scheduler, requested("small", max_tokens=400)) for _ in range(2)]
+    counts = run(200)
+    assert alone[-1] == 30
+    assert median(counts[20:]) == num_rows
+    assert {sequence.num_output for sequence in small} == {max(sequence.num_output for sequence in small)}
+    # The flood's sequences take turns.
+    gained = [sequence.num_output - earlier for sequence, earlier in zip(flood, before, strict=True)]
+    assert max(gained) - min(gained) <= 2
+    for sequence in small:
+        scheduler.finish(sequence)
+    assert run(1) == [30]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_everybody_ends_whatever_their_weights_and_priorities(seed: int) -> None:
+    rng = random.Random(seed)
+    clock = Clock()
+    scheduler = make_scheduler(num_blocks=rng.randint(6, 30), max_sequences=rng.randint(1, 6))
+    scheduler.waiting = FairShare(clock)
+    scheduler.pace = Pace()
+    to_come = [
+        requested(
+            rng.choice("abcd"), rng.choice((0.5, 1, 3)), rng.choice((0, 0, 2)), rng.randint(1, 12), rng.randint(1, 10)
+        )
+        for _ in range(60)
+    ]
+    alive: list[Sequence] = []
+    num_steps = 0
+    while to_come or scheduler.has_work:
+        while to_come and (not scheduler.has_work or rng.random() < 0.4):
+            alive.append(add(scheduler, to_come.pop()))
+        if alive and rng.random() < 0.03:
+            scheduler.finish(alive.pop(rng.randrange(len(alive))))
+        commit(scheduler, scheduler.schedule())
+        scheduler.check_idle()
+        alive = [sequence for sequence in alive if not sequence.has_ended]
+        clock.now_s += 1
+        num_steps += 1
+        assert num_steps < 5000, "no end in sight"
+    assert not alive
+    groups = scheduler.waiting._classes.values()
+    assert all((group.num_active, group.num_waiting, group.weight) == (0, 0, 0) for group in groups)
