@@ -95,6 +95,12 @@ def test_full_engine_without_a_queue_gets_its_budgets_back() -> None:
     assert controller.level == 0
 
 
+@pytest.mark.parametrize(("queue_s", "levels"), [(0.4, 1), (0.6, 2), (0.8, 3), (20.0, 3)])
+def test_budgets_fall_faster_the_longer_the_queue_is(queue_s: float, levels: int) -> None:
+    controller = DepthController()
+    assert controller.observe(0.0, Load(queue_s, 0.001, 1.0), TARGETS) == levels
+
+
 def test_slow_tokens_lower_budgets_too() -> None:
     controller = DepthController()
     assert controller.observe(0.0, Load(0.0, 0.2, 0.5), TARGETS) > 0
@@ -136,7 +142,7 @@ def test_engine_is_told_the_limits_of_elastic_tiers_alone() -> None:
     engine = FakeEngine(queue_s=2.0)
     budgets, metrics = elastic(engine, ServerConfig((Tenant("a", free), Tenant("b", pro))))
     budgets.tick(0.0)
-    assert engine.limits == {"free": 6000}
+    assert engine.limits == {"free": 5000}
     for tick in range(1, 40):
         budgets.tick(tick * TICK_S)
     assert engine.limits == {"free": 2000}

@@ -23,6 +23,8 @@ NUM_LEVELS = 8
 TICK_S = 0.25
 LOWER_EVERY_S = 0.5
 """A lowered budget needs about this long to show in the queue."""
+MOST_STEPS = 3
+"""How many levels budgets are lowered at once, at most: one at HIGH, one more for every half of the target."""
 RESTORE_EVERY_S = 3.0
 TRY_AFTER_S = 30.0
 LONGEST_PAUSE_S = 300.0
@@ -67,7 +69,7 @@ class DepthController:
             if self.level < NUM_LEVELS and since_s >= LOWER_EVERY_S:
                 if self._has_restored:
                     self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
-                self._change(now_s, min(NUM_LEVELS, self.level + (2 if pressure > 1 else 1)))
+                self._change(now_s, min(NUM_LEVELS, self.level + min(int(2 * pressure), MOST_STEPS)))
         elif self.level and since_s >= self._needed_pause_s(now_s, pressure):
             self._change(now_s, self.level - 1)
         if now_s - self._changed_s > 2 * LONGEST_PAUSE_S:
