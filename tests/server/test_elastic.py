@@ -81,7 +81,7 @@ def test_load_between_the_marks_is_tried_seldom_and_in_the_end_restored() -> Non
     controller.observe(0.0, Load(2.0, 0.001, 1.0), TARGETS)
     between = Load(0.5 * TARGETS.target_queue_s, 0.001, 1.0)
     levels = [controller.observe(tick * TICK_S, between, TARGETS) for tick in range(1, 600)]
-    assert levels[0] == levels[int(29 / TICK_S)] == 2
+    assert levels[0] == levels[int(29 / TICK_S)] == 3
     assert levels[-1] == 0
 
 
