@@ -12,13 +12,12 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 
 from buddy_server.config import LimitSettings
-from buddy_server.errors import ConfigError
+from buddy_server.errors import ConfigError, LimiterUnreachable
 from buddy_server.tenancy.limits.build import make_limiter
 from buddy_server.tenancy.limits.limiter import (
     LEASE_S,
     WINDOW_S,
     Claim,
-    LimiterUnreachable,
     Limits,
     Refusal,
     Standing,

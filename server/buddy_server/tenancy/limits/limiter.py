@@ -63,12 +63,8 @@ class Refusal:
     standing: Standing
 
 
-class LimiterUnreachable(Exception):
-    """The shared store of the limits does not answer."""
-
-
 class Limiter(Protocol):
-    """Every method but `renew` is called once per request. All may raise LimiterUnreachable."""
+    """A request reserves, and then settles or withdraws. All methods may raise LimiterUnreachable."""
 
     async def reserve(self, claim: Claim) -> Standing | Refusal:
         """Reserve all of `claim` or nothing."""

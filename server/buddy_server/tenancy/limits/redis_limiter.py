@@ -14,9 +14,9 @@ from redis.backoff import NoBackoff
 from redis.commands.core import AsyncScript
 from redis.exceptions import RedisError
 
-from buddy_server.errors import ConfigError
+from buddy_server.errors import ConfigError, LimiterUnreachable
 from buddy_server.tenancy.limits.answer import MICROSECONDS, Count, answer
-from buddy_server.tenancy.limits.limiter import LEASE_S, WINDOW_S, Claim, LimiterUnreachable, Refusal, Standing
+from buddy_server.tenancy.limits.limiter import LEASE_S, WINDOW_S, Claim, Refusal, Standing
 
 TIMEOUT_S = 1.0
 """For one operation, connecting included."""
