@@ -41,7 +41,7 @@ class EngineService:
 
     @property
     def num_waiting(self) -> int:
-        return len(self._engine.scheduler.waiting) + self._loop.inbox.qsize()
+        return len(self._engine.scheduler.fair_share) + self._loop.inbox.qsize()
 
     @property
     def num_running(self) -> int:
@@ -53,7 +53,7 @@ class EngineService:
 
     @property
     def queue_s(self) -> float:
-        return self._engine.scheduler.waiting.queue_s
+        return self._engine.scheduler.fair_share.queue_s
 
     def limit_depth(self, limits: Mapping[str, int]) -> None:
         self._loop.inbox.put(LimitDepth(dict(limits)))

@@ -153,6 +153,19 @@ def test_longest_unused_goes_first_and_of_a_chain_the_end() -> None:
     ]
 
 
+def test_block_that_others_hold_too_is_not_free_without_a_table() -> None:
+    pool = BlockPool(8, 4)
+    first, second = kept_chain(pool, b"a"), list[int]()
+    cached = pool.find(b"a")
+    assert cached is not None
+    pool.share(cached, second, 0)
+    assert pool.grow(second, 16)
+    num_shared = len(cached.blocks)
+    assert pool.num_held_only_by([]) == pool.num_held_only_by([first]) == 0
+    assert pool.num_held_only_by([second]) == 4 - num_shared
+    assert pool.num_held_only_by([first, second]) == 4
+
+
 def test_held_blocks_are_never_evicted() -> None:
     pool = BlockPool(4, 4)
     held = kept_chain(pool, b"a")

@@ -331,7 +331,7 @@ def test_int8_is_refused_where_the_native_step_is_not_possible(tiny: TinySite) -
 
 @pytest.mark.parametrize("native", [False, True])
 def test_depth_of_every_step_adds_up_to_all_layers_of_all_rows(tiny: TinySite, native: bool) -> None:
-    requests = sixteen()
+    requests = [replace(request, sampling=replace(request.sampling, max_tokens=40)) for request in sixteen()]
     num_blocks = 80 * BLOCK_SIZE // (16 if native else BLOCK_SIZE)
     run = run_engine(build_tiny_engine(tiny.model, tiny.router, num_blocks=num_blocks, native=native).engine, requests)
     executed = {"t0": 0, "t1": 0}

@@ -76,19 +76,21 @@ def test_a_burst_may_come_to_twice_the_steps_that_fit() -> None:
     assert pace.burst_steps(3) == 3
 
 
-def test_few_and_many_rows_are_decoded_in_turns_until_it_is_known_what_a_row_costs() -> None:
+def test_rows_beyond_a_fair_share_add_a_tenth_to_a_step() -> None:
     pace = Pace()
-    seen = []
-    for _ in range(4):
-        seen.append(pace.decode_rows(fair=8, wanted=16))
-        observe(pace, [answer()] * seen[-1], 1, 0.002 + 0.001 * seen[-1])
-    assert seen[:2] == [16, 8]
-    assert pace.decode_rows(fair=8, wanted=16) == int(SLOWDOWN * (2 + 8) - 2)
-    assert pace.decode_rows(fair=8, wanted=8) == 8
+    assert pace.decode_rows(fair=8, wanted=64) == 64
+    for _ in range(20):
+        observe(pace, [answer()] * 20, 4, 4 * 0.042)
+        observe(pace, [*[answer()] * 20, prefill(32)], 1, 0.042 + 32 * 0.001)
+    assert pace.decode_rows(fair=18, wanted=64) == 18 + int(SLOWDOWN * 42)
+    assert pace.decode_rows(fair=18, wanted=20) == 20
+    observe(pace, [*[answer()] * 20, prefill(32)], 1, 100.0)
+    assert pace.decode_rows(fair=18, wanted=64) > 20
 
 
 def test_rows_that_cost_nothing_are_all_decoded() -> None:
     pace = Pace()
-    for rows in (16, 8) * 2:
-        observe(pace, [answer()] * rows, 1, 0.01)
-    assert pace.decode_rows(fair=8, wanted=16) == 16
+    for _ in range(40):
+        observe(pace, [answer()] * 20, 1, 0.01)
+        observe(pace, [*[answer()] * 20, prefill(32)], 1, 0.01)
+    assert pace.decode_rows(fair=18, wanted=64) == 64

@@ -10,6 +10,7 @@ from buddy_server.engine.batch import Work
 from buddy_server.engine.fair_share import FairShare
 from buddy_server.engine.messages import GenerationRequest, SamplingParams
 from buddy_server.engine.pace import BURST_S, Pace
+from buddy_server.engine.prefix_keys import PrefixKeys
 from buddy_server.engine.scheduler import Scheduler
 from buddy_server.engine.sequence import Sequence
 from made_up_steps import ROUTE_BLOCK, SUMS, add, commit, make_scheduler
@@ -105,48 +106,106 @@ def test_prompt_waits_until_all_its_blocks_are_free() -> None:
     add(scheduler, request("a", 12, max_tokens=2))
     add(scheduler, request("b", 16, max_tokens=1))
     assert step(scheduler) == [("a", 0, 8), ("a", 8, 4)]
-    assert names(scheduler.waiting) == ["b"]
+    assert names(scheduler.fair_share) == ["b"]
     assert scheduler.pool.num_free == 3
     assert list(steps(scheduler)) == [[("a", 12, 1)], [("b", 0, 8), ("b", 8, 8)]]
 
 
 def test_latest_is_preempted_and_computed_anew_when_blocks_run_out() -> None:
-    scheduler = make_scheduler(num_blocks=4)
+    scheduler = make_scheduler(num_blocks=5)
     add(scheduler, request("a", 7, max_tokens=6))
     add(scheduler, request("b", 7, max_tokens=6))
     assert step(scheduler) == [("a", 0, 7), ("b", 0, 7)]
     assert step(scheduler) == [("a", 7, 1), ("b", 7, 1)]
-    # Both want a third block of 4 and none is free: b gives its two.
+    # Both want a third block of 4 and one is free: b gives its two.
     assert step(scheduler) == [("a", 8, 1)]
-    b = scheduler.waiting.peek()
+    b = scheduler.fair_share.peek()
     assert b is not None
-    assert len(scheduler.waiting) == 1
+    assert len(scheduler.fair_share) == 1
     assert (b.lane, b.num_computed, b.block_table, b.num_output) == (-1, 0, [], 2)
     scheduler.check_idle()
     rest = list(steps(scheduler))
     # Prompt again in its blocks, then the two known outputs as the segments of one they were.
     assert [("b", 0, 7), ("b", 7, 1), ("b", 8, 1)] in rest
-    assert scheduler.pool.num_free == 4
+    assert scheduler.pool.num_free == 5
 
 
 def test_preempted_request_goes_before_those_who_never_ran() -> None:
-    scheduler = make_scheduler(num_blocks=4, max_sequences=2)
+    scheduler = make_scheduler(num_blocks=5, max_sequences=2)
     for name in ("a", "b", "c"):
         add(scheduler, request(name, 7, max_tokens=6))
     for _ in range(3):
         step(scheduler)
-    assert names(scheduler.waiting) == ["b", "c"]
+    assert names(scheduler.fair_share) == ["b", "c"]
 
 
 def test_latest_gives_way_itself_when_it_needs_the_block() -> None:
-    scheduler = make_scheduler(num_blocks=3)
-    add(scheduler, request("a", 5, max_tokens=4))
+    scheduler = make_scheduler(num_blocks=4)
+    add(scheduler, request("a", 8, max_tokens=4))
     add(scheduler, request("b", 4, max_tokens=4))
-    assert step(scheduler) == [("a", 0, 5), ("b", 0, 4)]
+    assert step(scheduler) == [("a", 0, 8), ("b", 0, 4)]
     batch = scheduler.schedule()
-    assert [(work.sequence.request.request_id, work.start) for work in batch.works] == [("a", 5)]
+    assert [(work.sequence.request.request_id, work.start) for work in batch.works] == [("a", 8)]
     assert commit(scheduler, batch).stats.num_preemptions == 1
     assert scheduler.pool.num_free == 1
+
+
+def test_none_starts_unless_each_that_runs_can_have_one_more_block() -> None:
+    scheduler = make_scheduler(num_blocks=6)
+    for name in ("a", "b", "c"):
+        add(scheduler, request(name, 7, max_tokens=2))
+    assert step(scheduler) == [("a", 0, 7), ("b", 0, 7)]
+    assert scheduler.pool.num_free == 2
+
+
+def test_none_starts_in_a_step_whose_decodes_had_to_preempt() -> None:
+    scheduler = make_scheduler(num_blocks=8)
+    add(scheduler, request("a", 8, max_tokens=9))
+    add(scheduler, request("b", 20, max_tokens=9))
+    step(scheduler)
+    add(scheduler, GenerationRequest("c", "other", (7,) * 4, 2000, SamplingParams(4)))
+    batch = scheduler.schedule()
+    # a took the last block, b gave way; what it had would have been enough for c.
+    assert [work.sequence.request.request_id for work in batch.works] == ["a"]
+    assert scheduler.pool.num_free == 5
+    commit(scheduler, batch)
+    assert [work.sequence.request.request_id for work in scheduler.schedule().works] == ["a", "c"]
+
+
+def test_step_that_failed_after_a_preemption_keeps_nobody_waiting() -> None:
+    scheduler = make_scheduler(num_blocks=5)
+    sequences = [add(scheduler, request(name, 8, max_tokens=9)) for name in ("a", "b")]
+    step(scheduler)
+    assert len(scheduler.schedule().works) == 1
+    for sequence in sequences:
+        scheduler.finish(sequence)
+    add(scheduler, request("c", 4))
+    assert step(scheduler) == [("c", 0, 4)]
+
+
+def test_keys_of_a_prompt_are_made_once_if_its_depth_is_limited_before_it_is_added() -> None:
+    scheduler = make_scheduler(prefix_cache=True)
+    keys = CountingKeys("router", ROUTE_BLOCK)
+    scheduler._prefix_keys = keys
+    sequence = new_sequence(request("a", 20))
+    scheduler.change_depth(sequence, 3000)
+    scheduler.add(sequence)
+    assert keys.max_costs == [3000]
+    assert sequence.prefix_keys == keys.of(sequence.request, 3000)
+    scheduler.change_depth(sequence, 2000)
+    assert sequence.prefix_keys == keys.of(sequence.request, 2000)
+
+
+class CountingKeys(PrefixKeys):
+    """Remembers the costs of the keys that it made."""
+
+    def __init__(self, router_id: str, route_block: int) -> None:
+        super().__init__(router_id, route_block)
+        self.max_costs: list[int] = []
+
+    def of(self, request: GenerationRequest, max_cost: int) -> tuple[bytes, ...]:
+        self.max_costs.append(max_cost)
+        return super().of(request, max_cost)
 
 
 def test_finish_takes_everything_back_wherever_the_request_stands() -> None:
@@ -366,7 +425,7 @@ def check_step(scheduler: Scheduler, works: list[Work], max_sequences: int, max_
     lanes = [sequence.lane for sequence in scheduler.running]
     assert len(set(lanes)) == len(lanes) <= max_sequences
     assert all(0 <= lane < max_sequences for lane in lanes)
-    waiting = all_waiting(scheduler.waiting)
+    waiting = all_waiting(scheduler.fair_share)
     assert all(sequence.lane == -1 and not sequence.block_table for sequence in waiting)
     for tenant in TENANTS:
         order = [int(s.request.request_id) for s in (*scheduler.running, *waiting) if s.request.tenant == tenant]

@@ -50,6 +50,11 @@ class BlockPool:
     def usage_ratio(self) -> float:
         return self._num_held / self.num_blocks
 
+    def num_held_only_by(self, tables: list[list[int]]) -> int:
+        """Blocks that nobody would hold if all `tables` were released."""
+        counts = Counter(chain.from_iterable(tables))
+        return sum(count == self._num_holders[block] for block, count in counts.items())
+
     def blocks_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self.block_size)
 

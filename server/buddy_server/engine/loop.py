@@ -121,7 +121,7 @@ class EngineLoop:
                 stats,
                 num_running=len(scheduler.running),
                 kv_usage_ratio=scheduler.pool.usage_ratio,
-                queue_s=scheduler.waiting.queue_s,
+                queue_s=scheduler.fair_share.queue_s,
             )
         )
         for request_id, event in events:

@@ -99,8 +99,8 @@ class DepthEvent(Struct, frozen=True, array_like=True, tag=True):
 
 
 class StartEvent(Struct, frozen=True, array_like=True, tag=True):
-    """The request runs for the first time, after `queue_s` seconds in the engine. Comes once, before all that follows
-    from running."""
+    """The request has, after `queue_s` seconds in the engine, its first place among those that run. Comes once, before
+    all that follows from running."""
 
     queue_s: float
 
@@ -210,7 +210,8 @@ class EngineClient(Protocol):
 
     @property
     def queue_s(self) -> float:
-        """How long the oldest request that has never run has been waiting in the engine; 0 if there is none."""
+        """How long the oldest request that has never run has been waiting in the engine; 0 if there is none. Requests
+        of a tenant that already has more than its fair share of those that run do not count."""
         ...
 
     def limit_depth(self, limits: Mapping[str, int]) -> None:

@@ -1,7 +1,6 @@
 """How much can run beside answers without slowing them down too much. Does not import torch."""
 
 import math
-from dataclasses import dataclass
 
 from buddy_server.engine.batch import Batch, BatchResult
 
@@ -10,23 +9,19 @@ BURST_S = 0.015
 the time that Python and HTTP need per burst."""
 STRETCH = 1.5
 """Limit of a step that contains prefill, as a multiple of the usual gap between arrivals of a stream's text."""
-SLOWDOWN = 1.05
-"""Limit of a decode step in which tenants have more rows than their fair share, as a multiple of the step without
-those."""
+SLOWDOWN = 0.05
+"""Limit of the time that rows beyond the tenants' fair shares add to a decode step, as a part of the step."""
 FEWEST_ROWS = 8
 """Prefill always gets this many rows, however long they take: as many as the CPU's matrix products handle at once."""
 MEMORY = 0.8
 """Weight of the old estimate in each update."""
-FIT_MEMORY = 0.98
-"""The same for the time by rows: about a second, in which the number of rows changes now and then."""
 
 
 class Pace:
-    """Estimates, from the steps that ran, the time of a decode step, also by its rows, and of a prefill row. All change
-    with load and context length."""
+    """Estimates, from the steps that ran, the time of a decode step and of a prefill row. Both change with load and
+    context length."""
 
     def __init__(self) -> None:
-        self._decode_fit = _Fit()
         self._decode_s: float | None = None
         self._row_s: float | None = None
 
@@ -35,7 +30,6 @@ class Pace:
         num_prefill = sum(work.length for work in batch.works if not work.is_decode)
         if num_prefill == 0:
             self._decode_s = _mixed(self._decode_s, result.seconds / result.num_steps)
-            self._decode_fit.add(len(batch.works), result.seconds / result.num_steps)
             return
         decode_s = self._decode_s or 0.0 if num_prefill < batch.num_tokens else 0.0
         self._row_s = _mixed(self._row_s, max(0.0, result.seconds - decode_s) / num_prefill)
@@ -46,12 +40,10 @@ class Pace:
 
     def decode_rows(self, fair: int, wanted: int) -> int:
         """Rows for a decode step, at most `wanted`: `fair` at least, and more as far as they do not slow it down too
-        much."""
-        rows = self._decode_fit.rows_at(SLOWDOWN, fair)
-        if rows is None:
-            # Few and many in turns, to find out.
-            return fair if self._decode_fit.last_rows > fair else wanted
-        return max(fair, int(min(rows, wanted)))
+        much; `wanted` without measurements. A row of decode takes about as long as one of prefill."""
+        if self._decode_s is None or not self._row_s:
+            return wanted
+        return min(wanted, fair + int(SLOWDOWN * self._decode_s / self._row_s))
 
     def prefill_rows(self, most: int, in_bursts: bool) -> int:
         """Rows of prefill for a step that also decodes, at most `most`; `most` without measurements. Text arrives
@@ -68,36 +60,3 @@ def _mixed(known: float | None, new: float) -> float:
         return new
     # Limits what one outlier, from a machine busy with other work, can change.
     return MEMORY * known + (1 - MEMORY) * min(max(new, known / 2), known * 2)
-
-
-@dataclass(slots=True)
-class _Fit:
-    """The straight line through the times of steps by their rows, from moments in which older steps fade."""
-
-    last_rows: int = 0
-    weight: float = 0.0
-    rows: float = 0.0
-    seconds: float = 0.0
-    rows_rows: float = 0.0
-    rows_seconds: float = 0.0
-
-    def add(self, rows: int, seconds: float) -> None:
-        self.last_rows = rows
-        self.weight = FIT_MEMORY * self.weight + 1
-        self.rows = FIT_MEMORY * self.rows + rows
-        self.seconds = FIT_MEMORY * self.seconds + seconds
-        self.rows_rows = FIT_MEMORY * self.rows_rows + rows * rows
-        self.rows_seconds = FIT_MEMORY * self.rows_seconds + rows * seconds
-
-    def rows_at(self, multiple: float, rows: int) -> float | None:
-        """With how many rows a step takes `multiple` times as long as with `rows`; infinity if rows cost nothing. None
-        if the number of rows has changed too little to tell."""
-        spread = self.weight * self.rows_rows - self.rows**2
-        # A standard deviation of two rows.
-        if spread <= (2 * self.weight) ** 2:
-            return None
-        per_row_s = (self.weight * self.rows_seconds - self.rows * self.seconds) / spread
-        if per_row_s <= 0:
-            return math.inf
-        fixed_s = max(0.0, (self.seconds - per_row_s * self.rows) / self.weight)
-        return multiple * rows + (multiple - 1) * fixed_s / per_row_s

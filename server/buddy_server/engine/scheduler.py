@@ -7,6 +7,7 @@ from array import array
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 from buddy_routing.action_space import ActionSpace
 from buddy_server.engine.batch import Batch, BatchResult, Work, WorkResult
@@ -60,12 +61,12 @@ class Scheduler:
                 f"route_block {route_block} cannot be cached: allowed are multiples of block_size {pool.block_size}"
             )
         self.pool = pool
-        self.waiting = FairShare()
+        self.fair_share = FairShare()
         self.running: list[Sequence] = []
         self.pace = Pace()
         self.route_block = route_block
         self.actions = actions
-        self._num_preemptions = self._num_turns = 0
+        self._num_preemptions = 0
         self._starts: list[tuple[str, Event]] = []
         self._max_step_tokens = max_step_tokens
         self._prefix_keys = prefix_keys
@@ -74,7 +75,7 @@ class Scheduler:
 
     @property
     def has_work(self) -> bool:
-        return bool(self.waiting or self.running)
+        return bool(self.fair_share or self.running)
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence. Admission ensures that it fits into an otherwise empty cache, so it can always finish:
@@ -82,12 +83,14 @@ class Scheduler:
         num_tokens = sequence.num_prompt + sequence.request.sampling.max_tokens
         assert self.pool.blocks_for(num_tokens) <= self.pool.num_blocks, f"{num_tokens} tokens can never fit"
         self._set_prefix_keys(sequence)
-        self.waiting.push(sequence)
+        self.fair_share.push(sequence)
 
     def change_depth(self, sequence: Sequence, max_cost: int) -> None:
         """Limit the sequence's tokens that no step has run yet to `max_cost` milli-layers."""
+        # Before add() a sequence has no keys.
+        has_keys = bool(sequence.prefix_keys)
         sequence.change_depth(max_cost, self.route_block)
-        if len(sequence.depths) == 1:
+        if has_keys and len(sequence.depths) == 1:
             self._set_prefix_keys(sequence)
 
     def _set_prefix_keys(self, sequence: Sequence) -> None:
@@ -97,16 +100,20 @@ class Scheduler:
     def schedule(self) -> Batch:
         """Build the next batch: decodes first, then prefill in the order of fair sharing. A batch with only decodes may
         run several steps."""
+        self._starts = []
+        num_preemptions = self._num_preemptions
         for sequence in [s for s in self.running if s.is_decoding]:
             # Room for an earlier sequence may have cost this one its lane.
             if sequence.lane >= 0:
                 self._make_room(sequence, len(sequence.tokens))
-        self._start_waiting()
+        # Blocks that are left after a preemption will be needed by those that decode.
+        if self._num_preemptions == num_preemptions:
+            self._start_waiting()
         works = [self._work(sequence, sequence.num_computed, 1) for sequence in self._decoding()]
         most = self._max_step_tokens - len(works)
         num_left = self.pace.prefill_rows(most, self._multi_step) if works else most
         in_pieces = num_left < most
-        for sequence in sorted([s for s in self.running if not s.is_decoding], key=self.waiting.rank):
+        for sequence in sorted([s for s in self.running if not s.is_decoding], key=self.fair_share.prefill_rank):
             chunk = list(self._chunk(sequence, num_left, in_pieces))
             if not chunk:
                 break
@@ -148,9 +155,9 @@ class Scheduler:
         """Release all that a sequence holds, whether it runs or waits."""
         if sequence in self.running:
             self._give_up_lane(sequence)
-            self.waiting.leave(sequence)
+            self.fair_share.leave(sequence)
         else:
-            self.waiting.remove(sequence)
+            self.fair_share.remove(sequence)
 
     def check_idle(self) -> None:
         """Check, between steps, that only running sequences and cached prefixes hold blocks."""
@@ -161,14 +168,7 @@ class Scheduler:
         slow down the others. Then their sequences take turns."""
         decoding = [sequence for sequence in self.running if sequence.is_decoding]
         num_lanes = len(self.running) + len(self._free_lanes)
-        num_fair = self.waiting.num_within_share(decoding, num_lanes)
-        most = self.pace.decode_rows(num_fair, len(decoding))
-        if most >= len(decoding):
-            return decoding
-        chosen = self.waiting.within_share(decoding, num_lanes, most)
-        for sequence in chosen:
-            sequence.turn = self._num_turns = self._num_turns + 1
-        return chosen
+        return self.fair_share.take_turns(decoding, num_lanes, self.pace.decode_rows)
 
     def _work(self, sequence: Sequence, start: int, length: int, ahead: int = 0, continues: bool = False) -> Work:
         return Work(sequence, start, length, sequence.max_cost(start), ahead, continues)
@@ -208,7 +208,7 @@ class Scheduler:
             depth[2] += executed - newly
             if not sequence.has_ended and made.tokens:
                 yield from sequence.accept(made.tokens[step], path)
-        self.waiting.charge(sequence, charged)
+        self.fair_share.charge(sequence, charged)
         if self._is_cacheable(work):
             self._cache(work, array("d", made.sums.tolist()))
 
@@ -232,28 +232,38 @@ class Scheduler:
 
     def _start_waiting(self) -> None:
         """Give lanes and blocks to waiting sequences, in order, as far as there are any or fair sharing frees some."""
-        self._starts = []
-        while (first := self.waiting.peek()) is not None:
-            while not (self._free_lanes and self._take_blocks(first)):
-                victim = self.waiting.gives_way_to(first, self.running)
-                if victim is None:
-                    return
-                self._preempt(victim)
-            queue_s = self.waiting.start(first)
+        while (first := self.fair_share.peek()) is not None and self._take_room(first):
+            queue_s = self.fair_share.start(first)
             if queue_s is not None:
                 self._starts.append((first.request.request_id, StartEvent(queue_s)))
             first.lane = self._free_lanes.pop()
             self.running.append(first)
 
-    def _take_blocks(self, sequence: Sequence) -> bool:
-        """Allocate blocks for all known tokens, cached ones as far as there are any. Returns False and takes nothing if
-        too few are free."""
+    def _take_room(self, sequence: Sequence) -> bool:
+        """Free a lane and allocate blocks for all known tokens, cached ones as far as there are any. Preempts others as
+        far as that is fair, but nobody in vain. Returns False and changes nothing if there is too little room."""
+        givers = self.fair_share.givers(sequence, self.running)
+        victims = [] if self._free_lanes else list(islice(givers, 1))
+        if not (self._free_lanes or victims):
+            return False
         self._reuse(sequence)
+        while not self._has_blocks(sequence, victims):
+            giver = next(givers, None)
+            if giver is None:
+                self._empty(sequence)
+                return False
+            victims.append(giver)
+        for victim in victims:
+            self._preempt(victim)
         # All at once: two partly computed prompts could otherwise wait for each other's blocks forever.
-        if self.pool.grow(sequence.block_table, len(sequence.tokens)):
-            return True
-        self._empty(sequence)
-        return False
+        return self.pool.grow(sequence.block_table, len(sequence.tokens))
+
+    def _has_blocks(self, sequence: Sequence, victims: list[Sequence]) -> bool:
+        """Whether, without the `victims`, there are enough blocks for all of the sequence's tokens, and one more for
+        each that runs, which would soon preempt it otherwise."""
+        missing = self.pool.blocks_for(len(sequence.tokens)) - len(sequence.block_table)
+        num_free = self.pool.num_free + self.pool.num_held_only_by([victim.block_table for victim in victims])
+        return missing + len(self.running) - len(victims) <= num_free
 
     def _reuse(self, sequence: Sequence) -> None:
         """Take the sequence's next route blocks from the prefix cache, up to the first that is missing."""
@@ -288,11 +298,11 @@ class Scheduler:
         """Allocate blocks for a decode step. If there are too few, preempt others, or `sequence` itself if it is the
         one to give way."""
         while sequence.lane >= 0 and not self.pool.grow(sequence.block_table, num_tokens):
-            self._preempt(self.waiting.most_over(self.running))
+            self._preempt(self.fair_share.most_over(self.running))
 
     def _preempt(self, sequence: Sequence) -> None:
         self._give_up_lane(sequence)
-        self.waiting.put_back(sequence)
+        self.fair_share.put_back(sequence)
         self._num_preemptions += 1
 
     def _take_preemptions(self) -> int:

@@ -1,5 +1,6 @@
 """One request inside the engine: its tokens, its progress and its cost."""
 
+import math
 from array import array
 from bisect import bisect_right
 from dataclasses import dataclass, field
@@ -25,8 +26,12 @@ if TYPE_CHECKING:
 @dataclass(slots=True, eq=False)
 class Sequence:
     """`tokens` are prompt and output; the first `num_computed` have their K/V in the cache. `arrival` numbers the
-    requests of an engine. `end_token_ids` end the answer. `priority` is the request's, or higher after a long wait.
-    The lower its `turn`, the longer ago it decoded while others of its tenant could not.
+    requests of an engine. `end_token_ids` end the answer.
+
+    For fair sharing (fair_share.py): `arrived_s` and `started_s`, the last time that it got a lane, are by the clock
+    there; infinity before. `priority` is the request's, or higher after a long wait. `prepaid` are the
+    milli-layers of its prompt that have not run yet, while it has a lane. `turn` numbers the last time that it
+    decoded when not all could: the lowest decoded longest ago.
 
     Tokens are charged once, up to `num_charged`, however often they are recomputed after preemption. `depths` lists
     pairs: a position, and the milli-layers that a token may cost from there on. `scored_prompt` holds the prompt's
@@ -46,6 +51,9 @@ class Sequence:
     tokens: list[int] = field(init=False)
     depths: list[tuple[int, int]] = field(init=False)
     priority: int = field(init=False)
+    arrived_s: float = math.inf
+    started_s: float = math.inf
+    prepaid: int = 0
     turn: int = 0
     num_computed: int = 0
     lane: int = -1
@@ -71,6 +79,15 @@ class Sequence:
     @property
     def num_output(self) -> int:
         return len(self.tokens) - self.num_prompt
+
+    @property
+    def has_started(self) -> bool:
+        """Whether it has ever had a lane."""
+        return self.started_s < math.inf
+
+    @property
+    def is_raised(self) -> bool:
+        return self.priority > self.request.priority
 
     @property
     def is_decoding(self) -> bool:
