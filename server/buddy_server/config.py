@@ -1,15 +1,17 @@
-"""The configuration file: read and validated here, then turned into frozen dataclasses."""
+"""The configuration file: validated here, then turned into frozen dataclasses."""
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
+from urllib.parse import quote
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
+from buddy_server.config_text import explain, line_of, name_or_mask, read_yaml
 from buddy_server.engine.settings import EngineSettings
-from buddy_server.errors import ConfigError, FieldError, shown
+from buddy_server.errors import ConfigError, FieldError
 from buddy_server.tenancy.policy import Tenant, Tier
 from buddy_server.tenancy.tier_entry import Name, TierEntry
 
@@ -27,7 +29,7 @@ class StoreSettings:
     None puts it beside the SQLite file, or in the user's state directory. Its rows are kept for `ledger_days` days,
     with None for ever."""
 
-    url: str
+    url: str = field(repr=False)  # may hold a password
     journal: Path | None = None
     when_unreachable: WhenUnreachable = "refuse"
     ledger_days: int | None = None
@@ -75,29 +77,23 @@ class ServerConfig:
 
 
 def load_config(path: Path | None, check: Callable[[ServerConfig], None] = lambda _: None) -> ServerConfig:
-    """The configuration in the YAML file at `path`; None gives a server without tenants. `check` may raise a FieldError
-    for what only its caller knows.
+    """The configuration in the YAML file at `path`; None gives a server without tenants. Paths in the file are relative
+    to its folder. `check` may raise a FieldError for what only its caller knows.
 
-    Raises ConfigError naming the file, the line, the field, its value and what is allowed.
+    Raises ConfigError naming the file, the line, the field, its value if it cannot be a secret, and what is allowed.
     """
     if path is None:
         return ServerConfig()
     stamp = file_stamp(path)
+    text, raw = read_yaml(path)
     try:
-        text = path.read_text(encoding="utf-8")
-        raw = yaml.safe_load(text)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: is not YAML: {error}") from error
-    try:
-        config = _freeze(_File.model_validate({} if raw is None else raw))
+        config = _freeze(_File.model_validate({} if raw is None else raw), path.absolute().parent)
         check(config)
         return replace(config, stamp=stamp)
     except ValidationError as error:
-        raise ConfigError("; ".join(f"{path}:{_explain(details, text)}" for details in error.errors())) from None
+        raise ConfigError("; ".join(f"{path}:{explain(details, text)}" for details in error.errors())) from None
     except FieldError as error:
-        raise ConfigError(f"{path}:{_line(text, error.location)}: {error}") from None
+        raise ConfigError(f"{path}:{line_of(text, error.location)}: {error}") from None
 
 
 def file_stamp(path: Path) -> tuple[int, ...] | None:
@@ -134,6 +130,8 @@ class _LimitsEntry(_Strict):
     when_unreachable: WhenUnreachable = "refuse"
 
 
+_RELATIVE_SQLITE = re.compile(r"^sqlite(\+aiosqlite)?:///(?=[^/?])(?!:memory:)")
+"""The beginning of the URL, up to the path."""
 _TARGETS = ElasticSettings()
 
 
@@ -165,7 +163,7 @@ class _File(_Strict):
     engine: _EngineEntry = Field(default_factory=_EngineEntry)
 
 
-def _freeze(file: _File) -> ServerConfig:
+def _freeze(file: _File, folder: Path) -> ServerConfig:
     tiers = {name: entry.tier(name) for name, entry in file.tiers.items()}
     tenants = tuple(_tenants(file, tiers))
     if not tenants and file.store is None:
@@ -173,7 +171,7 @@ def _freeze(file: _File) -> ServerConfig:
     return ServerConfig(
         tiers=tuple(tiers.values()),
         tenants=tenants,
-        store=None if file.store is None else _store(file.store),
+        store=None if file.store is None else _store(file.store, folder),
         limits=LimitSettings(**file.limits.model_dump()),
         elastic=ElasticSettings(**file.elastic.model_dump()),
         max_waiting=file.max_waiting,
@@ -182,9 +180,11 @@ def _freeze(file: _File) -> ServerConfig:
     )
 
 
-def _store(entry: _StoreEntry) -> StoreSettings:
-    journal = None if entry.journal is None else Path(entry.journal)
-    return StoreSettings(entry.url, journal, entry.when_unreachable, entry.ledger_days)
+def _store(entry: _StoreEntry, folder: Path) -> StoreSettings:
+    # Server and commands may be started in different folders, and mean the same database.
+    url = _RELATIVE_SQLITE.sub(lambda scheme: f"{scheme[0]}{quote(str(folder))}/", entry.url)
+    journal = None if entry.journal is None else folder / entry.journal
+    return StoreSettings(url, journal, entry.when_unreachable, entry.ledger_days)
 
 
 def _tenants(file: _File, tiers: dict[str, Tier]) -> Iterator[Tenant]:
@@ -192,7 +192,9 @@ def _tenants(file: _File, tiers: dict[str, Tier]) -> Iterator[Tenant]:
     for name, entry in file.tenants.items():
         if entry.tier not in tiers:
             allowed = ", ".join(sorted(tiers)) or "none"
-            raise FieldError(("tenants", name, "tier"), f"{entry.tier!r} is not a tier, allowed: {allowed}")
+            raise FieldError(
+                ("tenants", name, "tier"), f"{name_or_mask(entry.tier)!r} is not a tier, allowed: {allowed}"
+            )
         if not entry.key_sha256 and file.store is None:
             reason = (
                 "allowed are SHA-256 digests, at least one; without any, give a store for the keys that are made later"
@@ -204,36 +206,3 @@ def _tenants(file: _File, tiers: dict[str, Tier]) -> Iterator[Tenant]:
                 raise FieldError(("tenants", name, "key_sha256"), f"a key of {owners[digest]!r} is given again")
             owners[digest] = name
         yield Tenant(name, tiers[entry.tier], digests)
-
-
-def _explain(details: Any, text: str) -> str:
-    location = tuple(map(str, details["loc"]))
-    line, field = _line(text, location), ".".join(location) or "the file"
-    if details["type"] == "extra_forbidden":
-        return f"{line}: {field}: is not a known field"
-    if "key_sha256" in location:
-        # The value may be a plain key pasted here by mistake; it must not reach a log.
-        return f"{line}: {field}: allowed are SHA-256 digests in 64 lower-case hexadecimal digits"
-    if field == "store.url":
-        return f"{line}: {field}: allowed is sqlite:///PATH or postgresql://USER:PASSWORD@HOST/DATABASE"
-    if field == "limits.url":
-        return f"{line}: {field}: allowed is memory:// or redis://HOST:PORT/NUMBER"
-    reason = str(details["ctx"]["error"]) if details["type"] == "value_error" else details["msg"]
-    return f"{line}: {field}: {shown(details['input'])} is not allowed: {reason}"
-
-
-def _line(text: str, location: tuple[str, ...]) -> int:
-    """The line, from 1, of the field at `location`, or of the deepest entry on the way to it that there is."""
-    node, line = yaml.compose(text), 1
-    for name in location:
-        if isinstance(node, yaml.MappingNode):
-            found = [(key, value) for key, value in node.value if key.value == name]
-        elif isinstance(node, yaml.SequenceNode) and name.isdigit() and int(name) < len(node.value):
-            found = [(node.value[int(name)],) * 2]
-        else:
-            break
-        if not found:
-            break
-        key, node = found[-1]
-        line = key.start_mark.line + 1
-    return line

@@ -5,6 +5,7 @@ BuddyError
 │   └── FieldError                     one that two fields, or a field and the model, disagree on
 ├── EngineStartError                   at start: why there is no engine
 ├── StoreUnreachable                   the database and why; clients see StoreAway
+├── LimiterUnreachable                 the store of the limits and why; clients see StoreAway
 └── ApiError                           rendered by `api/errors_handler.py`
     ├── InvalidRequest           400   code null, param names the field
     │   ├── InvalidBudget        400   invalid_budget
@@ -97,6 +98,10 @@ class EngineStartError(BuddyError):
 class StoreUnreachable(BuddyError):
     """The store's database does not answer, or cannot do what it is asked. The message has its URL without the
     password, and is for the operator alone."""
+
+
+class LimiterUnreachable(BuddyError):
+    """The shared store of the limits does not answer. The message is for the operator alone."""
 
 
 class ApiError(BuddyError):

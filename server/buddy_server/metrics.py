@@ -48,7 +48,7 @@ class Metrics(TenancyMetrics):
         super().__init__(tenants)
         self._num_layers = info.num_layers
         self._full_cost = info.actions.full_cost
-        self._gaps = (0.0, 0)
+        self._step_s = (0.0, 0)
         self._declare_requests()
         self._declare_depth()
         self._declare_engine()
@@ -186,20 +186,18 @@ class Metrics(TenancyMetrics):
             registry=self.registry,
         )
 
-    def add_gap(self, seconds: float, num_tokens: int) -> None:
-        """Record that `num_tokens` tokens of an answer took `seconds`. Called on one thread, as is the next."""
-        total_s, total = self._gaps
-        self._gaps = (total_s + seconds, total + num_tokens)
-
     def take_inter_token_s(self) -> float:
-        """The mean time between two tokens of an answer since the last call; 0.0 if there were none."""
-        seconds, num_tokens = self._gaps
-        self._gaps = (0.0, 0)
-        return seconds / num_tokens if num_tokens else 0.0
+        """The mean time of a step since the last call, each counted with the sequences that waited for it: what the
+        engine makes of the time between two tokens, whatever clients do. 0.0 if there was no step."""
+        seconds, num_steps = self._step_s
+        self._step_s = (0.0, 0)
+        return seconds / num_steps if num_steps else 0.0
 
     def observe_step(self, stats: StepStats) -> None:
         """Record the steps of one call to the model; each counts with the average of the call."""
         num_steps = stats.num_steps
+        seconds, num_before = self._step_s
+        self._step_s = (seconds + stats.seconds * stats.num_sequences, num_before + num_steps * stats.num_sequences)
         self._layers_read_ratio.observe(stats.num_layers_read / num_steps / self._num_layers, num_steps)
         self._batch_size.observe(stats.num_sequences, num_steps)
         self._router.observe(stats.router_s / num_steps, num_steps)
@@ -280,7 +278,6 @@ class RequestMetrics:
             self._last_token[choice] = now
             num_later -= 1
         if num_later:
-            self._metrics.add_gap(now - self._last_token[choice], num_later)
             self._inter_token.observe((now - self._last_token[choice]) / num_later, num_later)
         self._last_token[choice] = now
         self._completion_tokens.inc(len(costs))

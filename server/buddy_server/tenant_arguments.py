@@ -2,9 +2,10 @@
 
 import argparse
 import re
-import time
 from datetime import UTC, datetime
 from pathlib import Path
+
+from buddy_server.clock import now_ms
 
 _DAY_MS = 24 * 60 * 60 * 1000
 
@@ -48,16 +49,16 @@ def _add(parser: argparse.ArgumentParser, action: str) -> argparse.ArgumentParse
 
 def _expiry(text: str) -> int:
     """Milliseconds since 1970."""
-    now_ms = time.time_ns() // 1_000_000
+    now = now_ms()
     expires_ms = 0
     if match := re.fullmatch(r"([0-9]{1,5})d", text):
-        expires_ms = now_ms + int(match[1]) * _DAY_MS
+        expires_ms = now + int(match[1]) * _DAY_MS
     elif re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", text):
         try:
             expires_ms = int(datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp() * 1000)
         except ValueError:
             expires_ms = 0
-    if expires_ms <= now_ms:
+    if expires_ms <= now:
         raise argparse.ArgumentTypeError(
             f"{text!r} is not allowed: give days like 30d, or a day to come like 2030-12-31"
         )

@@ -5,13 +5,13 @@ import asyncio
 import getpass
 import os
 import sys
-import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from pydantic import TypeAdapter, ValidationError
 
+from buddy_server.clock import now_ms
 from buddy_server.config import ServerConfig, load_config
 from buddy_server.errors import ConfigError, InvalidRequest, shown
 from buddy_server.tenancy.administration import Administration
@@ -34,7 +34,7 @@ async def _run(parsed: argparse.Namespace, config: ServerConfig) -> None:
     database = Database(config.store.url)
     try:
         await database.migrate()
-        secret = KeySecret.load(database.sqlite_file)
+        secret = KeySecret.load(database.sqlite_file) if parsed.action == "create_key" else None
         book = _FileBook({tenant.name: tenant for tenant in config.tenants}, {tier.name: tier for tier in config.tiers})
         administration = Administration(TenantStore(database), book, secret, f"command:{_user()}")
         await _ACTIONS[parsed.action](parsed, administration)
@@ -93,8 +93,9 @@ async def _create_key(parsed: argparse.Namespace, administration: Administration
 
 
 async def _list_keys(parsed: argparse.Namespace, administration: Administration) -> None:
+    disabled = {tenant.name for tenant in await administration.tenants() if tenant.disabled}
     rows = [
-        (key.id, key.tenant, _time(key.created_ms), _time(key.expires_ms), _state(key))
+        (key.id, key.tenant, _time(key.created_ms), _time(key.expires_ms), _state(key, key.tenant in disabled))
         for key in await administration.keys(parsed.tenant)
     ]
     _print_table([("KEY", "TENANT", "CREATED", "EXPIRES", "STATE"), *rows])
@@ -117,10 +118,12 @@ _ACTIONS: Mapping[str, Callable[[argparse.Namespace, Administration], Awaitable[
 }
 
 
-def _state(key: StoredKey) -> str:
+def _state(key: StoredKey, is_disabled: bool) -> str:
     if key.revoked_ms is not None:
         return "revoked"
-    return "valid" if key.is_valid(time.time_ns() // 1_000_000) else "expired"
+    if not key.is_valid(now_ms()):
+        return "expired"
+    return "disabled" if is_disabled else "valid"
 
 
 def _time(milliseconds: int | None) -> str:

@@ -87,6 +87,23 @@ def test_keys_are_listed_with_their_state(buddy: Buddy) -> None:
     assert len(buddy("keys", "list", "acme").splitlines()) == 2
 
 
+def test_keys_of_a_disabled_tenant_are_listed_as_disabled(buddy: Buddy) -> None:
+    buddy("tenants", "create", "acme", "--tier", "free")
+    buddy("keys", "create", "acme")
+    buddy("keys", "create", "filed")
+    buddy("tenants", "disable", "acme")
+    assert [line.split()[-1] for line in buddy("keys", "list").splitlines()] == ["STATE", "disabled", "valid"]
+
+
+def test_only_new_keys_need_the_servers_secret(buddy: Buddy, config: str) -> None:
+    secret = Path(config).with_name("buddy.db.secret")
+    buddy("tenants", "list")
+    buddy("keys", "list")
+    assert not secret.exists()
+    buddy("keys", "create", "filed")
+    assert secret.exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

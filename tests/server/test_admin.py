@@ -200,6 +200,23 @@ def test_malformed_json_is_refused(admin: AdminSite) -> None:
     assert (status, message[:34]) == (400, "The request body is not valid JSON")
 
 
+@pytest.mark.parametrize("body", [b'{"name": "\xff"}', b'{"name": ' + b"[" * 100_000, b"1" * 5000])
+def test_body_that_is_no_json_a_server_reads_gets_400(admin: AdminSite, body: bytes) -> None:
+    headers = {"content-type": "application/json"}
+    status, code, message = admin.refused("POST", "/tenants", content=body, headers=headers)
+    assert (status, code) == (400, None)
+    assert message == "The request body cannot be read; allowed is JSON in UTF-8, not too deep."
+
+
+@pytest.mark.parametrize("announced", [True, False])
+def test_body_over_the_limit_gets_413(admin: AdminSite, announced: bool) -> None:
+    body = b" " * (ServerConfig().max_body_bytes + 1)
+    headers = {"content-type": "application/json"}
+    content = body if announced else iter([body[:1000], body[1000:]])
+    status, code, _ = admin.refused("POST", "/tenants", content=content, headers=headers)
+    assert (status, code) == (413, "request_too_large")
+
+
 def test_key_is_shown_once_and_revoked(admin: AdminSite) -> None:
     made = admin.call("POST", "/tenants/filed/keys", json={"expires_at": "2050-01-01T01:00:00+01:00"})
     assert made.status_code == 201

@@ -15,7 +15,7 @@ from fakes.site import Serve
 from fakes.tenancy import tenancy_of
 
 TARGETS = ElasticSettings()
-CALM = Load(queue_s=0.0, inter_token_s=0.001, places_used=0.0)
+CALM = Load(queue_s=0.0, inter_token_s=0.001, used=0.0)
 
 
 @dataclass
@@ -37,8 +37,8 @@ class Simulation:
             served = self.capacity * (1 + 2 * self.controller.level / NUM_LEVELS)
             self.waiting = max(0.0, self.waiting + (rate - served) * TICK_S)
             queue_s = self.waiting / served
-            places_used = 1.0 if self.waiting else min(1.0, rate / served)
-            self.controller.observe(self.now_s, Load(queue_s, 0.001, places_used), TARGETS)
+            used = 1.0 if self.waiting else min(1.0, rate / served)
+            self.controller.observe(self.now_s, Load(queue_s, 0.001, used), TARGETS)
             self.levels.append(self.controller.level)
             self.queues_s.append(queue_s)
 
@@ -64,7 +64,7 @@ def test_budgets_do_not_swing_under_steady_overload() -> None:
     simulation = Simulation()
     simulation.run(60, rate=20)
     changes_at_first = simulation.num_changes
-    simulation.run(300, rate=20)
+    simulation.run(600, rate=20)
     assert simulation.num_changes - changes_at_first <= 20
 
 
@@ -76,14 +76,23 @@ def test_budgets_return_within_a_minute_after_the_load() -> None:
     assert simulation.controller.level == 0
 
 
-def test_load_between_the_marks_changes_nothing() -> None:
+def test_load_between_the_marks_is_tried_seldom_and_in_the_end_restored() -> None:
     controller = DepthController()
     controller.observe(0.0, Load(2.0, 0.001, 1.0), TARGETS)
-    level = controller.level
-    assert level > 0
-    for tick in range(1, 400):
-        controller.observe(tick * TICK_S, Load(0.5 * TARGETS.target_queue_s, 0.001, 1.0), TARGETS)
-    assert controller.level == level
+    between = Load(0.5 * TARGETS.target_queue_s, 0.001, 1.0)
+    levels = [controller.observe(tick * TICK_S, between, TARGETS) for tick in range(1, 600)]
+    assert levels[0] == levels[int(29 / TICK_S)] == 3
+    assert levels[-1] == 0
+
+
+def test_full_engine_without_a_queue_gets_its_budgets_back() -> None:
+    controller = DepthController()
+    for tick in range(16):
+        controller.observe(tick * TICK_S, Load(2.0, 0.001, 1.0), TARGETS)
+    assert controller.level == NUM_LEVELS
+    for tick in range(16, 16 + round(60 / TICK_S)):
+        controller.observe(tick * TICK_S, Load(0.0, 0.001, 0.8), TARGETS)
+    assert controller.level == 0
 
 
 @pytest.mark.parametrize(("queue_s", "levels"), [(0.4, 1), (0.6, 2), (0.8, 3), (20.0, 3)])
@@ -101,7 +110,7 @@ def test_failed_restoring_waits_longer_each_time() -> None:
     controller = DepthController()
     controller.observe(0.0, Load(2.0, 0.001, 0.4), TARGETS)
     restored: list[float] = []
-    for tick in range(1, 800):
+    for tick in range(1, 1600):
         now_s, before = tick * TICK_S, controller.level
         # At the level before, the queue is long again.
         queue_s = 0.0 if before >= 2 else 0.4
@@ -109,7 +118,7 @@ def test_failed_restoring_waits_longer_each_time() -> None:
         if controller.level < before:
             restored.append(now_s)
     pauses = [later - earlier for earlier, later in itertools.pairwise(restored)]
-    assert pauses[0] < pauses[1] < pauses[2] <= 2 * 30
+    assert pauses[0] < pauses[1] < pauses[2]
 
 
 @pytest.mark.parametrize(("level", "layers"), [(0, 16), (4, 10), (NUM_LEVELS, 4)])

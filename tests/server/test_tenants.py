@@ -6,9 +6,10 @@ from pathlib import Path
 import openai
 import pytest
 
-from buddy_server.config import ServerConfig, load_config
+from buddy_server.config import ServerConfig, StoreSettings, load_config
 from buddy_server.errors import ConfigError
 from buddy_server.tenancy.policy import Tenant, Tier
+from buddy_server.tenancy.store.database import Database
 from fakes.site import Serve
 
 EXAMPLE = Path(__file__).parents[2] / "deploy" / "tenants.example.yaml"
@@ -74,6 +75,7 @@ def test_file_without_tenants_is_open_with_the_tier_named_default(tmp_path: Path
         ("tiers: {a: {min_budget: .nan}}", r"tiers\.a\.min_budget: nan is not allowed"),
         ("tiers: {a: {max_budget: 0.3, default_budget: 0.5}}", r"tiers\.a: .*min_budget <= default_budget"),
         ("tiers: {a: {max_buget: 1}}", r"tiers\.a\.max_buget: is not a known field"),
+        ("tenants: {t: {key_sha256: []}}", r"tenants\.t\.tier: is required"),
         ("max_waiting: 0", r"max_waiting: 0 is not allowed"),
         ("tiers: {a: {}}\ntenants:\n  t: {tier: a, key_sha256: []}", r"3: tenants\.t\.key_sha256: allowed are SHA-256"),
         ("tenants: {t: {tier: a, key_sha256: [k]}}", r"tenants\.t\.key_sha256\.0: allowed are SHA-256"),
@@ -84,8 +86,12 @@ def test_file_without_tenants_is_open_with_the_tier_named_default(tmp_path: Path
         ("store: {url: 'sqlite:///b.db', ledger_days: 7}", r"store\.ledger_days: 7 is not allowed.*or equal to 31"),
         ("limits: {url: memcached://h}", r"limits\.url: allowed is memory:// or redis://"),
         (f"tenants: {{t: {{tier: b, key_sha256: [{digest('k')}]}}}}", r"tenants\.t\.tier: 'b' is not a tier"),
-        ("- a", r"the file: \['a'\] is not allowed"),
-        ("a: [", "is not YAML"),
+        ("- a", r"the file: this value is not allowed: allowed is a mapping like {NAME: VALUE}"),
+        ("a: [", "is not YAML: expected the node content, but found '<stream end>'"),
+        ("max_waiting: 2026-13-45", "is not YAML: a value is neither the date nor the number that it looks like"),
+        ("max_waiting: !!bool maybe", "is not YAML: a value is neither the date nor the number that it looks like"),
+        ("max_waiting: '\a'", "is not YAML: special characters are not allowed"),
+        ("[" * 10_000, "is not allowed: it is nested too deeply"),
     ],
 )  # fmt: skip
 def test_bad_file_is_refused_by_file_field_and_value(tmp_path: Path, text: str, message: str) -> None:
@@ -100,12 +106,78 @@ def test_missing_file_is_refused_by_name(tmp_path: Path) -> None:
         load_config(tmp_path / "gone.yaml")
 
 
-def test_plain_key_in_the_file_is_refused_without_repeating_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "text",
+    [
+        "tenants: {t: {tier: a, key_sha256: [sk-hidden]}}",
+        "tenants: {t: {tier: a, key_sha256: sk-hidden}}",
+        "tenants: {t: {tier: sk-hidden}}",
+        "tenants: {t: sk-hidden}",
+        "tenants: {t: {sk-hidden}}",
+        "tenants: {t: [sk-hidden]}",
+        "tenants: sk-hidden",
+        "tenants: {'sk-hidden:': {tier: a}}",
+        "store: postgresql://u:hidden@h/d",
+        "store: {postgresql://u:hidden@h/d}",
+        "store: {url: [postgresql://u:hidden@h/d]}",
+        "store: {url: mysql://u:hidden@h/d}",
+        "store: {url: 'sqlite:///b.db', journal: [hidden]}",
+        "store: {url: 'sqlite:///b.db', when_unreachable: hidden}",
+        "limits: redis://:hidden@h",
+        "limits: {url: rediss:hidden@h}",
+        "limits: {password: hidden}",
+        "redis://:hidden@h: 1",
+        "sk-hidden",
+        "- [{hidden: 1}]",
+        # Not YAML.
+        'store: {url: "postgresql://u:hidden@h/d}',
+        "store: url: postgresql://u:hidden@h/d",
+        "store:\n  url: sqlite:///b.db\n postgresql://u:hidden@h/d",
+        "store: {url: *hidden}",
+        "store: {url: !hidden x}",
+        "store: {url: !hid!den x}",
+        "store: {url: !!int hidden}",
+        "store: {? [hidden] : 1}",
+        "&hidden a: &hidden b",
+        "limits: %hidden",
+        "limits: @hidden",
+        "limits: {url: hidden\a}",
+    ],
+)
+def test_what_may_be_a_key_or_a_password_is_not_repeated(tmp_path: Path, text: str) -> None:
     path = tmp_path / "c.yaml"
-    path.write_text("tiers: {a: {}}\ntenants: {t: {tier: a, key_sha256: [sk-plain]}}")
-    with pytest.raises(ConfigError) as refused:
+    path.write_text(f"tiers: {{a: {{}}}}\n{text}")
+    with pytest.raises(ConfigError, match=r"c\.yaml:\d+: ") as refused:
         load_config(path)
-    assert "sk-plain" not in str(refused.value)
+    assert "hid" not in str(refused.value)
+
+
+def test_passwords_are_in_no_repr(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("store: {url: 'postgresql://u:hidden@h/d'}\nlimits: {url: 'redis://:hidden@h'}")
+    assert "hidden" not in repr(load_config(path))
+
+
+def test_paths_are_relative_to_the_folder_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "50% & more?"
+    folder.mkdir()
+    path = folder / "c.yaml"
+    path.write_text("store: {url: 'sqlite:///data/buddy.db', journal: journals}")
+    monkeypatch.chdir(tmp_path)
+    for given in (path, path.relative_to(tmp_path)):
+        store = load_config(given).store
+        assert store is not None
+        assert Database(store.url).sqlite_file == folder / "data" / "buddy.db"
+        assert store.journal == folder / "journals"
+
+
+@pytest.mark.parametrize(
+    "url", ["sqlite:////var/lib/buddy.db", "sqlite+aiosqlite:////b.db", "sqlite:///:memory:", "postgresql://h/d"]
+)
+def test_other_stores_are_where_their_url_says(tmp_path: Path, url: str) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(f"store: {{url: '{url}', journal: /journals}}")
+    assert load_config(path).store == StoreSettings(url, Path("/journals"))
 
 
 def test_key_of_two_tenants_is_refused(tmp_path: Path) -> None:

@@ -86,4 +86,9 @@ async def _handle_http_error(request: Request, error: Exception) -> Response:
         return render_error(RouteNotFound(f"There is no route {route}."))
     if error.status_code == 405:
         return render_error(MethodNotAllowed(f"The route does not allow {route}.", headers=error.headers))
+    if isinstance(error.__cause__, ApiError):
+        # FastAPI wraps what reading a body raises.
+        return render_error(error.__cause__)
+    if 400 <= error.status_code < 500:
+        return render_error(InvalidRequest("The request body cannot be read; allowed is JSON in UTF-8, not too deep."))
     return render_error(InternalError())

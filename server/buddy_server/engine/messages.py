@@ -149,8 +149,8 @@ class DepthCount(Struct, frozen=True, array_like=True):
 
 
 class StepStats(Struct, frozen=True, array_like=True):
-    """What one call to the model did, in `num_steps` steps of the same sequences. `num_layers_read` sums, over the
-    steps, the number of layers that any row ran."""
+    """What one call to the model did in `seconds`, in `num_steps` steps of the same sequences. `num_layers_read` sums,
+    over the steps, the number of layers that any row ran."""
 
     num_steps: int
     num_rows: int
@@ -159,6 +159,7 @@ class StepStats(Struct, frozen=True, array_like=True):
     num_preemptions: int
     router_s: float
     depth: Mapping[str, DepthCount]
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ BURST_S = 0.015
 the time that Python and HTTP need per burst."""
 STRETCH = 1.5
 """Limit of a step that contains prefill, as a multiple of the usual gap between arrivals of a stream's text."""
-SLOWDOWN = 1.1
+SLOWDOWN = 1.05
 """Limit of a decode step in which tenants have more rows than their fair share, as a multiple of the step without
 those."""
 FEWEST_ROWS = 8

@@ -139,6 +139,7 @@ class Scheduler:
             num_preemptions=self._take_preemptions(),
             router_s=result.router_s,
             depth={tenant: DepthCount(*counts) for tenant, counts in depth.items()},
+            seconds=result.seconds,
         )
         usages = [(s.request.request_id, s.usage) for s in sequences if not s.has_ended]
         return StepOutput(events, usages, stats)

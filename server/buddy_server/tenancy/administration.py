@@ -50,10 +50,11 @@ class ListedTier:
 
 
 class Administration:
-    """Reads and changes `store` on behalf of `actor`, whom the audit names. All methods raise StoreUnreachable; those
-    that change what belongs to the file raise Conflict, and the others are as in TenantStore."""
+    """Reads and changes `store` on behalf of `actor`, whom the audit names. Without a `secret`, it can make no key. All
+    methods raise StoreUnreachable; those that change what belongs to the file raise Conflict, and the others are as in
+    TenantStore."""
 
-    def __init__(self, store: TenantStore, book: Book, secret: KeySecret, actor: str) -> None:
+    def __init__(self, store: TenantStore, book: Book, secret: KeySecret | None, actor: str) -> None:
         self._store = store
         self._book = book
         self._secret = secret
@@ -117,6 +118,7 @@ class Administration:
 
     async def create_key(self, tenant: str, expires_ms: int | None) -> tuple[NewKey, StoredKey]:
         """A new key for a tenant of the file or the store, and what the store keeps of it. Raises TenantNotFound."""
+        assert self._secret is not None
         key = make_key()
         stored = await self._store.add_key(
             key.id,

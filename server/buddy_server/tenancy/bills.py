@@ -15,6 +15,7 @@ from typing import TypeVar
 from msgspec.structs import replace
 
 from buddy_routing.action_space import MILLI_LAYERS
+from buddy_server.clock import now_ms
 from buddy_server.engine.messages import Account, EngineInfo, Usage
 from buddy_server.errors import Outcome, StoreAway
 from buddy_server.tenancy.depth import DecidedBy, DepthDecision
@@ -124,7 +125,7 @@ class Bill:
     def _settle_if_complete(self) -> None:
         if not self._num_left and not self._running and not self._is_complete:
             self._is_complete = True
-            self.entry = replace(self.entry, outcome=self._outcome, ended_ms=_now_ms())
+            self.entry = replace(self.entry, outcome=self._outcome, ended_ms=now_ms())
             self._bills.settle(self).add_done_callback(lambda _: self._settled.set())
 
 
@@ -230,7 +231,7 @@ class Bills:
 
     def _entry(self, order: Order) -> LedgerEntry:
         requested = order.depth.requested
-        started_ms = _now_ms()
+        started_ms = now_ms()
         return LedgerEntry(
             id=order.id,
             tenant=order.caller.tenant.name,
@@ -245,7 +246,3 @@ class Bills:
             decided_by=order.depth.decided_by,
             prompt_tokens=order.num_prompt_tokens,
         )
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000

@@ -5,12 +5,12 @@ What the file names belongs to the file: if the store has a tenant or a tier of 
 
 import asyncio
 import logging
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from buddy_routing.action_space import ActionSpace
+from buddy_server.clock import now_ms
 from buddy_server.config import ServerConfig, file_stamp, load_config
 from buddy_server.errors import ConfigError
 from buddy_server.metrics import Metrics
@@ -58,7 +58,7 @@ class TenantBook:
 
     def authenticate(self, authorization: str | None) -> Caller:
         """As TenantDirectory.authenticate, by the directory of now."""
-        return self._directory.authenticate(authorization, time.time_ns() // 1_000_000)
+        return self._directory.authenticate(authorization, now_ms())
 
     @property
     def has_file(self) -> bool:

@@ -6,6 +6,7 @@ way to its elastic_floor. Requests that asked for less are not touched.
 
 import asyncio
 import logging
+import math
 import time
 from dataclasses import dataclass
 
@@ -25,57 +26,63 @@ LOWER_EVERY_S = 0.5
 MOST_STEPS = 3
 """How many levels budgets are lowered at once, at most: one at HIGH, one more for every half of the target."""
 RESTORE_EVERY_S = 3.0
-LONGEST_PAUSE_S = 30.0
+TRY_AFTER_S = 30.0
+LONGEST_PAUSE_S = 300.0
 HIGH, LOW = 0.7, 0.3
-"""Budgets are lowered above this share of a target, before it is missed, and restored below the other; between the two
-they stay as they are."""
+"""Budgets are lowered when the load is above this share of a target, before it is missed, and restored when it is below
+the other. Between the two, a level is tried when the load has not been high for TRY_AFTER_S."""
 ROOM, IDLE = 0.5, 0.1
-"""They are restored only while answers use less than the share ROOM of the engine's places, since deeper answers take
-longer; below IDLE without the pause that follows a failed attempt."""
+"""The same holds while answers use more than the share ROOM of the engine, since deeper answers take longer. Below IDLE
+there is no pause after a failed attempt."""
 MEMORY = 0.9
-"""Weight of the past in the average share of places, per tick: about the last 3 seconds."""
+"""Weight of the past in the average use of the engine, per tick: about the last 3 seconds."""
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What clients feel, as shares of the targets, and how full the engine is: the seconds that the oldest request has
-    waited for its first step, the mean seconds between two tokens, and the share of places that answers use."""
+    """What clients feel, and how full the engine is: the seconds that requests wait for their first step, the mean
+    seconds between two tokens, and the share of the engine's places or blocks that answers use."""
 
     queue_s: float
     inter_token_s: float
-    places_used: float
+    used: float
 
 
 class DepthController:
-    """Chooses the level from the load, which it observes at regular times. If restoring led to overload again, it waits
+    """Chooses the level from the load, observed at regular times. If a restored level led to overload, it waits
     twice as long before the next attempt, so that budgets do not swing."""
 
     def __init__(self) -> None:
         self.level = 0
-        self._changed_s = float("-inf")
+        self._changed_s = self._high_s = float("-inf")
         self._pause_s = RESTORE_EVERY_S
         self._has_restored = False
-        self._places_used = 0.0
+        self._used = 0.0
 
     def observe(self, now_s: float, load: Load, targets: ElasticSettings) -> int:
         """The level from now on."""
-        self._places_used = MEMORY * self._places_used + (1 - MEMORY) * load.places_used
+        self._used = MEMORY * self._used + (1 - MEMORY) * load.used
         pressure = max(load.queue_s / targets.target_queue_s, load.inter_token_s / targets.target_inter_token_s)
         since_s = now_s - self._changed_s
-        if pressure > HIGH and self.level < NUM_LEVELS and since_s >= LOWER_EVERY_S:
-            if self._has_restored and since_s < LONGEST_PAUSE_S:
-                self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
-            self._change(now_s, min(NUM_LEVELS, self.level + min(int(2 * pressure), MOST_STEPS)))
-        elif pressure < LOW and self.level > 0 and self._may_restore(since_s):
+        if pressure > HIGH:
+            self._high_s = now_s
+            if self.level < NUM_LEVELS and since_s >= LOWER_EVERY_S:
+                if self._has_restored:
+                    self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
+                self._change(now_s, min(NUM_LEVELS, self.level + min(int(2 * pressure), MOST_STEPS)))
+        elif self.level and since_s >= self._needed_pause_s(now_s, pressure):
             self._change(now_s, self.level - 1)
-        if self.level == 0 and since_s > 2 * LONGEST_PAUSE_S:
+        if now_s - self._changed_s > 2 * LONGEST_PAUSE_S:
             self._pause_s = RESTORE_EVERY_S
         return self.level
 
-    def _may_restore(self, since_s: float) -> bool:
-        if self._places_used < IDLE:
-            return since_s >= RESTORE_EVERY_S
-        return self._places_used < ROOM and since_s >= self._pause_s
+    def _needed_pause_s(self, now_s: float, pressure: float) -> float:
+        """How long ago the last change must be for a level to be restored."""
+        if pressure < LOW and self._used < IDLE:
+            return RESTORE_EVERY_S
+        if (pressure < LOW and self._used < ROOM) or now_s - self._high_s >= TRY_AFTER_S:
+            return self._pause_s
+        return math.inf
 
     def _change(self, now_s: float, level: int) -> None:
         self._has_restored = level < self.level
@@ -107,27 +114,28 @@ class ElasticBudgets:
 
     def tick(self, now_s: float) -> None:
         """Observe the load once, and change the limits if it says so."""
-        engine, before = self._engine, self._controller.level
-        places_used = engine.num_running / engine.info.max_sequences
-        load = Load(engine.queue_s, self._metrics.take_inter_token_s(), places_used)
-        level = self._controller.observe(now_s, load, self._book.config.elastic)
         elastic = [tier for tier in self._book.tiers.values() if tier.elastic_floor is not None]
+        if not elastic and not self._limits:
+            return
+        engine, before = self._engine, self._controller.level
+        used = max(engine.num_running / engine.info.max_sequences, engine.kv_usage_ratio)
+        load = Load(engine.queue_s, self._metrics.take_inter_token_s(), used)
+        level = self._controller.observe(now_s, load, self._book.config.elastic)
         limits = {tier.name: depth_limit(tier, level, engine.info.actions) for tier in elastic} if level else {}
         for tier in elastic:
             cost = limits.get(tier.name, engine.info.actions.full_cost)
             self._metrics.depth_limit(tier.name, cost / engine.info.actions.full_cost)
-        # Repeated while lowered: an engine that was started again knows of no limits.
-        if level or limits != self._limits:
+        if limits != self._limits:
             engine.limit_depth(limits)
         self._limits = limits
-        if level != before and elastic:
+        if level != before:
             log.info(
                 "budgets lowered" if level > before else "budgets restored",
                 extra={
                     "level": level,
                     "queue_s": round(load.queue_s, 3),
                     "inter_token_s": round(load.inter_token_s, 4),
-                    "places_used": round(places_used, 2),
+                    "used": round(used, 2),
                     "milli_layers": limits,
                 },
             )

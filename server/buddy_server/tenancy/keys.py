@@ -88,7 +88,7 @@ class KeySecret:
         return hmac.digest(self._secret, key.encode(), hashlib.sha256)
 
     def matches(self, key: str, mac: bytes) -> bool:
-        """Whether `mac` is that of `key`; the time taken does not depend on how much of it is."""
+        """Whether `mac` is that of `key`; the time taken does not depend on how much of it matches."""
         return hmac.compare_digest(self.mac(key), mac)
 
 

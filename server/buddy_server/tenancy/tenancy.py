@@ -63,7 +63,8 @@ class Tenancy:
         tenants, secret = (None, None) if self.store is None else (self.store.tenants, self.store.secret)
         self.book = TenantBook(config, path, info.actions, metrics, tenants, secret)
         self._num_layers = info.num_layers
-        self._gate = LimitGate(make_limiter(config.limits), info.actions, config.limits, metrics)
+        limiter = make_limiter(config.limits, info.actions.full_cost)
+        self._gate = LimitGate(limiter, info.actions, config.limits, metrics)
         self.bills = Bills(info, self._gate, None if self.store is None else self.store.ledger, lambda: self.is_ready)
 
     def administration(self) -> Administration | None:

@@ -39,6 +39,6 @@ async def limiter(request: pytest.FixtureRequest, clock: Clock) -> AsyncIterator
     if request.param == "memory":
         limiter: Limiter = MemoryLimiter(clock)
     else:
-        limiter = RedisLimiter(request.getfixturevalue("redis").url, clock)
+        limiter = RedisLimiter(request.getfixturevalue("redis").url, 8000, clock)
     yield limiter
     await limiter.close()

@@ -12,13 +12,12 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 
 from buddy_server.config import LimitSettings
-from buddy_server.errors import ConfigError
+from buddy_server.errors import ConfigError, LimiterUnreachable
 from buddy_server.tenancy.limits.build import make_limiter
 from buddy_server.tenancy.limits.limiter import (
     LEASE_S,
     WINDOW_S,
     Claim,
-    LimiterUnreachable,
     Limits,
     Refusal,
     Standing,
@@ -31,6 +30,8 @@ from redis_process import RedisProcess, needs_redis, redis_process
 pytestmark = pytest.mark.anyio
 
 MONTH = "2098-12"
+WHOLE = 8000
+"""One layer-token in milli-layers, for a model with 8 layers."""
 UNREACHABLE_S = 2.0
 """Within which everyone hears that Redis is away."""
 
@@ -42,7 +43,7 @@ def make_claim(name: str, cost: int = 1, tenant: str = "acme", **limits: int) ->
 @pytest.fixture
 async def servers(redis: RedisProcess) -> AsyncIterator[tuple[RedisLimiter, RedisLimiter]]:
     """The limiters of two server processes."""
-    limiters = RedisLimiter(redis.url), RedisLimiter(redis.url)
+    limiters = RedisLimiter(redis.url, WHOLE), RedisLimiter(redis.url, WHOLE)
     yield limiters
     for limiter in limiters:
         await limiter.close()
@@ -85,6 +86,17 @@ async def test_two_servers_share_a_limit(servers: tuple[RedisLimiter, RedisLimit
 
 
 @needs_redis
+async def test_servers_whose_models_differ_in_layers_count_apart(redis: RedisProcess) -> None:
+    shallow, deep = RedisLimiter(redis.url, 8000), RedisLimiter(redis.url, 16000)
+    for limiter in (shallow, deep):
+        # The same layer-token is twice the cost in a model of twice the depth.
+        standing = await limiter.reserve(make_claim(f"{limiter}", cost=8000, cost_per_month=8000))
+        assert isinstance(standing, Standing)
+        assert standing.month_cost == 8000
+        await limiter.close()
+
+
+@needs_redis
 async def test_hundreds_of_requests_at_once_are_all_answered(servers: tuple[RedisLimiter, RedisLimiter]) -> None:
     claims = [make_claim(f"r{number}", requests_per_minute=200) for number in range(400)]
     answers = await asyncio.gather(*(servers[number % 2].reserve(claim) for number, claim in enumerate(claims)))
@@ -111,7 +123,7 @@ async def test_time_is_that_of_redis(redis: RedisProcess, servers: tuple[RedisLi
     with redis.client() as client:
         before = client.time()
         await servers[0].reserve(make_claim("first", requests_per_minute=1))
-        [(_, reserved_at)] = client.zrange("buddy:{acme}:window", 0, -1, withscores=True)
+        [(_, reserved_at)] = client.zrange("buddy:8000:{acme}:window", 0, -1, withscores=True)
         after = client.time()
     assert before[0] * 10**6 + before[1] <= reserved_at <= after[0] * 10**6 + after[1]
     waits_s = []
@@ -124,7 +136,7 @@ async def test_time_is_that_of_redis(redis: RedisProcess, servers: tuple[RedisLi
 
 @needs_redis
 async def test_every_key_expires_and_names_its_tenant(redis: RedisProcess) -> None:
-    limiter = RedisLimiter(redis.url)
+    limiter = RedisLimiter(redis.url, WHOLE)
     for number in range(3):
         await limiter.reserve(make_claim(f"r{number}"))
     await limiter.settle(make_claim("r0"), 1)
@@ -133,9 +145,9 @@ async def test_every_key_expires_and_names_its_tenant(redis: RedisProcess) -> No
     with redis.client() as client:
         lifetimes_s = {key: client.ttl(key) for key in client.scan_iter()}
     months = {key for key in lifetimes_s if ":month:" in key}
-    assert months == {"buddy:{acme}:month:2098-12", "buddy:{acme}:month:2099-01"}
+    assert months == {"buddy:8000:{acme}:month:2098-12", "buddy:8000:{acme}:month:2099-01"}
     assert {key for key in lifetimes_s if key not in months} == {
-        f"buddy:{{acme}}:{name}" for name in ("window", "costs", "leases", "ended", "sums")
+        f"buddy:8000:{{acme}}:{name}" for name in ("window", "costs", "leases", "ended", "sums")
     }
     for key, lifetime_s in lifetimes_s.items():
         assert WINDOW_S + LEASE_S < lifetime_s <= (40 * 86400 if key in months else 600)
@@ -143,7 +155,7 @@ async def test_every_key_expires_and_names_its_tenant(redis: RedisProcess) -> No
 
 @needs_redis
 async def test_nothing_is_left_of_requests_that_no_longer_count(redis: RedisProcess, clock: Clock) -> None:
-    limiter = RedisLimiter(redis.url, clock)
+    limiter = RedisLimiter(redis.url, WHOLE, clock)
     for number in range(50):
         claim = make_claim(f"r{number}", cost=number)
         await limiter.reserve(claim)
@@ -154,12 +166,12 @@ async def test_nothing_is_left_of_requests_that_no_longer_count(redis: RedisProc
     await limiter.reserve(make_claim("refused", cost=2, cost_per_minute=1))
     await limiter.close()
     with redis.client() as client:
-        assert list(client.scan_iter()) == [f"buddy:{{acme}}:month:{MONTH}"]
+        assert list(client.scan_iter()) == [f"buddy:8000:{{acme}}:month:{MONTH}"]
 
 
 @needs_redis
 async def test_redis_that_was_away_works_again(own_redis: RedisProcess) -> None:
-    limiter = RedisLimiter(own_redis.url)
+    limiter = RedisLimiter(own_redis.url, WHOLE)
     running = make_claim("running", cost=7)
     await asyncio.gather(limiter.reserve(running), *(limiter.reserve(make_claim(f"r{n}")) for n in range(30)))
     own_redis.kill()
@@ -181,7 +193,7 @@ async def test_redis_that_was_away_works_again(own_redis: RedisProcess) -> None:
 
 @needs_redis
 async def test_redis_that_was_away_while_nobody_asked_is_never_missed(own_redis: RedisProcess) -> None:
-    limiter = RedisLimiter(own_redis.url)
+    limiter = RedisLimiter(own_redis.url, WHOLE)
     for turn in range(2):
         # Many at once, for many connections.
         claims = [make_claim(f"turn{turn}-{n}") for n in range(30)]
@@ -194,7 +206,7 @@ async def test_redis_that_was_away_while_nobody_asked_is_never_missed(own_redis:
 
 @needs_redis
 async def test_redis_that_hangs_is_unreachable_in_time(own_redis: RedisProcess) -> None:
-    limiter = RedisLimiter(own_redis.url)
+    limiter = RedisLimiter(own_redis.url, WHOLE)
     await limiter.reserve(make_claim("before"))
     os.kill(own_redis.pid, signal.SIGSTOP)
     try:
@@ -239,7 +251,7 @@ async def test_scripts_are_loaded_again_when_redis_forgot_them(
 @needs_redis
 async def test_password_is_in_no_error_and_no_repr(redis: RedisProcess) -> None:
     settings = LimitSettings(redis.url.replace(redis.password, "guessed-secret"))
-    limiter = RedisLimiter(settings.url)
+    limiter = RedisLimiter(settings.url, WHOLE)
     for text in (*await unreachable(limiter), repr(limiter), repr(settings)):
         assert "guessed-secret" not in text
     await limiter.close()
@@ -260,14 +272,14 @@ async def test_password_is_in_no_error_and_no_repr(redis: RedisProcess) -> None:
 )
 def test_url_of_another_form_is_refused_without_repeating_it(url: str) -> None:
     with pytest.raises(ConfigError, match=r"limits\.url: is not the URL of a Redis; allowed is redis://") as refused:
-        make_limiter(LimitSettings(url))
+        make_limiter(LimitSettings(url), WHOLE)
     assert not re.search("sec|ret|123", str(refused.value))
 
 
 async def test_settings_choose_the_limiter() -> None:
-    assert isinstance(make_limiter(LimitSettings()), MemoryLimiter)
+    assert isinstance(make_limiter(LimitSettings(), WHOLE), MemoryLimiter)
     for url in ("redis://h", "rediss://user:p%2Fw@h:1/2?ssl_cert_reqs=none", "unix:///run/redis.sock?db=1"):
-        limiter = make_limiter(LimitSettings(url))
+        limiter = make_limiter(LimitSettings(url), WHOLE)
         assert isinstance(limiter, RedisLimiter)
         await limiter.close()
 
@@ -275,6 +287,6 @@ async def test_settings_choose_the_limiter() -> None:
 def test_limits_in_memory_load_no_redis_client() -> None:
     code = (
         "import sys; from buddy_server.config import LimitSettings; from buddy_server.tenancy.limits.build import "
-        "make_limiter; make_limiter(LimitSettings()); assert 'redis' not in sys.modules"
+        "make_limiter; make_limiter(LimitSettings(), 8000); assert 'redis' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": ":".join(sys.path)})

@@ -100,7 +100,10 @@ class Model:
             reset_s,
             self.month_cost(claim.month),
         )
-        return Refusal(next(iter(refused)), max(refused.values()), standing) if refused else standing
+        if not refused:
+            return standing
+        longest = max(refused, key=lambda limit: refused[limit])
+        return Refusal(longest, refused[longest], standing)
 
     def renew(self, claims: list[Claim]) -> None:
         for claim in claims:

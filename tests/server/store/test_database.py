@@ -17,7 +17,8 @@ from alembic.migration import MigrationContext
 from sqlalchemy import text
 
 from buddy_server.errors import ConfigError, StoreUnreachable
-from buddy_server.tenancy.store.database import Database
+from buddy_server.tenancy.store.database import TIMEOUT_S, Database
+from buddy_server.tenancy.store.ledger_store import LedgerStore
 from buddy_server.tenancy.store.tables import metadata
 from buddy_server.tenancy.store.tenant_store import TenantStore
 from postgres_process import PASSWORD, Postgres
@@ -44,6 +45,50 @@ async def test_migrating_again_changes_nothing(database: Database) -> None:
     await TenantStore(database).create_tenant("acme", "free", file_tiers={"free"}, actor="test")
     await database.migrate()
     assert await TenantStore(database).revision() == 1
+
+
+async def test_database_of_a_newer_version_is_refused_as_such(database: Database) -> None:
+    async with database.writing() as connection:
+        await connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(ConfigError, match=r"store\.url: .* was made by a newer version of this server: .*'9999'"):
+        await database.migrate()
+
+
+async def test_missing_table_is_a_store_that_cannot_be_reached_until_it_is_there(url: str) -> None:
+    database = Database(url)
+    with pytest.raises(StoreUnreachable, match="revision"):
+        await TenantStore(database).revision()
+    await database.migrate()
+    assert await TenantStore(database).revision() == 0
+    await database.close()
+
+
+async def test_missing_right_is_named_without_the_password(postgres_server: Postgres) -> None:
+    own = Database(postgres_server.create_database("rights"))
+    async with own.writing() as connection:
+        await connection.execute(text("CREATE ROLE guest LOGIN PASSWORD 'guest-password'"))
+    guest = Database(f"postgresql://guest:guest-password@127.0.0.1:{postgres_server.port}/rights")
+    with pytest.raises(StoreUnreachable, match="permission denied for schema public") as refused:
+        await guest.migrate()
+    await own.migrate()
+    with pytest.raises(StoreUnreachable, match="permission denied for table revision"):
+        await TenantStore(guest).revision()
+    assert "guest-password" not in str(refused.value)
+    await guest.close()
+    await own.close()
+
+
+async def test_report_may_outlast_a_request_and_holds_up_no_writer(database: Database) -> None:
+    store = TenantStore(database)
+    async with database.reporting() as connection:
+        if database.sqlite_file is None:
+            await connection.execute(text("SELECT pg_sleep(:seconds)"), {"seconds": TIMEOUT_S + 0.1})
+        else:
+            await connection.execute(text("SELECT value FROM revision"))
+            await anyio.sleep(TIMEOUT_S + 0.1)
+        await store.create_tenant("acme", "free", file_tiers={"free"}, actor="test")
+        assert (await connection.execute(text("SELECT value FROM revision"))).scalar_one() == 0
+    assert await store.revision() == 1
 
 
 def test_processes_that_migrate_at_once_all_succeed(url: str) -> None:
@@ -88,6 +133,15 @@ def test_url_of_another_kind_is_refused_without_its_password(url: str) -> None:
     with pytest.raises(ConfigError, match=r"store\.url: .*allowed is sqlite:///PATH or postgresql://") as refused:
         Database(url)
     assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize("url", ["postgresql://u:a@secret@h/d", "postgresql://u@h/d?password=secret"])
+def test_password_in_the_wrong_place_is_not_shown(url: str) -> None:
+    try:
+        shown = str(Database(url))
+    except ConfigError as error:
+        shown = str(error)
+    assert "secret" not in shown
 
 
 def test_sslmode_of_other_clients_is_understood() -> None:
@@ -141,6 +195,8 @@ async def test_frozen_postgres_is_unreachable_in_time_and_then_recovers(postgres
             await store.revision()
         with in_time(), pytest.raises(StoreUnreachable, match="no answer within 2 s"):
             await store.create_tenant("acme", "free", file_tiers={"free"}, actor="test")
+        with in_time(), pytest.raises(StoreUnreachable, match="no answer within"):
+            await LedgerStore(database).month_cost("2026-11", 8)
     assert await store.revision() == 0
     await database.close()
 

@@ -47,7 +47,10 @@ def answer(claim: Claim, count: Count) -> Standing | Refusal:
         reset_cost_s=count.reset_s,
         month_cost=count.month_cost,
     )
-    return Refusal(next(iter(refused)), max(refused.values()), standing) if refused else standing
+    if not refused:
+        return standing
+    longest = max(refused, key=lambda limit: refused[limit])
+    return Refusal(longest, refused[longest], standing)
 
 
 def _remaining(limit: int | None, used: int) -> int | None:

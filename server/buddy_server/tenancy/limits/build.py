@@ -5,11 +5,12 @@ from buddy_server.tenancy.limits.limiter import Limiter
 from buddy_server.tenancy.limits.memory_limiter import MemoryLimiter
 
 
-def make_limiter(settings: LimitSettings) -> Limiter:
-    """Raises ConfigError for a URL that names no Redis. It does not connect: Redis may start later."""
+def make_limiter(settings: LimitSettings, whole: int) -> Limiter:
+    """A limiter for a model in which one layer-token is `whole` milli-layers. It does not connect: Redis may start
+    later. Raises ConfigError for a URL that names no Redis."""
     if settings.url.startswith("memory://"):
         return MemoryLimiter()
     # Only a server that uses Redis pays for its client.
     from buddy_server.tenancy.limits.redis_limiter import RedisLimiter
 
-    return RedisLimiter(settings.url)
+    return RedisLimiter(settings.url, whole)

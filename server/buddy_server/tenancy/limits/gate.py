@@ -10,13 +10,12 @@ from typing import TypeVar
 
 from buddy_routing.action_space import ActionSpace
 from buddy_server.config import LimitSettings
-from buddy_server.errors import InsufficientQuota, RateLimited, StoreAway
+from buddy_server.errors import InsufficientQuota, LimiterUnreachable, RateLimited, StoreAway
 from buddy_server.metrics import Metrics
 from buddy_server.tenancy.limits.limiter import (
     LEASE_S,
     Claim,
     Limiter,
-    LimiterUnreachable,
     LimitName,
     Limits,
     Refusal,

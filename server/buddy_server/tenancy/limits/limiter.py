@@ -54,20 +54,17 @@ class Standing:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """The first limit, in the order of LimitName, that a claim would pass; nothing was reserved. `retry_after_s` is
-    when it would be granted if nothing else were asked and every answer used all it reserved: infinite if never."""
+    """A limit that a claim would pass; nothing was reserved. `retry_after_s` is when the claim would be granted if
+    nothing else were asked and every answer used all it reserved: infinite if never. If several limits refuse the
+    claim, `limit` is the one that does so for longest, of equal ones the first in the order of LimitName."""
 
     limit: LimitName
     retry_after_s: float
     standing: Standing
 
 
-class LimiterUnreachable(Exception):
-    """The shared store of the limits does not answer."""
-
-
 class Limiter(Protocol):
-    """Every method but `renew` is called once per request. All may raise LimiterUnreachable."""
+    """A request reserves, and then settles or withdraws. All methods may raise LimiterUnreachable."""
 
     async def reserve(self, claim: Claim) -> Standing | Refusal:
         """Reserve all of `claim` or nothing."""

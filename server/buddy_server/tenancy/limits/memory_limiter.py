@@ -85,7 +85,7 @@ class _Tenant:
         self._reserved: Counter[str] = Counter()
         """By running requests, by month."""
         self._ended: OrderedDict[str, int] = OrderedDict()
-        """When a request was settled or withdrawn, so that it is not a second time."""
+        """When a request was settled or withdrawn, so that it is not counted twice."""
 
     @property
     def is_empty(self) -> bool:

@@ -14,9 +14,9 @@ from redis.backoff import NoBackoff
 from redis.commands.core import AsyncScript
 from redis.exceptions import RedisError
 
-from buddy_server.errors import ConfigError
+from buddy_server.errors import ConfigError, LimiterUnreachable
 from buddy_server.tenancy.limits.answer import MICROSECONDS, Count, answer
-from buddy_server.tenancy.limits.limiter import LEASE_S, WINDOW_S, Claim, LimiterUnreachable, Refusal, Standing
+from buddy_server.tenancy.limits.limiter import LEASE_S, WINDOW_S, Claim, Refusal, Standing
 
 TIMEOUT_S = 1.0
 """For one operation, connecting included."""
@@ -31,10 +31,12 @@ _NEVER = -1
 
 class RedisLimiter:
     """A Limiter whose times are those of Redis, so that servers with different clocks agree. Nothing is retried here,
-    as a script whose answer got lost may have run. `clock`, in seconds, takes the place of Redis's clock in tests."""
+    as a script whose answer got lost may have run. `whole` is one layer-token in milli-layers: servers whose models
+    differ in it share a Redis, but no counts. `clock`, in seconds, takes the place of Redis's clock in tests."""
 
-    def __init__(self, url: str, clock: Callable[[], float] | None = None) -> None:
+    def __init__(self, url: str, whole: int, clock: Callable[[], float] | None = None) -> None:
         """Raises ConfigError for a URL of another form."""
+        self._whole = whole
         self._clock = clock
         pool = _pool(url)
         # In the order of arrival: redis-py's own blocking pool may let a request wait while later ones go first.
@@ -57,7 +59,7 @@ class RedisLimiter:
             limits.cost_per_month,
         )
         args = [*_words(claim), *("" if bound is None else bound for bound in bounds)]
-        keys = [*_keys(claim.tenant), _month_key(claim.tenant, claim.month)]
+        keys = [*self._keys(claim.tenant), self._month_key(claim.tenant, claim.month)]
         requests_us, cost_us, over_running, over_month, num_requests, cost, reset_us, month_cost = await self._run(
             self._reserve, keys, self._times() + args
         )
@@ -74,27 +76,38 @@ class RedisLimiter:
         return answer(claim, count)
 
     async def settle(self, claim: Claim, cost: int) -> None:
-        keys = [*_keys(claim.tenant), _month_key(claim.tenant, claim.month)]
+        keys = [*self._keys(claim.tenant), self._month_key(claim.tenant, claim.month)]
         await self._run(self._settle, keys, [*self._times(), *_words(claim), cost, _MONTH_KEPT_MS])
 
     async def withdraw(self, claim: Claim) -> None:
-        await self._run(self._withdraw, _keys(claim.tenant), self._times() + _words(claim))
+        await self._run(self._withdraw, self._keys(claim.tenant), self._times() + _words(claim))
 
     async def renew(self, claims: list[Claim]) -> None:
         words: dict[str, list[str | int]] = defaultdict(list)
         for claim in claims:
             words[claim.tenant] += _words(claim)
         for tenant, args in words.items():
-            await self._run(self._renew, _keys(tenant), self._times() + args)
+            await self._run(self._renew, self._keys(tenant), self._times() + args)
 
     async def set_month(self, tenant: str, month: str, cost: int) -> None:
-        await self._run(self._set_month, [_month_key(tenant, month)], [cost, _MONTH_KEPT_MS])
+        await self._run(self._set_month, [self._month_key(tenant, month)], [cost, _MONTH_KEPT_MS])
 
     async def close(self) -> None:
         await self._redis.aclose()
 
     def _script(self, name: str) -> AsyncScript:
         return self._redis.register_script(_text("tenant") + _text(name))
+
+    def _keys(self, tenant: str) -> list[str]:
+        """In the order of tenant.lua."""
+        return [self._key(tenant, name) for name in ("window", "costs", "leases", "ended", "sums")]
+
+    def _month_key(self, tenant: str, month: str) -> str:
+        return self._key(tenant, f"month:{month}")
+
+    def _key(self, tenant: str, name: str) -> str:
+        # The braces have a cluster keep a tenant's keys together.
+        return f"buddy:{self._whole}:{{{tenant}}}:{name}"
 
     def _times(self) -> list[str | int]:
         """The first arguments of every script that counts a tenant's use: see tenant.lua."""
@@ -137,15 +150,6 @@ def _pool(url: str) -> ConnectionPool:
 
 def _text(script: str) -> str:
     return files(__package__).joinpath(f"{script}.lua").read_text(encoding="utf-8")
-
-
-def _keys(tenant: str) -> list[str]:
-    """In the order of tenant.lua. The braces have a cluster keep a tenant's keys together."""
-    return [f"buddy:{{{tenant}}}:{name}" for name in ("window", "costs", "leases", "ended", "sums")]
-
-
-def _month_key(tenant: str, month: str) -> str:
-    return f"buddy:{{{tenant}}}:month:{month}"
 
 
 def _words(claim: Claim) -> list[str | int]:

@@ -2,7 +2,7 @@
 --   window  sorted set: the requests of the last minute, by the time of their reservation
 --   costs   hash: what each of them counts in the minute
 --   leases  sorted set: the running requests as "MONTH:COST:ID", by the time when their lease runs out
---   ended   sorted set: requests settled or withdrawn, by that time, so that they are not a second time
+--   ended   sorted set: requests settled or withdrawn, by that time, so that they are not counted twice
 --   sums    hash of costs: "minute" of the window, "second:N" of its requests that were reserved in second N,
 --           "reserved:MONTH" of the running requests
 -- All five expire together. A sixth key holds what a month's settled requests cost.

@@ -9,9 +9,10 @@ from typing import Any
 
 from alembic import command
 from alembic.config import Config
+from alembic.util import CommandError
 from sqlalchemy import Connection, Engine, Executable, create_engine, event, text
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, IntegrityError, ProgrammingError
+from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
@@ -20,9 +21,13 @@ from buddy_server.errors import ConfigError, StoreUnreachable
 
 TIMEOUT_S = 2.0
 """The longest that a transaction takes before the store counts as unreachable."""
+REPORT_TIMEOUT_S = 60.0
+"""For sums over the ledger, which may have many millions of rows."""
 MIGRATION_TIMEOUT_S = 60.0
 _STATEMENT_SHARE = 0.5
 """Of a transaction's time, for each statement: the rest is left for closing a connection that does not answer."""
+_NUM_REPORTS = 4
+"""At once. Each has a connection, and a PostgreSQL has few of them."""
 _MIGRATION_LOCK = 0x6275646479
 """The advisory lock, an arbitrary number, that lets one process at a time migrate a PostgreSQL database."""
 
@@ -37,6 +42,9 @@ class Database:
     def __init__(self, url: str) -> None:
         self._url = _checked(url)
         self._engine = _make_engine(self._url, TIMEOUT_S)
+        # Kept connections would let a report wait for a server that no longer answers, where connecting fails soon.
+        self._report_engine = _make_engine(self._url, REPORT_TIMEOUT_S, keep_connections=False)
+        self._report_turns = asyncio.Semaphore(_NUM_REPORTS)
         self._blocking = None if self.sqlite_file is None else _make_blocking_engine(self._url)
 
     @property
@@ -51,10 +59,11 @@ class Database:
         return hashlib.sha256(where.encode()).hexdigest()[:16]
 
     def __str__(self) -> str:
-        return self._url.render_as_string(hide_password=True)
+        return self._url.difference_update_query(["password"]).render_as_string(hide_password=True)
 
     async def migrate(self) -> None:
-        """Bring the tables to the newest version; several processes may do so at once. Raises StoreUnreachable."""
+        """Bring the tables to the newest version; several processes may do so at once. Raises StoreUnreachable, also if
+        the user lacks a right, and ConfigError if the database was made by a newer version."""
         # SQLite would only say that it cannot open the file, and its driver leaves a thread behind for a moment.
         if self.sqlite_file is not None and not self.sqlite_file.absolute().parent.is_dir():
             raise StoreUnreachable(f"{self}: the folder does not exist")
@@ -62,12 +71,25 @@ class Database:
         async with self._transaction(engine, MIGRATION_TIMEOUT_S, writes=True) as connection:
             if self.sqlite_file is None:
                 await connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _MIGRATION_LOCK})
-            await connection.run_sync(_upgrade)
+            try:
+                await connection.run_sync(_upgrade)
+            except CommandError as error:
+                # The scripts of this version are whole, so they lack only what a later version has.
+                raise ConfigError(f"store.url: {self} was made by a newer version of this server: {error}") from error
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[AsyncConnection]:
         """A transaction that sees one state of the database. Raises StoreUnreachable."""
         async with self._transaction(self._engine, TIMEOUT_S, writes=False) as connection:
+            yield connection
+
+    @asynccontextmanager
+    async def reporting(self) -> AsyncIterator[AsyncConnection]:
+        """As `reading`, for statements that read many rows. No writer waits for them."""
+        async with (
+            self._report_turns,
+            self._transaction(self._report_engine, REPORT_TIMEOUT_S, writes=False) as connection,
+        ):
             yield connection
 
     @asynccontextmanager
@@ -109,8 +131,9 @@ class Database:
         try:
             async with asyncio.timeout(timeout_s):
                 yield
-        except (IntegrityError, ProgrammingError, DataError):
-            # These are our own mistakes.
+        except (IntegrityError, DataError):
+            # These are our own mistakes. A ProgrammingError may not be: PostgreSQL has it for rights and tables that
+            # are missing.
             raise
         except DBAPIError as error:
             raise StoreUnreachable(f"{self}: {_first_line(error.orig)}") from error
@@ -127,6 +150,9 @@ def _checked(url: str) -> URL:
     except (ArgumentError, ValueError):
         # The URL may hold a password, so it is not shown.
         raise ConfigError(f"store.url: {allowed}") from None
+    if "@" in (parsed.host or ""):
+        # The end of a password with an "@": shown as the host.
+        raise ConfigError(f"store.url: {allowed}, with special characters of a password written as %XX")
     if parsed.drivername in ("sqlite", "sqlite+aiosqlite") and parsed.database not in (None, "", ":memory:"):
         return parsed.set(drivername="sqlite+aiosqlite")
     if parsed.drivername in ("postgresql", "postgresql+asyncpg"):

@@ -70,7 +70,7 @@ class LedgerStore:
         if last_day is not None:
             query = query.where(ledger.c.day <= last_day)
         parts: defaultdict[tuple[str | None, ...], list[tuple[int, ...]]] = defaultdict(list)
-        async with self._database.reading() as connection:
+        async with self._database.reporting() as connection:
             for row in await connection.execute(query):
                 parts[tuple(row[: len(columns)])].append(tuple(map(int, row[len(columns) :])))
         return [
@@ -87,7 +87,7 @@ class LedgerStore:
             .group_by(ledger.c.tenant, ledger.c.layers)
         )
         costs: defaultdict[str, int] = defaultdict(int)
-        async with self._database.reading() as connection:
+        async with self._database.reporting() as connection:
             for tenant, row_layers, milli_layers in await connection.execute(query):
                 # A model with twice the layers spends twice the milli-layers on the same layer-tokens.
                 costs[tenant] += int(milli_layers) * layers // row_layers

@@ -1,6 +1,5 @@
 """Tenants, tiers and keys in the store. Every change has its audit row in the same transaction."""
 
-import time
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
@@ -10,6 +9,7 @@ import msgspec
 from sqlalchemy import Column, delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from buddy_server.clock import now_ms
 from buddy_server.errors import Conflict, InvalidRequest, KeyNotFound, TenantNotFound, TierNotFound, shown
 from buddy_server.tenancy.policy import Tier
 from buddy_server.tenancy.store import tables
@@ -104,7 +104,7 @@ class TenantStore:
         self, key_id: str, mac: bytes, tenant: str, expires_ms: int | None, *, file_tenants: Collection[str], actor: str
     ) -> StoredKey:
         """Raises TenantNotFound if `tenant` is neither in the store nor in `file_tenants`."""
-        key = StoredKey(key_id, tenant, mac, _now_ms(), expires_ms, revoked_ms=None)
+        key = StoredKey(key_id, tenant, mac, now_ms(), expires_ms, revoked_ms=None)
         async with self._change(actor) as change:
             if tenant not in file_tenants and not await change.has(tables.tenants.c.name, tenant):
                 raise TenantNotFound(tenant)
@@ -119,8 +119,10 @@ class TenantStore:
             owners = await change.names(table.c.tenant, table.c.id == key_id)
             if not owners:
                 raise KeyNotFound
-            fresh = update(table).where(table.c.id == key_id, table.c.revoked_ms.is_(None))
-            await change.run(fresh.values(revoked_ms=_now_ms()))
+            if not await change.names(table.c.tenant, (table.c.id == key_id) & table.c.revoked_ms.is_(None)):
+                await change.undo()
+                return
+            await change.run(update(table).where(table.c.id == key_id).values(revoked_ms=now_ms()))
             await change.note("key.revoke", key_id, {"tenant": owners[0]})
 
     async def audit(self, limit: int, before: int | None = None) -> list[AuditRow]:
@@ -150,6 +152,10 @@ class _Change:
     async def run(self, statement: Any) -> None:
         await self.connection.execute(statement)
 
+    async def undo(self) -> None:
+        """Nothing is changed after all."""
+        await self.connection.rollback()
+
     async def names(self, column: Column[str], condition: Any) -> list[str]:
         return [row[0] for row in await self.connection.execute(select(column).where(condition).order_by(column))]
 
@@ -162,14 +168,10 @@ class _Change:
             raise InvalidRequest(f"tier: {shown(tier)} is not a tier, allowed: {_some(sorted(known))}", param="tier")
 
     async def note(self, action: str, subject: str, details: Mapping[str, object]) -> None:
-        row = {"at_ms": _now_ms(), "actor": self.actor, "action": action, "subject": subject, "details": dict(details)}
+        row = {"at_ms": now_ms(), "actor": self.actor, "action": action, "subject": subject, "details": dict(details)}
         await self.run(insert(tables.audit).values(row))
 
 
 def _some(names: Sequence[str]) -> str:
     shortened = [*names[:_MAX_NAMED], f"{len(names) - _MAX_NAMED} more"] if len(names) > _MAX_NAMED else names
     return ", ".join(shortened) or "none"
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000

@@ -72,5 +72,6 @@ def _create_ledger() -> None:
         sa.Column("milli_layers", sa.BigInteger, nullable=False),
         sa.Column("outcome", sa.String(16)),
     )
-    op.create_index("ledger_day", "ledger", ["day"])
-    op.create_index("ledger_tenant_day", "ledger", ["tenant", "day"])
+    op.create_index(
+        "ledger_sums", "ledger", ["day", "tenant", "layers", "milli_layers", "prompt_tokens", "completion_tokens"]
+    )
