@@ -72,9 +72,10 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One tenant's load. `replies` and `granted`, the budgets, are in the order of `jobs`; a budget is None if the
-    request failed. `limits` are the tier's largest budgets with the seconds since the start."""
+    """The load of the tenant in `tier`. `replies` and `granted`, the budgets, are in the order of `jobs`; a budget is
+    None if the request failed. `limits` are pairs of seconds since the start and the tier's largest budget then."""
 
+    tier: str
     jobs: Sequence[Job]
     replies: Sequence[Reply]
     granted: Sequence[float | None]
@@ -155,15 +156,15 @@ def carried(target: Target, budget: float) -> float:
     return (len(ended_s) - 2 * STREAMS) / (ended_s[-STREAMS] - ended_s[STREAMS])
 
 
-def run_load(target: Target, jobs: Sequence[Job]) -> Run:
+def run_load(target: Target, tier: str, jobs: Sequence[Job]) -> Run:
     requests = [target.request(job.prompt, job.new_tokens, 1.0) for job in jobs]
-    (exchanges, limits), _ = run_undisturbed(_observed(target, requests, [job.due_s for job in jobs]))
+    (exchanges, limits), _ = run_undisturbed(_observed(target, tier, requests, [job.due_s for job in jobs]))
     replies = [read_reply(one, job.new_tokens) for one, job in zip(exchanges, jobs, strict=True)]
-    return Run(jobs, replies, [_granted(one) for one in exchanges], limits)
+    return Run(tier, jobs, replies, [_granted(one) for one in exchanges], limits)
 
 
 async def _observed(
-    target: Target, requests: Sequence[bytes], arrivals_s: Sequence[float]
+    target: Target, tier: str, requests: Sequence[bytes], arrivals_s: Sequence[float]
 ) -> tuple[list[Exchange], list[tuple[float, float]]]:
     """Send the requests, and watch the largest budget until all phases are over and everything is answered."""
     limits: list[tuple[float, float]] = []
@@ -171,18 +172,17 @@ async def _observed(
     async with httpx.AsyncClient(base_url=target.url, timeout=REQUEST_TIMEOUT_S) as client:
         sending = asyncio.create_task(open_loop(target, requests, arrivals_s))
         while not sending.done() or limits[-1][0] < PHASES[-1][2]:
-            limit = _limit(await client.get("/metrics"))
+            limit = _limit(await client.get("/metrics"), tier)
             limits.append((time.perf_counter() - start_s, limit))
             await asyncio.sleep(SCRAPE_EVERY_S)
         return await sending, limits
 
 
-def _limit(metrics: httpx.Response) -> float:
-    """The largest budget of the elastic tier."""
-    found = re.search(
-        r'^buddy_budget_limit_ratio\{tier="elastic"\} (.+)$', metrics.raise_for_status().text, re.MULTILINE
-    )
-    return float(found[1]) if found else 1.0
+def _limit(metrics: httpx.Response, tier: str) -> float:
+    """The largest budget of a tier, which only an elastic one reports."""
+    lines = metrics.raise_for_status().text.splitlines()
+    name = f'buddy_budget_limit_ratio{{tier="{tier}"}} '
+    return next((float(line.removeprefix(name)) for line in lines if line.startswith(name)), 1.0)
 
 
 def _granted(exchange: Exchange) -> float | None:
@@ -191,7 +191,7 @@ def _granted(exchange: Exchange) -> float | None:
 
 
 def _wait_until_restored(url: str) -> None:
-    while _limit(httpx.get(f"{url}/metrics")) < 1:
+    while _limit(httpx.get(f"{url}/metrics"), "elastic") < 1:
         time.sleep(SCRAPE_EVERY_S)
 
 
@@ -241,41 +241,52 @@ def plot(runs: Mapping[str, Run], rows: Sequence[ElasticRow], path: Path) -> Non
     figure.savefig(path, dpi=110)
 
 
+def summary(run: Run, shape: str, floor: float, carried_per_s: float, floor_per_s: float) -> ElasticRow:
+    settled_s = OVERLOAD_START_S + SETTLING_S
+    budgets = [budget for _, budget in run.limits]
+    return ElasticRow(
+        tier=run.tier,
+        shape=shape,
+        elastic_floor=floor,
+        carried_per_s=carried_per_s,
+        floor_per_s=floor_per_s,
+        num_requests=len(run.jobs),
+        num_errors=len(run.errors),
+        ttft_p95_calm_s=run.ttft_p95_s(0, OVERLOAD_START_S),
+        ttft_p95_overload_s=run.ttft_p95_s(OVERLOAD_START_S, OVERLOAD_END_S),
+        ttft_p95_settled_s=run.ttft_p95_s(settled_s, OVERLOAD_END_S),
+        mean_budget_settled=run.mean_granted(settled_s, OVERLOAD_END_S),
+        limit_changes=sum(one != other for one, other in pairwise(budgets)),
+        restored_after_s=run.restored_after_s,
+        commit=commit(),
+        machine=machine(),
+    )
+
+
+def report(run: Run, row: ElasticRow) -> None:
+    back = "never" if row.restored_after_s is None else f"after {row.restored_after_s:.1f} s"
+    print(
+        f"{row.tier}: TTFT p95 {row.ttft_p95_calm_s:.3f} s before the overload, {row.ttft_p95_overload_s:.3f} s in it, "
+        f"{row.ttft_p95_settled_s:.3f} s after its first {SETTLING_S:g} s at a mean budget of "
+        f"{row.mean_budget_settled:.2f}; {row.limit_changes} changes, budgets back {back}; "
+        f"{row.num_errors} of {row.num_requests} requests failed",
+        *run.errors[:1],
+        flush=True,
+    )
+
+
 def measure(url: str, shape: str, floor: float) -> Iterator[tuple[Run, ElasticRow]]:
-    targets = {}
-    for tier in TIERS:
-        model = wait_until_answering(url, {"Authorization": f"Bearer {_key(tier)}"})
-        targets[tier] = Target(url, model, _key(tier))
+    model = wait_until_answering(url, {"Authorization": f"Bearer {_key('fixed')}"})
+    targets = {tier: Target(url, model, _key(tier)) for tier in TIERS}
+    # The first answers of a server take longer.
     carried(targets["fixed"], floor)
     full_per_s, floor_per_s = (carried(targets["fixed"], budget) for budget in (1.0, floor))
     print(f"full depth carries {full_per_s:.1f} requests/s, budget {floor:g} {floor_per_s:.1f}", flush=True)
     jobs = arrivals(full_per_s)
     for tier in TIERS:
         _wait_until_restored(url)
-        run = run_load(targets[tier], jobs)
-        budgets = [limit for _, limit in run.limits]
-        yield (
-            run,
-            ElasticRow(
-                tier=tier,
-                shape=shape,
-                elastic_floor=floor,
-                carried_per_s=full_per_s,
-                floor_per_s=floor_per_s,
-                num_requests=len(jobs),
-                num_errors=len(run.errors),
-                ttft_p95_calm_s=run.ttft_p95_s(0, OVERLOAD_START_S),
-                ttft_p95_overload_s=run.ttft_p95_s(OVERLOAD_START_S, OVERLOAD_END_S),
-                ttft_p95_settled_s=run.ttft_p95_s(OVERLOAD_START_S + SETTLING_S, OVERLOAD_END_S),
-                mean_budget_settled=run.mean_granted(OVERLOAD_START_S + SETTLING_S, OVERLOAD_END_S),
-                limit_changes=sum(one != other for one, other in pairwise(budgets)),
-                restored_after_s=run.restored_after_s,
-                commit=commit(),
-                machine=machine(),
-            ),
-        )
-        if run.errors:
-            print(f"{len(run.errors)} errors, the first: {run.errors[0]}")
+        run = run_load(targets[tier], tier, jobs)
+        yield run, summary(run, shape, floor, full_per_s, floor_per_s)
 
 
 def main() -> None:
@@ -296,13 +307,7 @@ def main() -> None:
             for run, row in measure(server.url, parsed.shape or MODEL_ID, parsed.floor):
                 runs[row.tier] = run
                 rows.append(row)
-                print(
-                    f"{row.tier}: TTFT p95 {row.ttft_p95_calm_s:.3f} s at first, "
-                    f"{row.ttft_p95_overload_s:.3f} s in the overload, {row.ttft_p95_settled_s:.3f} s after its first "
-                    f"{SETTLING_S:g} s at a mean budget of {row.mean_budget_settled:.2f}; {row.limit_changes} changes, "
-                    f"budgets back after {row.restored_after_s} s; {row.num_errors} of {row.num_requests} failed",
-                    flush=True,
-                )
+                report(run, row)
                 if parsed.json:
                     write_row(parsed.json, asdict(row), first=len(rows) == 1)
     if parsed.plot:

@@ -7,9 +7,11 @@ the reports and before the client receives what a report brought.
 import asyncio
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 from msgspec.structs import replace
@@ -141,6 +143,8 @@ class Bills:
         self._open: dict[str, Bill] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._settling: set[asyncio.Task[None]] = set()
+        self._reports: deque[Callable[[], None]] = deque()
+        self._is_woken = False
 
     async def open(self, order: Order) -> Bill:
         """Reserve what `order` may use, and begin its row of the ledger.
@@ -207,11 +211,26 @@ class Bills:
 
     def _call(self, take: Callable[[T], None], what: T) -> None:
         """Have the event loop take what the engine reports."""
-        if self._open and self._loop is not None:
+        if not self._open or self._loop is None:
+            return
+        self._reports.append(partial(take, what))
+        # Waking the loop costs more than all it then does, so it is woken once for what comes together.
+        if not self._is_woken:
+            self._is_woken = True
             try:
-                self._loop.call_soon_threadsafe(take, what)
+                self._loop.call_soon_threadsafe(self._take_reports)
             except RuntimeError:
                 log.warning("event loop closed")
+
+    def _take_reports(self) -> None:
+        # First of all: a report that comes now wakes the loop again.
+        self._is_woken = False
+        while self._reports:
+            try:
+                self._reports.popleft()()
+            except Exception:
+                # A bug must not hold up the reports on other requests.
+                log.exception("report not taken")
 
     def _note(self, usages: Sequence[tuple[str, Usage]]) -> None:
         for name, usage in usages:
