@@ -208,9 +208,10 @@ def admin_services(tenancy: Tenancy) -> AdminServices | None:
     """What the admin API needs; None without a store or an admin key. Raises ConfigError for a key file that cannot be
     read."""
     administration, key = tenancy.administration(), secret_from_environment("BUDDY_ADMIN_KEY")
-    if key is not None and tenancy.store is None:
-        log.warning("BUDDY_ADMIN_KEY has no effect without a store")
     if tenancy.store is None or administration is None or key is None:
+        if tenancy.store is not None or key is not None:
+            missing = "BUDDY_ADMIN_KEY" if key is None else "a store in the configuration"
+            log.warning("admin API off", extra={"missing": missing})
         return None
     return AdminServices(key, administration, tenancy.store.rows)
 

@@ -188,6 +188,16 @@ async def test_store_that_fails_counts_as_away_and_leaves_everyone_as_they_were(
     assert book.is_reachable
 
 
+async def test_tier_that_a_tenant_of_the_store_is_in_cannot_leave_the_file(
+    book: TenantBook, store: TenantStore, file: Path
+) -> None:
+    await store.create_tenant("umbrella", "free", file_tiers=("free",), actor="test")
+    await book.refresh()
+    rewrite(file, "free", "basic")
+    await book.reload()
+    assert book.tenants["umbrella"].tier.name == "free"
+
+
 async def test_what_needs_a_restart_stays_as_it_is(
     book: TenantBook, file: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -36,7 +36,7 @@ def test_refusal_says_which_limit_when_to_retry_and_what_is_left(serve: Serve) -
     assert 59 < float(first.headers["x-ratelimit-reset-requests"].removesuffix("s")) <= 60
     error = second.json()["error"]
     assert (second.status_code, error["code"], error["param"]) == (429, "rate_limit_exceeded", None)
-    assert "allows 1 requests per minute" in error["message"]
+    assert "a limit of 1 for requests per minute. Try again in" in error["message"]
     assert 50 < int(second.headers["retry-after"]) <= 60
     assert second.headers["x-ratelimit-remaining-requests"] == "0"
 
@@ -82,7 +82,7 @@ def test_request_that_can_never_pass_is_not_to_be_retried(serve: Serve) -> None:
     assert refused.status_code == 429
     assert "retry-after" not in refused.headers
     assert refused.headers["x-should-retry"] == "false"
-    assert "needs up to" in refused.json()["error"]["message"]
+    assert "20 are left, and this request needs up to" in refused.json()["error"]["message"]
 
 
 def test_request_without_a_length_gets_what_the_limit_can_pay_for(serve: Serve) -> None:
@@ -100,6 +100,13 @@ def test_quota_of_the_month_is_insufficient_quota(serve: Serve) -> None:
     assert refused.value.code == "insufficient_quota"
     assert refused.value.response.headers["x-should-retry"] == "false"
     assert 0 < site.sample("buddy_quota_used_ratio", tenant="default") < 1
+
+
+def test_refusal_by_the_quota_says_what_is_left(serve: Serve) -> None:
+    site = serve(FakeEngine(num_words=100), limited(layer_tokens_per_month=30))
+    used = site.chat(max_tokens=2).json()["buddy"]["layer_tokens"]
+    refused = site.chat()
+    assert f"{30 - used:g} are left, and this request needs up to 30" in refused.json()["error"]["message"]
 
 
 def test_answers_at_once_are_free_again_when_they_end(serve: Serve) -> None:

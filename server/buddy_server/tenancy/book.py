@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 FILE_EVERY_S = 1.0
 STORE_EVERY_S = 0.5
 """A revoked key is refused after this time, by every server that shares the store."""
+_AT_START = ("engine", "store", "limits", "allow_open")
+"""What a reload does not change."""
 _EMPTY = StoreSnapshot(0, (), (), ())
 
 
@@ -98,6 +100,8 @@ class TenantBook:
                 log.error("store unreachable", extra={"reason": error})
             self.is_reachable = False
         else:
+            if not self.is_reachable:
+                log.info("store reachable again")
             self.is_reachable = True
         self._metrics.store_up(self.is_reachable)
 
@@ -110,17 +114,24 @@ class TenantBook:
             if (config.store is None, config.is_open) != (now.store is None, now.is_open):
                 reason = "whether there is a store and whether keys are needed cannot change while the server runs"
                 raise ConfigError(f"{self._path}: {reason}")
+            self._check_tiers_in_use(config)
         except ConfigError as error:
             log.error("configuration refused", extra={"reason": error})
             self._metrics.reloaded(False)
             return
         kept = replace(config, engine=now.engine, store=now.store, limits=now.limits, allow_open=now.allow_open)
-        if kept != config:
-            log.warning("configuration needs a restart", extra={"fields": "engine, store, limits or allow_open"})
+        waiting = [name for name in _AT_START if getattr(config, name) != getattr(now, name)]
+        if waiting:
+            log.warning("configuration needs a restart", extra={"fields": ", ".join(waiting)})
+        before = self.file_tenants.keys()
         self.config = kept
         self._apply()
         self._metrics.reloaded(True)
-        log.info("configuration applied", extra={"tenants": len(kept.tenants), "tiers": len(kept.tiers)})
+        after = self.file_tenants.keys()
+        log.info(
+            "configuration applied",
+            extra={"tenants": len(after), "added": sorted(after - before), "removed": sorted(before - after)},
+        )
 
     async def watch_file(self, hang_up: asyncio.Event) -> None:
         """Reload the file when it changes, or when `hang_up` is set, until cancelled."""
@@ -162,10 +173,21 @@ class TenantBook:
             try:
                 tier = tiers[stored.tier]
                 check_tier(tier, self._actions)
-            except (KeyError, ConfigError) as error:
-                log.error("no usable tier", extra={"tenant": stored.name, "tier": stored.tier, "reason": error})
+            except KeyError:
+                log.error("tenant without a tier", extra={"tenant": stored.name, "tier": stored.tier})
+                continue
+            except ConfigError as error:
+                log.error("tier not usable", extra={"tenant": stored.name, "reason": error})
                 continue
             yield Tenant(stored.name, tier)
+
+    def _check_tiers_in_use(self, config: ServerConfig) -> None:
+        """Raise ConfigError if tenants of the store would lose their tier with this file."""
+        tiers = {tier.name for tier in (*config.tiers, *self._snapshot.tiers)}
+        names = {tenant.name for tenant in config.tenants}
+        for stored in self._snapshot.tenants:
+            if stored.name not in names and stored.tier in self.file_tiers.keys() - tiers:
+                raise ConfigError(f"{self._path}: tiers: {stored.tier!r} is missing, the tier of {stored.name!r}")
 
     def _check(self, config: ServerConfig) -> None:
         for tier in (*config.tiers, *(tenant.tier for tenant in config.tenants)):

@@ -136,6 +136,6 @@ class ElasticBudgets:
                     "queue_s": round(load.queue_s, 3),
                     "inter_token_s": round(load.inter_token_s, 4),
                     "used": round(used, 2),
-                    "milli_layers": limits,
+                    "budgets": {name: cost / engine.info.actions.full_cost for name, cost in limits.items()},
                 },
             )

@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -65,7 +65,7 @@ class Tenancy:
         self._num_layers = info.num_layers
         limiter = make_limiter(config.limits, info.actions.full_cost)
         self._gate = LimitGate(limiter, info.actions, config.limits, metrics)
-        self.bills = Bills(info, self._gate, None if self.store is None else self.store.ledger, lambda: self.is_ready)
+        self.bills = Bills(info, self._gate, None if self.store is None else self.store.ledger, self._is_store_ready)
 
     def administration(self) -> Administration | None:
         """What the admin API may change; None without a store."""
@@ -101,14 +101,19 @@ class Tenancy:
 
     @property
     def is_ready(self) -> bool:
-        """Whether requests may run, as far as the store is concerned."""
+        """Whether requests may run, as far as store and limits are concerned."""
+        return self._gate.is_ready and self._is_store_ready()
+
+    def _is_store_ready(self) -> bool:
         if self.store is None or self.store.settings.when_unreachable == "allow":
             return True
         return self.book.is_reachable and self.store.ledger.is_reachable
 
     async def _keep_up(self) -> None:
         while True:
-            await asyncio.sleep(UPKEEP_EVERY_S)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._gate.returned.wait(), UPKEEP_EVERY_S)
+            self._gate.returned.clear()
             await self._catch_up()
 
     async def _catch_up(self) -> None:

@@ -29,6 +29,8 @@ T = TypeVar("T")
 
 MOST_UNSETTLED = 10_000
 """Ended requests of which the limits do not know yet; of older ones the month hears through the ledger alone."""
+AGAIN_S = 1.0
+"""How often limits that do not answer are asked again."""
 _UNITS: Mapping[LimitName, str] = {
     "requests_per_minute": "requests per minute",
     "layer_tokens_per_minute": "layer-tokens per minute",
@@ -49,7 +51,14 @@ class LimitGate:
         self._metrics = metrics
         self._open: dict[str, Claim] = {}
         self._unsettled: deque[tuple[Claim, int]] = deque(maxlen=MOST_UNSETTLED)
-        self._is_reachable = True
+        self.is_reachable = True
+        self.returned = asyncio.Event()
+        """Set when limits that were away answer again: they may have forgotten what the ledger knows."""
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether requests may run, as far as limits are concerned."""
+        return self.is_reachable or not self._refuses
 
     def limits(self, tier: Tier) -> Limits:
         return Limits(
@@ -109,9 +118,10 @@ class LimitGate:
     async def run(self) -> None:
         """Renew the leases of open reservations, and settle what could not be settled, until cancelled."""
         while True:
-            await asyncio.sleep(LEASE_S / 3)
-            await self._try(self._limiter.renew(list(self._open.values())))
+            await asyncio.sleep(LEASE_S / 3 if self.is_reachable else AGAIN_S)
             with suppress(LimiterUnreachable):
+                await self._ask(self._limiter.ping())
+                await self._ask(self._limiter.renew(list(self._open.values())))
                 while self._unsettled:
                     await self._ask(self._limiter.settle(*self._unsettled[0]))
                     self._unsettled.popleft()
@@ -128,14 +138,15 @@ class LimitGate:
         try:
             answer = await asked
         except LimiterUnreachable as error:
-            if self._is_reachable:
+            if self.is_reachable:
                 log.error("limits unreachable", extra={"error": error})
-            self._is_reachable = False
+            self.is_reachable = False
             self._metrics.limits_up(is_up=False)
             raise
-        if not self._is_reachable:
+        if not self.is_reachable:
             log.info("limits reachable again")
-            self._is_reachable = True
+            self.is_reachable = True
+            self.returned.set()
         if self._is_shared:
             self._metrics.limits_up(is_up=True)
         return answer
@@ -156,12 +167,23 @@ class LimitGate:
             headers["x-ratelimit-reset-tokens"] = f"{standing.reset_cost_s:.3f}s"
         return headers
 
+    def _left(self, limits: Limits, refusal: Refusal) -> float | None:
+        """Layer-tokens that are left of the limit that refused; None if it counts requests."""
+        standing = refusal.standing
+        if refusal.limit == "layer_tokens_per_month" and limits.cost_per_month is not None:
+            return max(0, limits.cost_per_month - standing.month_cost) / self._whole
+        if refusal.limit == "layer_tokens_per_minute" and standing.remaining_cost is not None:
+            return standing.remaining_cost / self._whole
+        return None
+
     def _error(self, claim: Claim, tier: Tier, refusal: Refusal, headers: dict[str, str]) -> RateLimited:
-        limit = f"{getattr(tier, refusal.limit)} {_UNITS[refusal.limit]}"
-        needs = f"; this request needs up to {claim.cost / self._whole:g}" if "layer_tokens" in refusal.limit else ""
-        message = f"Tier {tier.name!r} allows {limit}{needs}."
+        message = f"Tier {tier.name!r} allows {_UNITS[refusal.limit]}: {getattr(tier, refusal.limit)}"
+        left = self._left(claim.limits, refusal)
+        message += (
+            "." if left is None else f"; {left:g} are left, this request needs up to {claim.cost / self._whole:g}."
+        )
         if refusal.limit == "layer_tokens_per_month":
-            return InsufficientQuota(f"{message} The quota is used up or reserved by requests under way.", headers)
+            return InsufficientQuota(f"{message} Requests under way have reserved what they may use.", headers)
         if math.isinf(refusal.retry_after_s):
             return RateLimited(f"{message} Ask for fewer tokens or a smaller budget.", headers, None)
         return RateLimited(f"{message} Try again in {refusal.retry_after_s:.3g} s.", headers, refusal.retry_after_s)

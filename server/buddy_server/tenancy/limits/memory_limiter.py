@@ -40,6 +40,9 @@ class MemoryLimiter:
         used = self._tenant(tenant).used
         used[month] = max(used[month], cost)
 
+    async def ping(self) -> None:
+        pass
+
     async def close(self) -> None:
         pass
 

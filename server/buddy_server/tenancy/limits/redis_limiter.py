@@ -4,7 +4,8 @@ import asyncio
 import math
 import re
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from importlib.resources import files
 from typing import Any
 
@@ -92,6 +93,9 @@ class RedisLimiter:
     async def set_month(self, tenant: str, month: str, cost: int) -> None:
         await self._run(self._set_month, [self._month_key(tenant, month)], [cost, _MONTH_KEPT_MS])
 
+    async def ping(self) -> None:
+        await self._within_turn(self._redis.ping)
+
     async def close(self) -> None:
         await self._redis.aclose()
 
@@ -115,9 +119,12 @@ class RedisLimiter:
         return [now, round(WINDOW_S * MICROSECONDS), round(LEASE_S * MICROSECONDS), _KEPT_MS]
 
     async def _run(self, script: AsyncScript, keys: Sequence[str], args: Sequence[str | int]) -> Any:
+        return await self._within_turn(partial(script, keys, args))
+
+    async def _within_turn(self, ask: Callable[[], Awaitable[Any]]) -> Any:
         try:
             async with asyncio.timeout(TIMEOUT_S), self._turns:
-                return await script(keys, args)
+                return await ask()
         except (RedisError, OSError) as error:
             # None of these errors repeats the URL, which may hold a password.
             reason = f"{type(error).__name__} {error}".strip()
