@@ -177,11 +177,11 @@ class LimitGate:
         return None
 
     def _error(self, claim: Claim, tier: Tier, refusal: Refusal, headers: dict[str, str]) -> RateLimited:
-        message = f"Tier {tier.name!r} allows {_UNITS[refusal.limit]}: {getattr(tier, refusal.limit)}"
+        message = f"Tier {tier.name!r} has a limit of {getattr(tier, refusal.limit)} for {_UNITS[refusal.limit]}"
         left = self._left(claim.limits, refusal)
-        message += (
-            "." if left is None else f"; {left:g} are left, this request needs up to {claim.cost / self._whole:g}."
-        )
+        if left is not None:
+            message += f"; {left:g} are left, and this request needs up to {claim.cost / self._whole:g}"
+        message += "."
         if refusal.limit == "layer_tokens_per_month":
             return InsufficientQuota(f"{message} Requests under way have reserved what they may use.", headers)
         if math.isinf(refusal.retry_after_s):
