@@ -83,7 +83,18 @@ def line_of(text: str, location: tuple[str, ...]) -> int:
 
 
 class _Loader(yaml.SafeLoader):
-    """Knows the line of a value that looks like a date or a number and is none, as 2026-13-45."""
+    """Knows the line of a value that looks like a date or a number and is none, as 2026-13-45, and of a field that is
+    given twice, where PyYAML would take the last."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        first: dict[tuple[str, str], yaml.ScalarNode] = {}
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and first.setdefault((key.tag, key.value), key) is not key:
+                line = first[key.tag, key.value].start_mark.line + 1
+                problem = f"{name_or_mask(key.value)} is given twice, first in line {line}"
+                raise yaml.composer.ComposerError(None, None, problem, key.start_mark)
+        return node
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:

@@ -18,6 +18,7 @@ from buddy_server.tenancy.administration import Administration
 from buddy_server.tenancy.keys import KeySecret
 from buddy_server.tenancy.policy import Tenant, Tier
 from buddy_server.tenancy.store.database import Database
+from buddy_server.tenancy.store.known_secret import check_secret
 from buddy_server.tenancy.store.snapshot import StoredKey
 from buddy_server.tenancy.store.tenant_store import TenantStore
 from buddy_server.tenancy.tier_entry import Name
@@ -34,7 +35,10 @@ async def _run(parsed: argparse.Namespace, config: ServerConfig) -> None:
     database = Database(config.store.url)
     try:
         await database.migrate()
-        secret = KeySecret.load(database.sqlite_file) if parsed.action == "create_key" else None
+        secret = None
+        if parsed.action == "create_key":
+            secret = KeySecret.load(database.sqlite_file)
+            await check_secret(database, secret, may_replace=False)
         book = _FileBook({tenant.name: tenant for tenant in config.tenants}, {tier.name: tier for tier in config.tiers})
         administration = Administration(TenantStore(database), book, secret, f"command:{_user()}")
         await _ACTIONS[parsed.action](parsed, administration)

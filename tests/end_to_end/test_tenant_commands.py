@@ -104,6 +104,17 @@ def test_only_new_keys_need_the_servers_secret(buddy: Buddy, config: str) -> Non
     assert secret.exists()
 
 
+def test_no_key_is_made_with_another_secret(
+    buddy: Buddy, refused: Callable[..., str], config: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    buddy("keys", "create", "filed")
+    monkeypatch.setenv("BUDDY_KEY_SECRET", "another-secret" * 3)
+    said = refused("keys", "create", "filed", "--config", config)
+    assert "made with another secret: set BUDDY_KEY_SECRET to it" in said
+    assert "another-secret" not in said
+    assert len(stored(config)[0].keys) == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

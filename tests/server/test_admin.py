@@ -143,7 +143,7 @@ def test_what_is_in_the_file_is_changed_only_there(admin: AdminSite) -> None:
     ):
         status, code, message = admin.refused(method, path, json=body)
         assert (status, code) == (409, "conflict")
-        assert message.endswith("belongs to the configuration file; change it there.")
+        assert message.endswith("belongs to the configuration file; change or remove it there.")
 
 
 def test_the_files_definition_counts_for_a_name_in_both(admin: AdminSite) -> None:
@@ -234,6 +234,11 @@ def test_key_is_shown_once_and_revoked(admin: AdminSite) -> None:
     assert not stored.is_valid(stored.created_ms + 1000)
 
 
+def test_key_without_a_body_is_valid_until_it_is_revoked(admin: AdminSite) -> None:
+    made = admin.call("POST", "/tenants/filed/keys")
+    assert (made.status_code, made.json()["expires_at"]) == (201, None)
+
+
 def test_neither_key_nor_secret_is_in_any_file_or_answer(admin: AdminSite) -> None:
     key = admin.call("POST", "/tenants/filed/keys", json={}).json()["key"]
     secrets = [key, key.partition("_")[2], SECRET, ADMIN_KEY]
@@ -298,6 +303,12 @@ def test_usage_is_summed_by_tenant_day_and_key(admin: AdminSite) -> None:
     }
 
 
+def test_empty_query_parameters_count_as_absent(admin: AdminSite) -> None:
+    write_usage(admin)
+    assert admin.get("/usage?tenant=&from=&to=&group_by=&format=") == admin.get("/usage")
+    assert admin.get("/audit?limit=&before=") == admin.get("/audit")
+
+
 def test_usage_is_csv_for_those_who_ask(admin: AdminSite) -> None:
     write_usage(admin)
     response = admin.call("GET", "/usage?group_by=day,tenant&format=csv")
@@ -335,7 +346,13 @@ def test_admin_is_in_the_openapi_document(admin: AdminSite) -> None:
     tenants = document["paths"]["/admin/tenants"]["post"]
     assert tenants["security"] == [{"admin key": []}]
     assert set(tenants["responses"]) == {"201", "4XX"}
-    assert "text/csv" in document["paths"]["/admin/usage"]["get"]["responses"]["200"]["content"]
+    assert not document["paths"]["/admin/tenants/{name}/keys"]["post"]["requestBody"].get("required", False)
+    usage = document["paths"]["/admin/usage"]["get"]
+    assert "text/csv" in usage["responses"]["200"]["content"]
+    described = {each["name"]: each.get("description") for each in usage["parameters"]}
+    assert described["from"] == "the first day in UTC, inclusive"
+    assert described["to"] == "the last day in UTC, inclusive"
+    assert described["group_by"] == "what to sum by: any of tenant, day and key, with commas between them"
 
 
 def test_documentation_pages_stay_off(admin: AdminSite) -> None:

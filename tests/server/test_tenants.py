@@ -91,6 +91,7 @@ def test_file_without_tenants_is_open_with_the_tier_named_default(tmp_path: Path
         ("max_waiting: 2026-13-45", "is not YAML: a value is neither the date nor the number that it looks like"),
         ("max_waiting: !!bool maybe", "is not YAML: a value is neither the date nor the number that it looks like"),
         ("max_waiting: '\a'", "is not YAML: special characters are not allowed"),
+        ("tiers: {a: {weight: 1, weight: 2}}", "is not YAML: weight is given twice, first in line 1"),
         ("[" * 10_000, "is not allowed: it is nested too deeply"),
     ],
 )  # fmt: skip
@@ -99,6 +100,27 @@ def test_bad_file_is_refused_by_file_field_and_value(tmp_path: Path, text: str, 
     path.write_text(text)
     with pytest.raises(ConfigError, match=rf"c\.yaml(:1)?:\s?{message}"):
         load_config(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("tenants: {a: {tier: t}}\ntiers: {t: {}}\ntenants: {b: {tier: t}}", "3: is not YAML: tenants is given twice"),
+        ("tiers: {t: {}}\ntenants:\n  acme: {tier: t}\n  acme: {tier: t}", "4: .*acme is given twice, first in line 3"),
+    ],
+)  # fmt: skip
+def test_field_that_is_given_twice_is_refused_by_line(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=rf"c\.yaml:{message}"):
+        load_config(path)
+
+
+def test_merged_fields_may_be_given_again(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("tiers:\n  a: &a {weight: 2, priority: 1}\n  default: {<<: *a, weight: 3}")
+    (tenant,) = load_config(path).tenants
+    assert (tenant.tier.weight, tenant.tier.priority) == (3, 1)
 
 
 def test_missing_file_is_refused_by_name(tmp_path: Path) -> None:
@@ -142,6 +164,8 @@ def test_missing_file_is_refused_by_name(tmp_path: Path) -> None:
         "limits: %hidden",
         "limits: @hidden",
         "limits: {url: hidden\a}",
+        "tenants: {sk-hidden: {tier: a}, sk-hidden: {tier: a}}",
+        "store: {postgresql://u:hidden@h/d: 1, postgresql://u:hidden@h/d: 2}",
     ],
 )
 def test_what_may_be_a_key_or_a_password_is_not_repeated(tmp_path: Path, text: str) -> None:

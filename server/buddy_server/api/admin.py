@@ -3,9 +3,9 @@
 import hmac
 from collections.abc import Callable, Coroutine
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request, Response, Security
+from fastapi import APIRouter, Body, Request, Response, Security
 from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
 
@@ -127,7 +127,7 @@ def _add_keys(router: APIRouter, administration: Administration) -> None:
         return Listed(data=[KeyView(**_key_fields(key)) for key in await administration.keys(name)])
 
     @router.post("/tenants/{name}/keys", status_code=201)
-    async def create_key(name: Name, body: KeyRequest) -> NewKeyView:
+    async def create_key(name: Name, body: Annotated[KeyRequest, Body(default_factory=KeyRequest)]) -> NewKeyView:
         """Make a key. The response has it, and nothing has it later."""
         key, stored = await administration.create_key(name, body.expires_ms)
         return NewKeyView(**_key_fields(stored), key=key.text)

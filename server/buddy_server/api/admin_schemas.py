@@ -1,7 +1,7 @@
 """The schemas of the admin API. Times are in UTC, days too."""
 
 from datetime import UTC, date, datetime
-from typing import Annotated, Generic, Literal, Self, TypeVar
+from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, model_validator
 
@@ -22,6 +22,17 @@ def shown_time(milliseconds: int) -> datetime:
 
 class _Body(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class _Query(BaseModel):
+    """A parameter with nothing behind its "=" is absent."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_empty(cls, parameters: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in parameters.items() if value != ""}
 
 
 class Listed(BaseModel, Generic[T]):
@@ -127,13 +138,15 @@ def _groups(text: str) -> str:
 Day = Annotated[str, AfterValidator(_day)]
 
 
-class UsageQuery(_Body):
-    """`from` and `to` are inclusive."""
-
+class UsageQuery(_Query):
     tenant: Name | None = None
-    first_day: Annotated[Day | None, Field(alias="from")] = None
-    last_day: Annotated[Day | None, Field(alias="to")] = None
-    group_by: Annotated[str, AfterValidator(_groups), Field(description="any of tenant, day and key")] = "tenant"
+    first_day: Annotated[Day | None, Field(alias="from", description="the first day in UTC, inclusive")] = None
+    last_day: Annotated[Day | None, Field(alias="to", description="the last day in UTC, inclusive")] = None
+    group_by: Annotated[
+        str,
+        AfterValidator(_groups),
+        Field(description="what to sum by: any of tenant, day and key, with commas between them"),
+    ] = "tenant"
     format: Literal["json", "csv"] | None = None
 
     @model_validator(mode="after")
@@ -163,9 +176,7 @@ class UsageView(BaseModel):
     layer_tokens: float
 
 
-class AuditQuery(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
+class AuditQuery(_Query):
     limit: Annotated[int, Field(ge=1, le=MAX_AUDIT_ROWS)] = 100
     before: Annotated[
         int | None, Field(ge=1, le=2**31 - 1, description="only rows older than the one with this id")

@@ -142,8 +142,8 @@ class Administration:
 
     def _refuse_tenant_of_file(self, name: str) -> None:
         if name in self._book.file_tenants:
-            raise Conflict(f"The tenant {shown(name)} belongs to the configuration file; change it there.")
+            raise Conflict(f"The tenant {shown(name)} belongs to the configuration file; change or remove it there.")
 
     def _refuse_tier_of_file(self, name: str) -> None:
         if name in self._book.file_tiers:
-            raise Conflict(f"The tier {shown(name)} belongs to the configuration file; change it there.")
+            raise Conflict(f"The tier {shown(name)} belongs to the configuration file; change or remove it there.")

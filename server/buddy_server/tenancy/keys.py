@@ -60,10 +60,15 @@ class KeySecret:
     def __repr__(self) -> str:
         return "KeySecret(...)"
 
+    @property
+    def fingerprint(self) -> bytes:
+        """What tells this secret from others, and reveals nothing of it. It is the MAC of no key."""
+        return self.mac("fingerprint")
+
     @classmethod
     def load(cls, sqlite_file: Path | None) -> "KeySecret":
         """The secret in BUDDY_KEY_SECRET, or in the file that BUDDY_KEY_SECRET_FILE names. Without either, it is in the
-        file `<sqlite_file>.secret`, made here if there is none; for PostgreSQL, `sqlite_file` is None.
+        `secret_file`, made here if there is none; for PostgreSQL, `sqlite_file` is None.
 
         Raises ConfigError if the secret is missing, too short or cannot be read.
         """
@@ -113,8 +118,13 @@ def secret_from_environment(variable: str) -> str | None:
     return lines[0].strip()
 
 
+def secret_file(sqlite_file: Path) -> Path:
+    """Where the secret of an SQLite database is, unless the environment has it."""
+    return sqlite_file.with_name(f"{sqlite_file.name}.secret")
+
+
 def _secret_beside(database: Path) -> str:
-    path = database.with_name(f"{database.name}.secret")
+    path = secret_file(database)
     try:
         if not path.exists():
             _create(path)

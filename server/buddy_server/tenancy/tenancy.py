@@ -23,6 +23,7 @@ from buddy_server.tenancy.ledger.ledger import Ledger
 from buddy_server.tenancy.limits.build import make_limiter
 from buddy_server.tenancy.limits.gate import LimitGate
 from buddy_server.tenancy.store.database import Database
+from buddy_server.tenancy.store.known_secret import check_secret
 from buddy_server.tenancy.store.ledger_store import LedgerStore
 from buddy_server.tenancy.store.tenant_store import TenantStore
 
@@ -152,10 +153,12 @@ async def persistent(run: Loop) -> None:
 
 
 async def prepare_store(settings: StoreSettings) -> None:
-    """Bring the store's tables up to date, before anything is served. Raises ConfigError if that is impossible."""
+    """Bring the store's tables up to date, before anything is served. Raises ConfigError if that is impossible, or if
+    the store's keys are made with another secret than this server's."""
     database = Database(settings.url)
     try:
         await database.migrate()
+        await check_secret(database, KeySecret.load(database.sqlite_file), may_replace=True)
     except StoreUnreachable as error:
         raise ConfigError(f"store.url: {error}") from error
     finally:

@@ -3,6 +3,7 @@
 import os
 import signal
 import sqlite3
+import stat
 import subprocess
 import sys
 import time
@@ -126,6 +127,23 @@ async def test_sqlite_keeps_a_write_ahead_log(tmp_path: Path) -> None:
     await database.close()
 
 
+async def test_sqlite_files_are_for_this_user_alone(tmp_path: Path) -> None:
+    database = Database(f"sqlite:///{tmp_path / 'buddy.db'}")
+    await database.migrate()
+    async with database.reading() as connection:
+        await connection.execute(text("SELECT value FROM revision"))
+        assert modes(tmp_path) == dict.fromkeys(("buddy.db", "buddy.db-wal", "buddy.db-shm"), 0o600)
+    await database.close()
+
+
+async def test_mode_of_a_file_that_is_there_stays(tmp_path: Path) -> None:
+    (tmp_path / "buddy.db").touch(mode=0o640)
+    database = Database(f"sqlite:///{tmp_path / 'buddy.db'}")
+    await database.migrate()
+    assert modes(tmp_path) == {"buddy.db": 0o640}
+    await database.close()
+
+
 @pytest.mark.parametrize(
     "url", ["mysql://u:secret@h/d", "sqlite://", "sqlite:///:memory:", "postgresql+psycopg://h/d", "x"]
 )
@@ -221,6 +239,10 @@ async def test_wrong_password_is_not_repeated(postgres_server: Postgres) -> None
         await TenantStore(database).revision()
     assert "wrong-password" not in str(refused.value)
     await database.close()
+
+
+def modes(folder: Path) -> dict[str, int]:
+    return {path.name: stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()}
 
 
 @contextmanager

@@ -64,9 +64,8 @@ class Database:
     async def migrate(self) -> None:
         """Bring the tables to the newest version; several processes may do so at once. Raises StoreUnreachable, also if
         the user lacks a right, and ConfigError if the database was made by a newer version."""
-        # SQLite would only say that it cannot open the file, and its driver leaves a thread behind for a moment.
-        if self.sqlite_file is not None and not self.sqlite_file.absolute().parent.is_dir():
-            raise StoreUnreachable(f"{self}: the folder does not exist")
+        if self.sqlite_file is not None:
+            self._create_file(self.sqlite_file)
         engine = _make_engine(self._url, MIGRATION_TIMEOUT_S, keep_connections=False)
         async with self._transaction(engine, MIGRATION_TIMEOUT_S, writes=True) as connection:
             if self.sqlite_file is None:
@@ -114,6 +113,18 @@ class Database:
         await self._engine.dispose()
         if self._blocking is not None:
             self._blocking.dispose()
+
+    def _create_file(self, path: Path) -> None:
+        """An empty file that only this user may read, if there is none. SQLite gives its other files the same mode."""
+        # SQLite would only say that it cannot open the file, and its driver leaves a thread behind for a moment.
+        if not path.absolute().parent.is_dir():
+            raise StoreUnreachable(f"{self}: the folder does not exist")
+        try:
+            path.touch(mode=0o600, exist_ok=False)
+        except FileExistsError:
+            return
+        except OSError as error:
+            raise StoreUnreachable(f"{self}: {error.strerror}") from error
 
     @asynccontextmanager
     async def _transaction(

@@ -25,8 +25,10 @@ revision = Table(
     metadata,
     Column("id", Integer, primary_key=True, autoincrement=False),
     Column("value", BigInteger, nullable=False),
+    Column("secret_fingerprint", LargeBinary),
 )
-"""One row, whose value every change to the tables but the ledger increments."""
+"""One row, whose value every change to the tables but the ledger increments. The fingerprint is that of the secret
+that keys are made with."""
 
 tiers = Table(
     "tiers",

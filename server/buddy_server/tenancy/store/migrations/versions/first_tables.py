@@ -19,6 +19,7 @@ def _create_tenancy() -> None:
         "revision",
         sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
         sa.Column("value", sa.BigInteger, nullable=False),
+        sa.Column("secret_fingerprint", sa.LargeBinary),
     )
     op.bulk_insert(revisions, [{"id": 1, "value": 0}])
     op.create_table(
