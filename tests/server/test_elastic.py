@@ -8,7 +8,15 @@ import pytest
 from buddy_routing.action_space import ActionSpace
 from buddy_server.config import ElasticSettings, ServerConfig
 from buddy_server.metrics import Metrics
-from buddy_server.tenancy.elastic import NUM_LEVELS, TICK_S, DepthController, ElasticBudgets, Load, depth_limit
+from buddy_server.tenancy.elastic import (
+    NUM_LEVELS,
+    RESTORE_EVERY_S,
+    TICK_S,
+    DepthController,
+    ElasticBudgets,
+    Load,
+    depth_limit,
+)
 from buddy_server.tenancy.policy import Tenant, Tier
 from fakes.engine import FakeEngine
 from fakes.site import Serve
@@ -119,6 +127,27 @@ def test_failed_restoring_waits_longer_each_time() -> None:
             restored.append(now_s)
     pauses = [later - earlier for earlier, later in itertools.pairwise(restored)]
     assert pauses[0] < pauses[1] < pauses[2]
+
+
+def test_failed_level_holds_up_no_deeper_ones() -> None:
+    controller = DepthController()
+    now_s = 0.0
+
+    def observe_for(seconds: float, queue_s: float) -> list[int]:
+        nonlocal now_s
+        levels = []
+        for _ in range(round(seconds / TICK_S)):
+            now_s += TICK_S
+            levels.append(controller.observe(now_s, Load(queue_s, 0.001, 0.3), TARGETS))
+        return levels
+
+    observe_for(4, queue_s=2.0)
+    assert observe_for(11, queue_s=0.0)[-1] == 4
+    # High enough soon after restoring, and at no other time.
+    assert set(observe_for(0.5, queue_s=0.2)) == {5}
+    assert set(observe_for(5, queue_s=0.0)) == {5}
+    assert observe_for(2 * RESTORE_EVERY_S, queue_s=0.0)[-1] == 4
+    assert observe_for(5 * RESTORE_EVERY_S, queue_s=0.0)[-1] == 0
 
 
 @pytest.mark.parametrize(("level", "layers"), [(0, 16), (4, 10), (NUM_LEVELS, 4)])

@@ -50,13 +50,15 @@ class Load:
 
 class DepthController:
     """Chooses the level from the load, observed at regular times. If a restored level led to overload, it waits
-    twice as long before the next attempt, so that budgets do not swing."""
+    before it tries that level again, each time twice as long, so that budgets do not swing."""
 
     def __init__(self) -> None:
         self.level = 0
         self._changed_s = self._high_s = float("-inf")
         self._pause_s = RESTORE_EVERY_S
         self._has_restored = False
+        self._failed_level = -1
+        self._alert = HIGH
         self._used = 0.0
 
     def observe(self, now_s: float, load: Load, targets: ElasticSettings) -> int:
@@ -64,14 +66,18 @@ class DepthController:
         self._used = MEMORY * self._used + (1 - MEMORY) * load.used
         pressure = max(load.queue_s / targets.target_queue_s, load.inter_token_s / targets.target_inter_token_s)
         since_s = now_s - self._changed_s
-        if pressure > HIGH:
+        # Soon after a level was restored, the first sign of a queue says that it was too early.
+        if pressure > (self._alert if since_s < RESTORE_EVERY_S else HIGH):
             self._high_s = now_s
             if self.level < NUM_LEVELS and since_s >= LOWER_EVERY_S:
                 if self._has_restored:
+                    self._failed_level = self.level
                     self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
-                self._change(now_s, min(NUM_LEVELS, self.level + min(int(2 * pressure), MOST_STEPS)))
+                num_steps = min(max(1, int(2 * pressure)), MOST_STEPS)
+                self._change(now_s, min(NUM_LEVELS, self.level + num_steps))
         elif self.level and since_s >= self._needed_pause_s(now_s, pressure):
             self._change(now_s, self.level - 1)
+            self._alert = LOW if pressure < LOW else HIGH
         if now_s - self._changed_s > 2 * LONGEST_PAUSE_S:
             self._pause_s = RESTORE_EVERY_S
         return self.level
@@ -81,11 +87,14 @@ class DepthController:
         if pressure < LOW and self._used < IDLE:
             return RESTORE_EVERY_S
         if (pressure < LOW and self._used < ROOM) or now_s - self._high_s >= TRY_AFTER_S:
-            return self._pause_s
+            return self._pause_s if self.level - 1 <= self._failed_level else RESTORE_EVERY_S
         return math.inf
 
     def _change(self, now_s: float, level: int) -> None:
-        self._has_restored = level < self.level
+        self._has_restored, self._alert = level < self.level, HIGH
+        if level < self._failed_level:
+            # The level that had failed has held this time.
+            self._failed_level = -1
         self.level, self._changed_s = level, now_s
 
 
