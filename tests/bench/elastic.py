@@ -1,9 +1,9 @@
 """What elastic budgets keep under twice the load that full depth carries:
 
-    .venv/bin/python tests/bench/elastic.py --json tests/bench/elastic.jsonl --plot tests/bench/elastic.png
+    .venv/bin/python tests/bench/elastic.py --shape 16x256 --floor 0.125 --plot tests/bench/elastic.png
 
 Over HTTP, with the embedded model or another shape. First as many streams as the engine has places show how many
-requests per second full depth carries, and the floor. Then requests come at random times: at half of what full depth
+requests per second full depth carries. Then requests come at random times: at half of what full depth
 carries, at twice that, and at a fifth; once from a tenant whose tier has an elastic floor and once, at the same times,
 from one whose tier has none. Targets: in the overload 95 of 100 first tokens come within TARGET_S, nothing is refused,
 and budgets are back within a minute after it.
@@ -95,6 +95,10 @@ class Run:
         due = zip(self.jobs, self.granted, strict=True)
         return mean(budget for job, budget in due if first_s <= job.due_s < last_s and budget is not None)
 
+    def answered_per_s(self, first_s: float, last_s: float) -> float:
+        both = zip(self.jobs, self.replies, strict=True)
+        return sum(first_s <= job.due_s + reply.duration_s < last_s for job, reply in both) / (last_s - first_s)
+
     @property
     def restored_after_s(self) -> float | None:
         """Seconds from the end of the overload until budgets were as before; None if they were not."""
@@ -106,14 +110,14 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class ElasticRow:
-    """`carried_per_s` are the requests per second that full depth carries, `floor_per_s` those that the floor does.
-    `settled` is the overload without its first SETTLING_S seconds."""
+    """`carried_per_s` are the requests per second that full depth carries. `settled` is the overload without its first
+    SETTLING_S seconds."""
 
     tier: str
     shape: str
     elastic_floor: float
     carried_per_s: float
-    floor_per_s: float
+    answered_per_s_settled: float
     num_requests: int
     num_errors: int
     ttft_p95_calm_s: float
@@ -141,11 +145,11 @@ def arrivals(carried_per_s: float) -> list[Job]:
     return jobs
 
 
-def carried(target: Target, budget: float) -> float:
-    """Requests per second while the engine's places are taken. Raises ServerBenchError if a request fails."""
+def carried(target: Target) -> float:
+    """Requests per second at full depth while the engine's places are taken. Raises ServerBenchError if one fails."""
     rng = random.Random(SEED)
     streams = [[random_job(rng, 0.0) for _ in range(PER_STREAM)] for _ in range(STREAMS)]
-    requests = [[target.request(job.prompt, job.new_tokens, budget) for job in stream] for stream in streams]
+    requests = [[target.request(job.prompt, job.new_tokens, 1.0) for job in stream] for stream in streams]
     exchanges, _ = run_undisturbed(closed_loop(target, requests))
     replies = [read_reply(one, job.new_tokens) for one, job in zip(exchanges, chain(*streams), strict=True)]
     for reply in replies:
@@ -241,7 +245,7 @@ def plot(runs: Mapping[str, Run], rows: Sequence[ElasticRow], path: Path) -> Non
     figure.savefig(path, dpi=110)
 
 
-def summary(run: Run, shape: str, floor: float, carried_per_s: float, floor_per_s: float) -> ElasticRow:
+def summary(run: Run, shape: str, floor: float, carried_per_s: float) -> ElasticRow:
     settled_s = OVERLOAD_START_S + SETTLING_S
     budgets = [budget for _, budget in run.limits]
     return ElasticRow(
@@ -249,7 +253,7 @@ def summary(run: Run, shape: str, floor: float, carried_per_s: float, floor_per_
         shape=shape,
         elastic_floor=floor,
         carried_per_s=carried_per_s,
-        floor_per_s=floor_per_s,
+        answered_per_s_settled=run.answered_per_s(settled_s, OVERLOAD_END_S),
         num_requests=len(run.jobs),
         num_errors=len(run.errors),
         ttft_p95_calm_s=run.ttft_p95_s(0, OVERLOAD_START_S),
@@ -266,9 +270,9 @@ def summary(run: Run, shape: str, floor: float, carried_per_s: float, floor_per_
 def report(run: Run, row: ElasticRow) -> None:
     back = "never" if row.restored_after_s is None else f"after {row.restored_after_s:.1f} s"
     print(
-        f"{row.tier}: TTFT p95 {row.ttft_p95_calm_s:.3f} s before the overload, {row.ttft_p95_overload_s:.3f} s in it, "
-        f"{row.ttft_p95_settled_s:.3f} s after its first {SETTLING_S:g} s at a mean budget of "
-        f"{row.mean_budget_settled:.2f}; {row.limit_changes} changes, budgets back {back}; "
+        f"{row.tier}: TTFT p95 {row.ttft_p95_calm_s:.3f} s before the overload, {row.ttft_p95_overload_s:.3f} s in it; "
+        f"after its first {SETTLING_S:g} s {row.ttft_p95_settled_s:.3f} s, {row.answered_per_s_settled:.1f} answers/s "
+        f"at a mean budget of {row.mean_budget_settled:.2f}; {row.limit_changes} changes, budgets back {back}; "
         f"{row.num_errors} of {row.num_requests} requests failed",
         *run.errors[:1],
         flush=True,
@@ -279,14 +283,13 @@ def measure(url: str, shape: str, floor: float) -> Iterator[tuple[Run, ElasticRo
     model = wait_until_answering(url, {"Authorization": f"Bearer {_key('fixed')}"})
     targets = {tier: Target(url, model, _key(tier)) for tier in TIERS}
     # The first answers of a server take longer.
-    carried(targets["fixed"], floor)
-    full_per_s, floor_per_s = (carried(targets["fixed"], budget) for budget in (1.0, floor))
-    print(f"full depth carries {full_per_s:.1f} requests/s, budget {floor:g} {floor_per_s:.1f}", flush=True)
-    jobs = arrivals(full_per_s)
+    _, carried_per_s = carried(targets["fixed"]), carried(targets["fixed"])
+    print(f"full depth carries {carried_per_s:.1f} requests/s", flush=True)
+    jobs = arrivals(carried_per_s)
     for tier in TIERS:
         _wait_until_restored(url)
         run = run_load(targets[tier], tier, jobs)
-        yield run, summary(run, shape, floor, full_per_s, floor_per_s)
+        yield run, summary(run, shape, floor, carried_per_s)
 
 
 def main() -> None:
