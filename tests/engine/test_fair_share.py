@@ -554,7 +554,7 @@ def test_blocks_of_a_flood_make_room_for_a_small_tenant() -> None:
     assert small in scheduler.running
 
 
-@pytest.mark.parametrize(("fixed_s", "row_s", "num_rows"), [(0.0, 0.001, 19), (0.018, 0.001, 21), (0.01, 0.0, 31)])
+@pytest.mark.parametrize(("fixed_s", "row_s", "num_rows"), [(0.0, 0.001, 19), (0.18, 0.001, 22), (0.01, 0.0, 31)])
 def test_rows_beyond_a_share_are_run_as_far_as_they_do_not_slow_down_a_small_tenant(
     fixed_s: float, row_s: float, num_rows: int
 ) -> None:

@@ -76,13 +76,13 @@ def test_a_burst_may_come_to_twice_the_steps_that_fit() -> None:
     assert pace.burst_steps(3) == 3
 
 
-def test_rows_beyond_a_fair_share_add_a_twentieth_to_a_step() -> None:
+def test_rows_beyond_a_fair_share_add_little_to_a_step() -> None:
     pace = Pace()
     assert pace.decode_rows(fair=8, wanted=64) == 64
     for _ in range(20):
-        observe(pace, [answer()] * 20, 4, 4 * 0.042)
-        observe(pace, [*[answer()] * 20, prefill(32)], 1, 0.042 + 32 * 0.001)
-    assert pace.decode_rows(fair=18, wanted=64) == 18 + int(SLOWDOWN * 42)
+        observe(pace, [answer()] * 20, 4, 4 * 0.42)
+        observe(pace, [*[answer()] * 20, prefill(32)], 1, 0.42 + 32 * 0.001)
+    assert pace.decode_rows(fair=18, wanted=64) == 18 + int(SLOWDOWN * 420)
     assert pace.decode_rows(fair=18, wanted=20) == 20
     observe(pace, [*[answer()] * 20, prefill(32)], 1, 100.0)
     assert pace.decode_rows(fair=18, wanted=64) > 18

@@ -9,7 +9,7 @@ BURST_S = 0.015
 the time that Python and HTTP need per burst."""
 STRETCH = 1.5
 """Limit of a step that contains prefill, as a multiple of the usual gap between arrivals of a stream's text."""
-SLOWDOWN = 0.05
+SLOWDOWN = 0.02
 """Limit of the time that rows beyond the tenants' fair shares add to a decode step, as a part of the step."""
 FEWEST_ROWS = 8
 """Prefill always gets this many rows, however long they take: as many as the CPU's matrix products handle at once."""
