@@ -116,7 +116,8 @@ class Bill:
         """Wait until limits and ledger know what the request used, as far as either is kept."""
         if self._bills.keep(self):
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._settled.wait(), SETTLE_TIMEOUT_S)
+                async with asyncio.timeout(SETTLE_TIMEOUT_S):
+                    await self._settled.wait()
 
     def _grant(self, max_cost: int, decided_by: DecidedBy) -> None:
         budget = max_cost / (MILLI_LAYERS * self.entry.layers)

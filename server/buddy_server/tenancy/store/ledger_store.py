@@ -39,8 +39,7 @@ class LedgerStore:
     def __init__(self, database: Database) -> None:
         self._database = database
         dialect = postgresql if database.sqlite_file is None else sqlite
-        statement = dialect.insert(ledger).on_conflict_do_nothing(index_elements=[ledger.c.id])
-        self._insert = statement.returning(ledger.c.id)
+        self._insert = dialect.insert(ledger).on_conflict_do_nothing(index_elements=[ledger.c.id])
 
     async def write(self, entries: Sequence[LedgerEntry]) -> int:
         """Add the entries whose id is new, all or none of them, and return how many those were."""
