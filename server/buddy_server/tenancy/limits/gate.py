@@ -100,9 +100,11 @@ class LimitGate:
             self._unsettled.append((claim, cost))
 
     async def withdraw(self, claim: Claim) -> None:
-        """Undo the reservation of a request that was refused after all."""
+        """Undo the reservation of a request that was refused after all. One that cannot be undone now lapses with its
+        lease."""
         if self._open.pop(claim.id, None) is not None:
-            await self._try(self._limiter.withdraw(claim))
+            with suppress(LimiterUnreachable):
+                await self._ask(self._limiter.withdraw(claim))
 
     async def follow_ledger(self, month: str, costs: Mapping[str, int], tenants: Iterable[Tenant]) -> None:
         """Count what the ledger knows of the month, after a restart or when settling has failed, and show it for
@@ -128,11 +130,6 @@ class LimitGate:
 
     async def close(self) -> None:
         await self._limiter.close()
-
-    async def _try(self, asked: Awaitable[None]) -> None:
-        """A reservation that cannot be changed now lapses with its lease."""
-        with suppress(LimiterUnreachable):
-            await self._ask(asked)
 
     async def _ask(self, asked: Awaitable[T]) -> T:
         try:
