@@ -268,7 +268,7 @@ def test_many_overlapping_requests_say_what_they_say_without_a_cache(tiny: TinyS
             seed=rng.randrange(6),
             num_run=rng.choice((3, 4)),
             tenant=rng.choice(("acme", "hobby")),
-            max_tokens=rng.randint(1, 20),
+            max_tokens=rng.randint(1, 40),
         )
         for i in range(40)
     ]
