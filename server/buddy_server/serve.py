@@ -213,7 +213,7 @@ def admin_services(tenancy: Tenancy) -> AdminServices | None:
             missing = "BUDDY_ADMIN_KEY" if key is None else "a store in the configuration"
             log.warning("admin API off", extra={"missing": missing})
         return None
-    return AdminServices(key, administration, tenancy.store.rows)
+    return AdminServices(key, administration, tenancy.store.ledger, tenancy.store.rows)
 
 
 def _log_start(ready: Ready, config: ServerConfig, options: ServeOptions) -> None:

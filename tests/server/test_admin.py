@@ -4,6 +4,7 @@ import asyncio
 import csv
 import hashlib
 import io
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,15 +15,19 @@ import pytest
 
 from buddy_server.api.admin import AdminServices
 from buddy_server.config import ServerConfig
+from buddy_server.metrics import Metrics
 from buddy_server.tenancy.administration import Administration
 from buddy_server.tenancy.keys import KeySecret, parse_key_id
 from buddy_server.tenancy.ledger.entry import LedgerEntry
+from buddy_server.tenancy.ledger.ledger import Ledger
 from buddy_server.tenancy.policy import Tenant, Tier
 from buddy_server.tenancy.store.database import Database
 from buddy_server.tenancy.store.ledger_store import LedgerStore
 from buddy_server.tenancy.store.tenant_store import TenantStore
 from buddy_server.tenancy.tenancy import ADMIN_ACTOR
 from fakes.book import FakeBook
+from fakes.engine import INFO
+from fakes.entries import entry
 from fakes.serving import Socket
 from fakes.site import Serve, Site
 
@@ -55,6 +60,7 @@ class AdminSite:
     folder: Path
     database: Database
     listener: Socket
+    ledger: Ledger
 
     def call(self, method: str, path: str, **options: Any) -> httpx.Response:
         headers = {"authorization": f"Bearer {ADMIN_KEY}", **options.pop("headers", {})}
@@ -80,9 +86,12 @@ def admin(serve: Serve, listener: Socket, tmp_path: Path) -> Iterator[AdminSite]
     administration = Administration(TenantStore(database), book, KeySecret(SECRET.encode()), ADMIN_ACTOR)
     digest = hashlib.sha256(TENANT_KEY.encode()).digest()
     config = ServerConfig(tenants=(Tenant("filed", Tier("free"), (digest,)),))
-    site = serve(config=config, admin=AdminServices(ADMIN_KEY, administration, LedgerStore(database)))
+    rows = LedgerStore(database)
+    ledger = Ledger(rows, tmp_path / "journals", Metrics(INFO, []))
+    site = serve(config=config, admin=AdminServices(ADMIN_KEY, administration, ledger, rows))
     site.http.get("/health")
-    yield AdminSite(site, book, tmp_path, database, listener)
+    yield AdminSite(site, book, tmp_path, database, listener, ledger)
+    ledger.close()
     listener.run(database.close())
 
 
@@ -245,7 +254,7 @@ def test_neither_key_nor_secret_is_in_any_file_or_answer(admin: AdminSite) -> No
     # A whole key in place of its id, by mistake, is not repeated.
     answers = [admin.call("GET", path).text for path in ("/tenants/filed/keys", "/audit", "/usage")]
     answers += [admin.call("DELETE", f"/keys/{key}").text]
-    files = [path.read_bytes() for path in admin.folder.iterdir()]
+    files = [path.read_bytes() for path in admin.folder.rglob("*") if path.is_file()]
     assert len(files) >= 2
     assert not [secret for secret in secrets for answer in answers if secret in answer]
     assert not [secret for secret in secrets for content in files if secret.encode() in content]
@@ -303,6 +312,12 @@ def test_usage_is_summed_by_tenant_day_and_key(admin: AdminSite) -> None:
     }
 
 
+def test_usage_has_what_has_just_ended(admin: AdminSite) -> None:
+    admin.ledger.begin(entry("ended"))
+    admin.ledger.end(entry("ended", outcome="finished"))
+    assert [row["requests"] for row in admin.get("/usage")["data"]] == [1]
+
+
 def test_empty_query_parameters_count_as_absent(admin: AdminSite) -> None:
     write_usage(admin)
     assert admin.get("/usage?tenant=&from=&to=&group_by=&format=") == admin.get("/usage")
@@ -325,9 +340,7 @@ def test_usage_is_csv_for_those_who_ask(admin: AdminSite) -> None:
 
 
 def test_store_that_is_away_is_a_503_that_reveals_nothing(admin: AdminSite) -> None:
-    for file in admin.folder.iterdir():
-        file.unlink()
-    admin.folder.rmdir()
+    shutil.rmtree(admin.folder)
     # Connections that are open would still see the file.
     admin.listener.run(admin.database.close())
     response = admin.call("GET", "/tenants")

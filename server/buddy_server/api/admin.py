@@ -27,6 +27,7 @@ from buddy_server.errors import ConfigError, InvalidApiKey, InvalidRequest
 from buddy_server.tenancy.administration import Administration, ListedTenant, ListedTier
 from buddy_server.tenancy.depth import check_tier
 from buddy_server.tenancy.keys import bearer_key
+from buddy_server.tenancy.ledger.ledger import Ledger
 from buddy_server.tenancy.store.ledger_store import LedgerStore
 from buddy_server.tenancy.store.snapshot import StoredKey
 from buddy_server.tenancy.tier_entry import Name, TierEntry
@@ -38,7 +39,8 @@ class AdminServices:
 
     key: str = field(repr=False)
     administration: Administration
-    ledger: LedgerStore
+    ledger: Ledger
+    rows: LedgerStore
 
 
 def admin_router(services: AdminServices, actions: ActionSpace) -> APIRouter:
@@ -55,7 +57,7 @@ def admin_router(services: AdminServices, actions: ActionSpace) -> APIRouter:
     _add_tiers(router, services.administration, actions)
     _add_keys(router, services.administration)
     add_audit(router, services.administration)
-    add_usage(router, services.ledger)
+    add_usage(router, services.ledger, services.rows)
     return router
 
 

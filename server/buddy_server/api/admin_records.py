@@ -9,12 +9,13 @@ from fastapi import APIRouter, Query, Request, Response
 
 from buddy_server.api.admin_schemas import AuditQuery, AuditView, Listed, UsageQuery, UsageView, shown_time
 from buddy_server.tenancy.administration import Administration
+from buddy_server.tenancy.ledger.ledger import Ledger
 from buddy_server.tenancy.store.ledger_store import Group, LedgerStore, UsageRow
 
 _SUMS = ("requests", "prompt_tokens", "completion_tokens", "layer_tokens")
 
 
-def add_usage(router: APIRouter, ledger: LedgerStore) -> None:
+def add_usage(router: APIRouter, ledger: Ledger, rows: LedgerStore) -> None:
     @router.get(
         "/usage",
         response_model=Listed[UsageView],
@@ -24,10 +25,12 @@ def add_usage(router: APIRouter, ledger: LedgerStore) -> None:
     async def usage(request: Request, query: Annotated[UsageQuery, Query()]) -> object:
         """What was used, summed for each tenant, day or key, as JSON or CSV."""
         groups = query.groups
-        rows = await ledger.usage(groups, tenant=query.tenant, first_day=query.first_day, last_day=query.last_day)
+        # What this server has told its clients is in the sums.
+        await ledger.flush()
+        sums = await rows.usage(groups, tenant=query.tenant, first_day=query.first_day, last_day=query.last_day)
         if query.format == "csv" or (query.format is None and "text/csv" in request.headers.get("accept", "")):
-            return Response(_csv(groups, rows), media_type="text/csv")
-        return {"data": [dict(zip((*groups, *_SUMS), _values(row), strict=True)) for row in rows]}
+            return Response(_csv(groups, sums), media_type="text/csv")
+        return {"data": [dict(zip((*groups, *_SUMS), _values(row), strict=True)) for row in sums]}
 
 
 def add_audit(router: APIRouter, administration: Administration) -> None:

@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 SETTLE_TIMEOUT_S = 5.0
-"""A response does not wait longer than this for its row: the journal has it, and the store gets it later."""
+"""A response does not wait longer than this for limits whose store is away."""
 _MODEL_CHARS = 256
 
 
@@ -113,7 +113,7 @@ class Bill:
         self._settle_if_complete()
 
     async def settled(self) -> None:
-        """Wait until limits and ledger know what the request used, as far as either is kept."""
+        """Wait until limits and journal know what the request used, as far as either is kept."""
         if self._bills.keep(self):
             with suppress(TimeoutError):
                 async with asyncio.timeout(SETTLE_TIMEOUT_S):
@@ -208,7 +208,7 @@ class Bills:
         if bill.claim is not None:
             await self._gate.settle(bill.claim, entry.milli_layers)
         if self._ledger is not None:
-            await self._ledger.end(entry)
+            self._ledger.end(entry)
 
     def _call(self, take: Callable[[T], None], what: T) -> None:
         """Have the event loop take what the engine reports."""

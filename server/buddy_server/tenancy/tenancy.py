@@ -97,6 +97,7 @@ class Tenancy:
             await asyncio.gather(*tasks, return_exceptions=True)
             await self._gate.close()
             if self.store is not None:
+                await self.store.ledger.flush()
                 self.store.ledger.close()
                 await self.store.database.close()
 

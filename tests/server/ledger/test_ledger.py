@@ -11,7 +11,7 @@ import pytest
 from buddy_server.errors import StoreUnreachable
 from buddy_server.metrics import Metrics
 from buddy_server.tenancy.ledger.entry import LedgerEntry
-from buddy_server.tenancy.ledger.journal import Journal
+from buddy_server.tenancy.ledger.journal import Journal, abandoned
 from buddy_server.tenancy.ledger.ledger import Ledger
 from fakes.engine import INFO
 from fakes.entries import entry
@@ -51,11 +51,17 @@ class Site:
     ledger: Ledger
     metrics: Metrics
 
-    async def end(self, name: str) -> None:
-        """A request begins, ends, and waits for its row."""
+    def end(self, name: str) -> None:
+        """A request begins and ends."""
         self.ledger.begin(entry(name))
         self.ledger.update(entry(name, outcome="finished"))
-        await self.ledger.end(entry(name, outcome="finished"))
+        self.ledger.end(entry(name, outcome="finished"))
+
+    async def has_rows(self, number: int) -> None:
+        """Wait until the store has so many rows."""
+        async with asyncio.timeout(5):
+            while len(self.store.rows) < number:  # noqa: ASYNC110
+                await asyncio.sleep(0.005)
 
 
 def files(folder: Path) -> list[Path]:
@@ -74,46 +80,57 @@ async def site(tmp_path: Path) -> AsyncIterator[Site]:
     ledger.close()
 
 
-async def test_row_is_in_the_store_when_its_future_is_done(site: Site, tmp_path: Path) -> None:
-    await site.end("a")
+async def test_row_comes_to_the_store_soon_and_leaves_the_journal(site: Site, tmp_path: Path) -> None:
+    site.end("a")
+    await site.has_rows(1)
     assert site.store.rows["a"].outcome == "finished"
     site.ledger.close()
     assert files(tmp_path) == []
     site.ledger = Ledger(site.store, tmp_path, site.metrics)
 
 
-async def test_rows_that_end_during_a_transaction_share_the_next(site: Site) -> None:
-    site.store.delay_s = 0.02
-    await asyncio.gather(*(site.end(f"r{index}") for index in range(20)))
-    assert len(site.store.rows) == 20
-    assert site.store.num_transactions <= 3
-
-
-async def test_response_does_not_wait_for_a_store_that_is_away_and_its_row_comes_later(
-    site: Site, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("buddy_server.tenancy.ledger.ledger.RETRY_S", 0.01)
-    site.store.is_away = True
-    await asyncio.wait_for(site.end("a"), 1)
-    assert not site.ledger.is_reachable
-    assert site.store.rows == {}
-    site.store.is_away = False
-    async with asyncio.timeout(2):
-        while not site.ledger.is_reachable:  # noqa: ASYNC110
-            await asyncio.sleep(0.005)
+async def test_rows_are_in_the_store_after_flush(site: Site) -> None:
+    site.end("a")
+    assert await site.ledger.flush()
     assert set(site.store.rows) == {"a"}
 
 
-async def test_many_rows_are_written_in_transactions_of_bounded_size(site: Site, tmp_path: Path) -> None:
+async def test_row_that_is_not_in_the_store_is_in_the_journal(site: Site, tmp_path: Path) -> None:
+    site.store.is_away = True
+    site.end("a")
+    assert not await site.ledger.flush()
+    site.ledger.close()
+    with abandoned(tmp_path) as left:
+        assert [(row.id, row.outcome) for row in left] == [("a", "finished")]
+    site.ledger = Ledger(site.store, tmp_path, site.metrics)
+
+
+async def test_rows_that_end_soon_after_each_other_share_a_transaction(site: Site) -> None:
+    for index in range(20):
+        site.end(f"r{index}")
+        await asyncio.sleep(0.001)
+    await site.has_rows(20)
+    assert site.store.num_transactions <= 3
+
+
+async def test_rows_of_a_store_that_is_away_come_later(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("buddy_server.tenancy.ledger.ledger.RETRY_S", 0.01)
+    site.store.is_away = True
+    site.end("a")
+    assert not await site.ledger.flush()
+    assert not site.ledger.is_reachable
+    assert site.store.rows == {}
+    site.store.is_away = False
+    await site.has_rows(1)
+    assert site.ledger.is_reachable
+
+
+async def test_many_rows_are_written_in_transactions_of_bounded_size(site: Site) -> None:
     site.store.is_away = True
     for index in range(1200):
-        site.ledger.begin(entry(f"r{index}"))
-    ends = [site.ledger.end(entry(f"r{index}", outcome="finished")) for index in range(1200)]
-    await asyncio.wait(ends)
+        site.end(f"r{index}")
     site.store.is_away = False
-    async with asyncio.timeout(5):
-        while len(site.store.rows) < 1200:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+    await site.has_rows(1200)
     assert max(site.store.sizes) == 500
 
 

@@ -1,10 +1,10 @@
-"""Keeps the account of every request: in the journal while it runs, in the store before its response ends."""
+"""Keeps the account of every request: in the journal until its response ends, soon afterwards in the store."""
 
 import asyncio
 import itertools
 import logging
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -16,6 +16,8 @@ from buddy_server.tenancy.ledger.journal import Journal, abandoned
 
 log = logging.getLogger(__name__)
 
+GATHER_S = 0.05
+"""How long ended rows wait for others that share their transaction."""
 RETRY_S = 0.5
 """Pause after the store could not be reached."""
 MOST_ROWS = 500
@@ -29,16 +31,17 @@ class LedgerWriter(Protocol):
 
 
 class Ledger:
-    """`begin`, `update` and `end` follow one request and are called on the event loop's thread; `run` writes what has
-    ended to the store, many rows in one transaction, and tries again for as long as the store is away."""
+    """`begin`, `update` and `end` follow one request and are called on the event loop's thread. No response waits for
+    the store: `run` writes there what has ended, many rows in one transaction, and tries again while it is away."""
 
     def __init__(self, store: LedgerWriter, directory: Path, metrics: Metrics) -> None:
         self._store = store
         self._directory = directory
         self._journal = Journal(directory)
         self._metrics = metrics
-        self._pending: dict[str, tuple[LedgerEntry, asyncio.Future[None]]] = {}
+        self._pending: dict[str, LedgerEntry] = {}
         self._wake = asyncio.Event()
+        self._turn = asyncio.Lock()
         self.is_reachable = True
 
     def begin(self, entry: LedgerEntry) -> None:
@@ -53,14 +56,11 @@ class Ledger:
             # The answer goes on: what it used is still in memory, and goes to the store.
             log.exception("journal not written", extra={"request_id": entry.id})
 
-    def end(self, entry: LedgerEntry) -> asyncio.Future[None]:
-        """The final row of a request, which `update` has seen. The future is done when the store has it, or cannot be
-        reached: then the journal keeps it until it can."""
-        written = asyncio.get_running_loop().create_future()
-        self._pending[entry.id] = entry, written
+    def end(self, entry: LedgerEntry) -> None:
+        """The final row of a request, which `update` has seen. It stays in the journal until the store has it."""
+        self._pending[entry.id] = entry
         self._metrics.ledger_pending(len(self._pending))
         self._wake.set()
-        return written
 
     async def recover(self) -> None:
         """Write the rows of servers that were killed; requests that ran then were lost. Raises StoreUnreachable."""
@@ -75,10 +75,19 @@ class Ledger:
         """Write ended rows until cancelled."""
         while True:
             await self._wake.wait()
+            await asyncio.sleep(GATHER_S)
             self._wake.clear()
+            if not await self.flush():
+                self._wake.set()
+                await asyncio.sleep(RETRY_S)
+
+    async def flush(self) -> bool:
+        """Write what has ended until now; returns whether the store took it."""
+        async with self._turn:
             while self._pending:
                 if not await self._write_pending():
-                    await asyncio.sleep(RETRY_S)
+                    return False
+        return True
 
     def close(self) -> None:
         """What the store does not have stays in the journal, for the next server."""
@@ -89,13 +98,12 @@ class Ledger:
         batch = dict(itertools.islice(self._pending.items(), MOST_ROWS))
         started = time.perf_counter()
         try:
-            await self._store.write([entry for entry, _ in batch.values()])
+            await self._store.write(list(batch.values()))
         except Exception as error:
             # Whatever it is, the rows are kept and tried again.
             if self.is_reachable:
                 log.error("ledger not written", extra={"rows": len(batch), "error": error})
             self.is_reachable = False
-            _resolve(self._pending.values())
             return False
         self.is_reachable = True
         for entry_id in batch:
@@ -105,7 +113,6 @@ class Ledger:
             except OSError:
                 # The next server finds it, and that the store has it.
                 log.exception("journal not written", extra={"request_id": entry_id})
-        _resolve(batch.values())
         self._metrics.ledger_written(len(batch), time.perf_counter() - started)
         self._metrics.ledger_pending(len(self._pending))
         return True
@@ -114,9 +121,3 @@ class Ledger:
 def _batches(entries: list[LedgerEntry]) -> Iterator[list[LedgerEntry]]:
     for start in range(0, len(entries), MOST_ROWS):
         yield entries[start : start + MOST_ROWS]
-
-
-def _resolve(rows: Iterable[tuple[LedgerEntry, asyncio.Future[None]]]) -> None:
-    for _, written in rows:
-        if not written.done():
-            written.set_result(None)
