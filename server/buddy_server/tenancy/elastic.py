@@ -24,14 +24,16 @@ TICK_S = 0.25
 LOWER_EVERY_S = 0.5
 """A lowered budget needs about this long to show in the queue."""
 MOST_STEPS = 3
-"""How many levels budgets are lowered at once, at most: one at HIGH, one more for every half of the target."""
+"""How many levels budgets are lowered at once, at most: one at HIGH, one more for every LOWER_STEP of the target."""
+LOWER_STEP = 0.25
 RESTORE_EVERY_S = 3.0
 TRY_AFTER_S = 30.0
 LONGEST_PAUSE_S = 300.0
-HIGH, LOW = 0.7, 0.3
-"""Budgets are lowered when the load is above this share of a target, before it is missed, and restored when it is below
-the other. Between the two, a level is tried when the load has not been high for TRY_AFTER_S."""
-ROOM, IDLE = 0.5, 0.1
+HIGH, LOW = 0.4, 0.2
+"""Budgets are lowered when the load is above this share of a target, long before it is missed: at twice the load that
+full depth carries, the queue grows by a second every second. They are restored when it is below the other. Between the
+two, a level is tried when the load has not been high for TRY_AFTER_S."""
+ROOM, IDLE = 0.5, 0.25
 """The same holds while answers use more than the share ROOM of the engine, since deeper answers take longer. Below IDLE
 there is no pause after a failed attempt."""
 MEMORY = 0.9
@@ -54,11 +56,10 @@ class DepthController:
 
     def __init__(self) -> None:
         self.level = 0
-        self._changed_s = self._high_s = float("-inf")
+        self._changed_s = self._high_s = -math.inf
         self._pause_s = RESTORE_EVERY_S
         self._has_restored = False
         self._failed_level = -1
-        self._alert = HIGH
         self._used = 0.0
 
     def observe(self, now_s: float, load: Load, targets: ElasticSettings) -> int:
@@ -66,19 +67,17 @@ class DepthController:
         self._used = MEMORY * self._used + (1 - MEMORY) * load.used
         pressure = max(load.queue_s / targets.target_queue_s, load.inter_token_s / targets.target_inter_token_s)
         since_s = now_s - self._changed_s
-        # Soon after a level was restored, the first sign of a queue says that it was too early.
-        if pressure > (self._alert if since_s < RESTORE_EVERY_S else HIGH):
+        if pressure > HIGH:
             self._high_s = now_s
             if self.level < NUM_LEVELS and since_s >= LOWER_EVERY_S:
                 if self._has_restored:
                     self._failed_level = self.level
                     self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
-                num_steps = min(max(1, int(2 * pressure)), MOST_STEPS)
+                num_steps = min(1 + int((pressure - HIGH) / LOWER_STEP), MOST_STEPS)
                 self._change(now_s, min(NUM_LEVELS, self.level + num_steps))
         elif self.level and since_s >= self._needed_pause_s(now_s, pressure):
             self._change(now_s, self.level - 1)
-            self._alert = LOW if pressure < LOW else HIGH
-        if now_s - self._changed_s > 2 * LONGEST_PAUSE_S:
+        if since_s > 2 * LONGEST_PAUSE_S:
             self._pause_s = RESTORE_EVERY_S
         return self.level
 
@@ -91,7 +90,7 @@ class DepthController:
         return math.inf
 
     def _change(self, now_s: float, level: int) -> None:
-        self._has_restored, self._alert = level < self.level, HIGH
+        self._has_restored = level < self.level
         if level < self._failed_level:
             # The level that had failed has held this time.
             self._failed_level = -1
