@@ -1,12 +1,11 @@
 """POST /v1/chat/completions."""
 
-from functools import partial
-
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from buddy_server.api.chat_responses import ChunkWriter, collect_completion
-from buddy_server.api.endpoint import complete
+from buddy_server.api.chat_format import ChatFormat
+from buddy_server.api.endpoint import answer
+from buddy_server.api.generation import Generation
 from buddy_server.api.schemas import ChatRequest
 from buddy_server.api.services import Services
 
@@ -14,12 +13,13 @@ from buddy_server.api.services import Services
 def chat_router(services: Services) -> APIRouter:
     """The chat completions endpoint, streamed or not."""
     router = APIRouter()
-    collect = partial(collect_completion, tokenizer=services.tokenizer)
-    write = partial(ChunkWriter, tokenizer=services.tokenizer)
+
+    def chat_format(generation: Generation, _: ChatRequest) -> ChatFormat:
+        return ChatFormat(generation, services.tokenizer)
 
     # response_model=None: the bodies are built by hand, and FastAPI should not check or copy them.
     @router.post("/v1/chat/completions", response_model=None)
     async def create_chat_completion(request: Request) -> Response:
-        return await complete(services, request, ChatRequest, collect, write)
+        return await answer(services, request, ChatRequest, chat_format)
 
     return router

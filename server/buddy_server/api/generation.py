@@ -1,4 +1,4 @@
-"""One admitted completion while the engine runs it."""
+"""One admitted job while the engine runs it."""
 
 import logging
 from collections.abc import AsyncGenerator
@@ -7,6 +7,7 @@ from typing import Any
 
 from buddy_routing.action_space import MILLI_LAYERS
 from buddy_server.api.admission import Admitted
+from buddy_server.api.fold import Delta, Fold, total
 from buddy_server.api.merge import merge
 from buddy_server.engine.messages import (
     AnswerEvent,
@@ -17,6 +18,7 @@ from buddy_server.engine.messages import (
     GenerationRequest,
     StartEvent,
     TokenEvent,
+    Usage,
 )
 from buddy_server.errors import InternalError, NotReady, Outcome
 from buddy_server.tenancy.depth import lowered_depth, predicted_depth
@@ -26,7 +28,8 @@ _log = logging.getLogger(__name__)
 
 
 class Generation:
-    """Runs the choices of `admitted`, measures them, and sums their usage. Iterate `events` only once."""
+    """Runs the choices of `admitted`, measures them, and sums their usage. Run it only once, by `deltas` or
+    `answers`."""
 
     def __init__(self, engine: EngineClient, admitted: Admitted, life: RequestLife):
         self.admitted = admitted
@@ -39,10 +42,19 @@ class Generation:
         self._lowered: list[int] = []
         self._paths: list[list[bytes]] = [[] for _ in admitted.choices]
         self._finishes: dict[int, FinishEvent] = {}
+        job = admitted.job
+        self._folds = [Fold(job.new_parser() if job.new_parser else None, job.scores_only) for _ in admitted.choices]
 
-    async def events(self) -> AsyncGenerator[tuple[int, list[AnswerEvent]], None]:
-        """The events of all choices, each with its choice's index; events that arrive together come as one list.
-        Closing the iterator cancels what still runs.
+    async def answers(self) -> list[Delta]:
+        """The whole answer of every choice. Raises what `deltas` raises."""
+        parts: list[list[Delta]] = [[] for _ in self.admitted.choices]
+        async with aclosing(self.deltas()) as deltas:
+            async for index, delta in deltas:
+                parts[index].append(delta)
+        return [total(of_choice) for of_choice in parts]
+
+    async def deltas(self) -> AsyncGenerator[tuple[int, Delta], None]:
+        """The deltas of all choices, each with its choice's index. Closing the iterator cancels what still runs.
 
         Raises InternalError if the engine fails, NotReady if the engine stops the request.
         """
@@ -50,10 +62,10 @@ class Generation:
         async with aclosing(merge(streams)) as merged:
             async for index, events in merged:
                 if answer := self._take(index, events):
-                    yield index, answer
+                    yield index, self._folds[index].add(answer)
         assert self.is_complete, "the engine ended a request without a FinishEvent"
         await self._life.bill.settled()
-        self.metrics.cached(self._num_cached)
+        self.metrics.cached(self.usage().cached_tokens)
         self.metrics.finish("finished")
 
     async def fail(self, outcome: Outcome) -> None:
@@ -73,25 +85,24 @@ class Generation:
         """Whether every choice has ended."""
         return len(self._finishes) == len(self.admitted.choices)
 
-    @property
-    def _num_cached(self) -> int:
-        """Prompt tokens that no choice had to compute."""
-        cached = [self._finishes[index].usage.cached_tokens for index in range(len(self.admitted.choices))]
-        n = self.admitted.body.n or 1
-        return sum(min(cached[first : first + n]) for first in range(0, len(cached), n))
+    def call_id(self, index: int, call: int) -> str:
+        """The id of a tool call of choice `index`."""
+        return f"call_{self.admitted.id.removeprefix(self.admitted.job.id_prefix)}{index}{call}"
 
-    def usage(self) -> dict[str, Any]:
-        """OpenAI's usage: every prompt counts once, the completions of all choices add up. If only the prompt was
-        scored, the token that the engine generates anyway does not count."""
-        num_prompt = sum(map(len, self.admitted.prompts))
-        answered = [] if self.admitted.body.scores_only else self._finishes.values()
-        num_completion = sum(finish.usage.completion_tokens for finish in answered)
-        return {
-            "prompt_tokens": num_prompt,
-            "completion_tokens": num_completion,
-            "total_tokens": num_prompt + num_completion,
-            "prompt_tokens_details": {"cached_tokens": self._num_cached},
-        }
+    def usage(self) -> Usage:
+        """Every prompt counts once, with the tokens that no choice had to compute as cached; the completions of all
+        choices add up. If only the prompt was scored, the token that the engine generates anyway does not count."""
+        usages = [self._finishes[index].usage for index in range(len(self.admitted.choices))]
+        n = self.admitted.job.n
+        cached = [min(usage.cached_tokens for usage in usages[first : first + n]) for first in range(0, len(usages), n)]
+        answered = [] if self.admitted.job.scores_only else usages
+        return Usage(
+            prompt_tokens=sum(map(len, self.admitted.prompts)),
+            cached_tokens=sum(cached),
+            completion_tokens=sum(usage.completion_tokens for usage in answered),
+            prompt_cost=sum(usage.prompt_cost for usage in usages),
+            output_cost=sum(usage.output_cost for usage in usages),
+        )
 
     def buddy(self) -> dict[str, Any]:
         """The `buddy` object of the response, over all choices.
@@ -105,7 +116,6 @@ class Generation:
             # With several choices, the lowest counts.
             depth = lowered_depth(depth, min(self._lowered), actions)
         paths = [path for choice in self._paths for path in choice]
-        cost = sum(finish.usage.cost for finish in self._finishes.values())
         layers = sum(actions.path_costs[path] for path in paths) / MILLI_LAYERS
         buddy: dict[str, Any] = {
             "budget_requested": depth.requested,
@@ -113,10 +123,10 @@ class Generation:
             "decided_by": depth.decided_by,
             "layers": actions.num_layers,
             "layers_per_token": layers / len(paths) if paths else 0.0,
-            "layer_tokens": round(cost / actions.full_cost, 3),
+            "layer_tokens": round(self.usage().cost / actions.full_cost, 3),
             "distinct_paths": len(set(paths)),
         }
-        if self.admitted.body.wants_trace:
+        if self.admitted.job.trace:
             traces = [[actions.layers_run(path) for path in choice] for choice in self._paths]
             buddy["paths"] = traces[0] if len(traces) == 1 else traces
         return buddy

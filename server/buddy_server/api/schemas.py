@@ -1,8 +1,9 @@
-"""The schemas of completion requests.
+"""The schemas of completion requests, and how they become jobs.
 
 Fields not named here are ignored: unknown ones, and known ones that cannot change the answer.
 """
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, Self
 
@@ -19,7 +20,9 @@ from buddy_server.api.field_types import (
     Text,
     refused,
 )
+from buddy_server.api.job import Conversation, Job
 from buddy_server.api.json_bound import JsonBound
+from buddy_server.engine.messages import SamplingParams
 from buddy_server.errors import UnsupportedField, shown
 
 MAX_CHOICES = 8
@@ -76,7 +79,10 @@ class BuddyOptions(_Schema):
         return raw
 
 
-_HARMLESS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+Harmless = Mapping[str, tuple[Callable[[Any], bool], str]]
+"""Known fields that this server cannot honour: which values change nothing, and the error text for all others."""
+
+_HARMLESS: Harmless = {
     "modalities": (lambda value: value == ["text"], '["text"]; other output is not supported'),
     "audio": (lambda _: False, "null; audio output is not supported"),
     "tools": (lambda value: value == [], "null; tools are not implemented yet"),
@@ -89,22 +95,28 @@ _HARMLESS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "web_search_options": (lambda _: False, "null; web search is not supported"),
 }
-"""Known fields that this server cannot honour: which values change nothing, and the error text for all others."""
+
+
+def refuse_unsupported(raw: object, harmless: Harmless) -> object:
+    """Returns `raw`, or raises UnsupportedField if it has a field with a value that is not harmless."""
+    for field, (is_harmless, allowed) in harmless.items():
+        value = raw.get(field) if isinstance(raw, dict) else None
+        if value is not None and not is_harmless(value):
+            raise UnsupportedField(f"{field}: {shown(value)} is not supported: allowed is {allowed}", param=field)
+    return raw
 
 
 class GenerationFields(_Schema):
-    """The fields shared by chat and plain completions. An explicit null is the same as leaving a field out.
+    """The fields shared by all endpoints that generate. An explicit null is the same as leaving a field out.
 
     `budget` is checked later, against the model (`tenancy.depth.parse_budget`).
     """
 
     model: str
-    max_tokens: Count | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=-1, lt=2**31)] | None = None
     min_p: Share | None = None
-    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
     stop: Stops | None = None
     seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
     presence_penalty: Penalty | None = None
@@ -112,30 +124,51 @@ class GenerationFields(_Schema):
     stop_token_ids: StopTokenIds | None = None
     logit_bias: LogitBias | None = None
     stream: bool | None = None
-    stream_options: StreamOptions | None = None
     budget: Any = None
     buddy: BuddyOptions | None = None
 
     @property
-    def wants_usage_chunk(self) -> bool:
-        return bool(self.stream_options and self.stream_options.include_usage)
-
-    @property
-    def wants_trace(self) -> bool:
+    def trace(self) -> bool:
         return bool(self.buddy and self.buddy.trace)
 
-    @property
-    def limit_field(self) -> str:
-        """The field that limits the answer's length."""
-        return "max_tokens"
+    @abstractmethod
+    def job(self) -> Job:
+        """What this body asks for."""
+
+    def sampling(
+        self, max_tokens: int | None, top_logprobs: int | None = None, prompt_logprobs: int | None = None
+    ) -> SamplingParams:
+        """The sampling that these fields and the given values ask for, as in Job."""
+        return SamplingParams(
+            max_tokens=max_tokens or 0,
+            temperature=1.0 if self.temperature is None else self.temperature,
+            top_p=1.0 if self.top_p is None else self.top_p,
+            top_k=max(0, self.top_k or 0),
+            min_p=self.min_p or 0.0,
+            presence_penalty=self.presence_penalty or 0.0,
+            frequency_penalty=self.frequency_penalty or 0.0,
+            logit_bias=self.logit_bias or {},
+            seed=self.seed,
+            stop=tuple(self.stop or ()),
+            stop_token_ids=tuple(self.stop_token_ids or ()),
+            top_logprobs=top_logprobs,
+            prompt_logprobs=prompt_logprobs,
+        )
+
+
+class _CompletionFields(GenerationFields):
+    """The fields shared by chat and plain completions."""
+
+    max_tokens: Count | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
+    stream_options: StreamOptions | None = None
 
     @property
-    def scores_only(self) -> bool:
-        """Whether only the prompt's log probabilities are requested."""
-        return self.max_tokens == 0
+    def usage_chunk(self) -> bool:
+        return bool(self.stream_options and self.stream_options.include_usage)
 
 
-class ChatRequest(GenerationFields):
+class ChatRequest(_CompletionFields):
     """The body of POST /v1/chat/completions.
 
     Validation raises UnsupportedField for fields that would give a wrong answer if they were silently ignored.
@@ -149,11 +182,7 @@ class ChatRequest(GenerationFields):
     @model_validator(mode="before")
     @classmethod
     def _refuse_unsupported(cls, raw: object) -> object:
-        for field, (is_harmless, allowed) in _HARMLESS.items():
-            value = raw.get(field) if isinstance(raw, dict) else None
-            if value is not None and not is_harmless(value):
-                raise UnsupportedField(f"{field}: {shown(value)} is not supported: allowed is {allowed}", param=field)
-        return raw
+        return refuse_unsupported(raw, _HARMLESS)
 
     @model_validator(mode="after")
     def _bounded_arguments(self) -> Self:
@@ -171,26 +200,32 @@ class ChatRequest(GenerationFields):
             raise refused("top_logprobs", self.top_logprobs, "it together with logprobs: true")
         return self
 
-    @property
-    def limit_field(self) -> str:
-        return "max_tokens" if self.max_completion_tokens is None and self.max_tokens else "max_completion_tokens"
-
-    @property
-    def wanted_tokens(self) -> int | None:
-        """The client's limit; the newer field wins if both are set."""
-        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
-
-    @property
-    def wanted_logprobs(self) -> int | None:
-        """How many of the likeliest tokens to return with each token; None for no log probabilities."""
-        return (self.top_logprobs or 0) if self.logprobs else None
+    def job(self) -> Job:
+        # The newer field wins if both are set.
+        newer = self.max_completion_tokens is not None or self.max_tokens is None
+        return Job(
+            id_prefix="chatcmpl-",
+            model=self.model,
+            prompts=Conversation([message.model_dump(exclude_none=True) for message in self.messages]),
+            prompt_field="messages",
+            limit_field="max_completion_tokens" if newer else "max_tokens",
+            sampling=self.sampling(
+                self.max_completion_tokens if newer else self.max_tokens,
+                top_logprobs=(self.top_logprobs or 0) if self.logprobs else None,
+            ),
+            n=self.n or 1,
+            budget=self.budget,
+            stream=bool(self.stream),
+            usage_chunk=self.usage_chunk,
+            trace=self.trace,
+        )
 
 
 DEFAULT_COMPLETION_TOKENS = 16
 """OpenAI's default for plain completions."""
 
 
-class CompletionRequest(GenerationFields):
+class CompletionRequest(_CompletionFields):
     """The body of POST /v1/completions. A prompt is a text or token ids; several prompts give several choices.
 
     With `echo` the prompt precedes its completion, with log probabilities if requested; `max_tokens` 0 then only scores
@@ -212,11 +247,25 @@ class CompletionRequest(GenerationFields):
             raise refused("max_tokens", 0, "at least 1, or echo: true; nothing would be answered")
         return self
 
-    @property
-    def wanted_tokens(self) -> int:
-        # The engine always makes a token; an unwanted one is dropped later.
-        return max(1, DEFAULT_COMPLETION_TOKENS if self.max_tokens is None else self.max_tokens)
-
-    @property
-    def wanted_logprobs(self) -> int | None:
-        return self.logprobs
+    def job(self) -> Job:
+        max_tokens = DEFAULT_COMPLETION_TOKENS if self.max_tokens is None else self.max_tokens
+        return Job(
+            id_prefix="cmpl-",
+            model=self.model,
+            prompts=self.prompt,
+            prompt_field="prompt",
+            limit_field="max_tokens",
+            sampling=self.sampling(
+                # The engine always makes a token; an unwanted one is dropped later.
+                max(1, max_tokens),
+                top_logprobs=self.logprobs,
+                prompt_logprobs=self.logprobs if self.echo else None,
+            ),
+            n=self.n or 1,
+            budget=self.budget,
+            stream=bool(self.stream),
+            usage_chunk=self.usage_chunk,
+            trace=self.trace,
+            echo=bool(self.echo),
+            scores_only=max_tokens == 0,
+        )
