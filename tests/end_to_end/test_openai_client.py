@@ -136,6 +136,25 @@ def test_a_prompt_seen_before_is_cached_and_says_the_same(client: openai.OpenAI)
     assert 'buddy_prefix_cache_hits_total{tenant="default",tier="default"}' in counted
 
 
+def test_responses_say_what_chat_says(client: openai.OpenAI) -> None:
+    messages: list[Any] = [{"role": "system", "content": "Be kind."}, *QUESTION]
+    chat = ask(client, {"budget": 0.75}, messages=messages)
+    fields: dict[str, Any] = {
+        "model": MODEL_ID, "instructions": "Be kind.", "input": QUESTION, "max_output_tokens": 40, "temperature": 0,
+        "extra_body": {"budget": 0.75},
+    }  # fmt: skip
+    whole = client.responses.create(**fields)
+    with client.responses.stream(**fields) as stream:
+        last = list(stream)[-1]
+    assert last.type == "response.incomplete"
+    for response in (whole, last.response):
+        assert response.output_text == chat.choices[0].message.content
+        assert response.status == "incomplete"
+        assert response.model_extra["buddy"]["layers_per_token"] == 12
+        usage = (response.usage.input_tokens, response.usage.output_tokens)
+        assert usage == (chat.usage.prompt_tokens, chat.usage.completion_tokens)
+
+
 def test_offsets_of_an_echoed_prompt_count_characters(client: openai.OpenAI) -> None:
     prompt = "A café, 🐦🐦 and a bird"
     answer = client.completions.create(

@@ -57,6 +57,7 @@ class FakeEngine:
     queue_s: float = 0.0
     words: tuple[str, ...] = ("Hello", " there", "", ",", " wörld", " 🐦")
     num_words: int = 6
+    last_text: str = "!"
     group_size: int = 1
     delay_s: float = 0.001
     fail_at: int | None = None
@@ -143,7 +144,7 @@ class FakeEngine:
                     prompt_cost=len(request.prompt_tokens) * request.max_cost,
                     output_cost=(num_tokens - 1) * request.max_cost,
                 ),
-                text="!",
+                text=self.last_text,
                 max_cost=request.max_cost,
             )
         finally:

@@ -9,6 +9,7 @@ from buddy_server.api.errors_handler import add_error_handlers
 from buddy_server.api.health import health_router
 from buddy_server.api.middleware import BodyLimit, RequestContext
 from buddy_server.api.models import models_router
+from buddy_server.api.responses import responses_router
 from buddy_server.api.services import Services
 from buddy_server.config import ServerConfig
 from buddy_server.engine.messages import EngineClient
@@ -44,6 +45,7 @@ def create_app(
     app.include_router(models_router(services))
     app.include_router(chat_router(services))
     app.include_router(completions_router(services))
+    app.include_router(responses_router(services))
     if admin is not None:
         app.include_router(admin_router(admin, engine.info.actions))
     return app

@@ -2,6 +2,8 @@
 values, more is not worth the time."""
 
 import re
+from collections.abc import Mapping
+from functools import partial
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, PlainValidator
@@ -29,8 +31,9 @@ def _is_integer(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _joined_text(value: object) -> object:
-    """Joins a list of text parts into one text, one part per line, as vLLM and llama.cpp do."""
+def _joined_text(value: object, fields: Mapping[str, str]) -> object:
+    """Joins a list of text parts into one text, one part per line, as vLLM and llama.cpp do. `fields` names, for each
+    type of part, the field with its text."""
     if not isinstance(value, list):
         return value
     if len(value) > MAX_CONTENT_PARTS:
@@ -38,11 +41,12 @@ def _joined_text(value: object) -> object:
     texts = []
     for index, part in enumerate(value):
         kind = part.get("type") if isinstance(part, dict) else None
-        if kind not in ("text", "refusal") or not isinstance(part.get(kind), str):
+        text = part.get(fields.get(kind)) if isinstance(kind, str) else None
+        if not isinstance(text, str):
             raise ValueError(
                 f"part {index} of it, {shown(part)}, is not supported: content is a string or a list of text parts"
             )
-        texts.append(part[kind])
+        texts.append(text)
     return "\n".join(texts)
 
 
@@ -104,7 +108,12 @@ def _prompts(value: Any) -> list[str] | list[list[int]]:
     return value
 
 
-Text = Annotated[str | None, BeforeValidator(_joined_text)]
+_PARTS = {"text": "text", "refusal": "refusal"}
+_ITEM_PARTS = {"input_text": "text", "output_text": "text", "refusal": "refusal"}
+
+Text = Annotated[str | None, BeforeValidator(partial(_joined_text, fields=_PARTS))]
+ItemText = Annotated[str | None, BeforeValidator(partial(_joined_text, fields=_ITEM_PARTS))]
+"""The same in an item of /v1/responses."""
 Stops = Annotated[list[str], PlainValidator(_stops)]
 StopTokenIds = Annotated[list[int], PlainValidator(_stop_token_ids)]
 LogitBias = Annotated[dict[int, float], PlainValidator(_logit_bias)]

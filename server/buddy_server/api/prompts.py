@@ -43,6 +43,10 @@ def _tokenized(tokenizer: ChatTokenizer, job: Job, limit: int) -> list[tuple[int
         if isinstance(job.prompts, Conversation):
             return [tokenizer.render(job.prompts.messages, limit)]
         return [tokenizer.encode_prompt(one, limit) if isinstance(one, str) else tuple(one) for one in job.prompts]
+    except InvalidRequest as error:
+        # The tokenizer names the field of chat completions.
+        param = job.prompt_field if error.param == "messages" else error.param
+        raise InvalidRequest(error.message, param=param) from None
     except PromptTooLong as error:
         field = job.prompt_field
         raise ContextLengthExceeded(

@@ -31,22 +31,22 @@ MAX_MESSAGES = 2048
 MAX_TOOL_CALLS = 128
 
 
-class _Schema(BaseModel):
+class Schema(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False)
 
 
-class FunctionCall(_Schema):
+class FunctionCall(Schema):
     name: str
     arguments: str
 
 
-class ToolCall(_Schema):
+class ToolCall(Schema):
     id: str
     type: Literal["function"] = "function"
     function: FunctionCall
 
 
-class ChatMessage(_Schema):
+class ChatMessage(Schema):
     """One message; roles may come in any order. After validation, `content` is a single text."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
@@ -62,11 +62,11 @@ class ChatMessage(_Schema):
         return self
 
 
-class StreamOptions(_Schema):
+class StreamOptions(Schema):
     include_usage: bool | None = None
 
 
-class BuddyOptions(_Schema):
+class BuddyOptions(Schema):
     trace: bool | None = None
 
     @model_validator(mode="before")
@@ -106,7 +106,7 @@ def refuse_unsupported(raw: object, harmless: Harmless) -> object:
     return raw
 
 
-class GenerationFields(_Schema):
+class GenerationFields(Schema):
     """The fields shared by all endpoints that generate. An explicit null is the same as leaving a field out.
 
     `budget` is checked later, against the model (`tenancy.depth.parse_budget`).

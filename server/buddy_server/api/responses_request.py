@@ -1,0 +1,141 @@
+"""The body of POST /v1/responses, and how it becomes a job."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from buddy_server.api.field_types import Count, ItemText
+from buddy_server.api.job import Conversation, Job
+from buddy_server.api.json_bound import JsonBound
+from buddy_server.api.schemas import (
+    MAX_LOGPROBS,
+    MAX_MESSAGES,
+    GenerationFields,
+    Harmless,
+    Schema,
+    refuse_unsupported,
+)
+from buddy_server.errors import UnsupportedField, shown
+
+_NOT_STORED = "null; this server stores no responses, so send all earlier items as input"
+_HARMLESS: Harmless = {
+    "previous_response_id": (lambda _: False, _NOT_STORED),
+    "conversation": (lambda _: False, _NOT_STORED),
+    "background": (lambda value: value is False, "false; this server stores no responses"),
+    "prompt": (lambda _: False, "null; this server stores no prompts"),
+    "moderation": (lambda _: False, "null; moderation is not supported"),
+    "response_format": (lambda _: False, "null; the name of this field here is text.format"),
+    "tools": (lambda value: value == [], "null; tools are not implemented yet"),
+    "tool_choice": (lambda value: value in ("none", "auto"), '"none" or "auto"; tools are not implemented yet'),
+    "text": (
+        lambda value: isinstance(value, dict) and value.get("format") in (None, {"type": "text"}),
+        '{"format": {"type": "text"}}; structured output is not implemented yet',
+    ),
+}
+_NEEDED = {
+    "message": ("role", "content"),
+    "function_call": ("call_id", "name", "arguments"),
+    "function_call_output": ("call_id", "output"),
+}
+
+
+class InputItem(Schema):
+    """A message, a call that the model made earlier, or what came of one. After validation, `content` and `output` are
+    single texts."""
+
+    type: Literal["message", "function_call", "function_call_output"] | None = None
+    role: Literal["user", "assistant", "system", "developer"] | None = None
+    content: ItemText = None
+    call_id: str | None = None
+    name: str | None = None
+    arguments: str | None = None
+    output: ItemText = None
+
+    @model_validator(mode="after")
+    def _is_complete(self) -> Self:
+        kind = self.type or "message"
+        for field in _NEEDED[kind]:
+            if getattr(self, field) is None:
+                raise ValueError(f"a {kind} needs the field {field}")
+        return self
+
+
+def _as_items(value: object) -> object:
+    return [{"role": "user", "content": value}] if isinstance(value, str) else value
+
+
+Input = Annotated[
+    list[InputItem], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True), BeforeValidator(_as_items)
+]
+MetadataKey = Annotated[str, Field(max_length=64)]
+MetadataValue = Annotated[str, Field(max_length=512)]
+
+
+class ResponsesRequest(GenerationFields):
+    """The body of POST /v1/responses, for a server that stores nothing: `store` is ignored, and what would need a store
+    raises UnsupportedField."""
+
+    input: Input
+    instructions: str | None = None
+    max_output_tokens: Count | None = None
+    include: list[str] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    parallel_tool_calls: bool | None = None
+    metadata: Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)] | None = None
+    user: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unsupported(cls, raw: object) -> object:
+        tools = raw.get("tools") if isinstance(raw, dict) else None
+        for index, tool in enumerate(tools if isinstance(tools, list) else ()):
+            kind = tool.get("type") if isinstance(tool, dict) else None
+            if kind != "function":
+                field = f"tools[{index}].type"
+                raise UnsupportedField(
+                    f'{field}: {shown(kind)} is not supported: allowed is "function"; there are no built-in tools',
+                    param=field,
+                )
+        return refuse_unsupported(raw, _HARMLESS)
+
+    @model_validator(mode="after")
+    def _bounded_arguments(self) -> Self:
+        # Templates print arguments as JSON, so they are parsed as well.
+        bound = JsonBound()
+        for place, item in enumerate(self.input):
+            bound.add((item.arguments or "").encode(), f"input[{place}].arguments")
+        return self
+
+    def job(self) -> Job:
+        with_logprobs = "message.output_text.logprobs" in (self.include or ())
+        return Job(
+            id_prefix="resp_",
+            model=self.model,
+            prompts=Conversation(self._messages()),
+            prompt_field="input",
+            limit_field="max_output_tokens",
+            sampling=self.sampling(
+                self.max_output_tokens, top_logprobs=(self.top_logprobs or 0) if with_logprobs else None
+            ),
+            budget=self.budget,
+            stream=bool(self.stream),
+            trace=self.trace,
+        )
+
+    def _messages(self) -> list[dict[str, Any]]:
+        """The items as chat messages. Calls belong to the assistant's message before them, as templates expect."""
+        messages: list[dict[str, Any]] = []
+        if self.instructions is not None:
+            messages.append({"role": "system", "content": self.instructions})
+        for item in self.input:
+            if item.type == "function_call":
+                if not messages or messages[-1]["role"] != "assistant":
+                    messages.append({"role": "assistant"})
+                function = {"name": item.name, "arguments": item.arguments}
+                call = {"id": item.call_id, "type": "function", "function": function}
+                messages[-1].setdefault("tool_calls", []).append(call)
+            elif item.type == "function_call_output":
+                messages.append({"role": "tool", "tool_call_id": item.call_id, "content": item.output})
+            else:
+                messages.append({"role": item.role, "content": item.content})
+        return messages
