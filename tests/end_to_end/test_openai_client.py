@@ -136,6 +136,16 @@ def test_a_prompt_seen_before_is_cached_and_says_the_same(client: openai.OpenAI)
     assert 'buddy_prefix_cache_hits_total{tenant="default",tier="default"}' in counted
 
 
+def test_choices_are_charged_for_the_full_blocks_of_their_prompt_once(client: openai.OpenAI) -> None:
+    messages = [{"role": "system", "content": "Answer as a pirate would. " * 40}, *QUESTION]
+    answer = ask(client, {"budget": 1.0}, messages=messages, n=4, temperature=1, max_completion_tokens=8)
+    num_prompt = answer.usage.prompt_tokens
+    num_shared = (num_prompt - 1) // 128 * 128
+    assert num_shared > 0
+    num_run = num_prompt + 3 * (num_prompt - num_shared) + answer.usage.completion_tokens - 4
+    assert answer.model_extra["buddy"]["layer_tokens"] == num_run
+
+
 def test_responses_say_what_chat_says(client: openai.OpenAI) -> None:
     messages: list[Any] = [{"role": "system", "content": "Be kind."}, *QUESTION]
     chat = ask(client, {"budget": 0.75}, messages=messages)

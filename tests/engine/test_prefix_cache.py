@@ -165,6 +165,32 @@ def test_prompts_that_come_together_share_what_the_first_has_computed(tiny: Tiny
         assert sum(d.executed + d.skipped for d in depth) == 1000 * NUM_LAYERS * step.stats.num_rows
 
 
+def test_choices_of_one_prompt_compute_its_full_blocks_once(tiny: TinySite) -> None:
+    requests = [make_request(f"r{i}", num_prompt=90) for i in range(4)]
+    requests = [replace(r, sampling=replace(r.sampling, seed=i, top_logprobs=0)) for i, r in enumerate(requests)]
+    # All four prompts fit into one step.
+    engine = build_tiny_engine(tiny.model, tiny.router, max_step_tokens=400).engine
+    run = run_engine(engine, requests)
+    uncached = plain(tiny, requests, "float32", native=False)
+    for request in requests:
+        check_same(run.answers[request.request_id], uncached[request.request_id], request)
+    assert [answer.end.usage.cached_tokens for answer in run.answers.values()] == [0, 80, 80, 80]
+    assert [step.stats.num_rows for step in run.steps[:2]] == [90, 3 * 10 + 1]
+
+
+def test_choice_that_waits_for_another_runs_when_that_is_cancelled(tiny: TinySite) -> None:
+    requests = [make_request(f"r{i}", num_prompt=90, top_logprobs=0) for i in range(2)]
+    uncached = plain(tiny, requests[1:], "float32", native=False)["r1"]
+    engine = build_tiny_engine(tiny.model, tiny.router, max_step_tokens=40).engine
+    engine.add(*requests)
+    engine.step()
+    engine.cancel("r0")
+    events = [event for _ in range(20) if engine.has_work for _, event in engine.step().events]
+    assert [event for event in events if isinstance(event, TokenEvent)] == uncached.tokens
+    assert isinstance(events[-1], FinishEvent)
+    assert events[-1].usage.cached_tokens == 32
+
+
 def test_cancelling_one_of_those_who_share_leaves_the_others_alone(tiny: TinySite) -> None:
     requests = [ask(f"r{i}", 80, 5, seed=i, max_tokens=20) for i in range(3)]
     uncached = plain(tiny, requests, "float32", native=False)

@@ -247,10 +247,11 @@ def test_last_token_of_a_prompt_is_always_computed(num_prompt: int, start: int) 
 
 def test_block_computed_twice_at_the_same_time_is_kept_once() -> None:
     scheduler = make_scheduler(prefix_cache=True)
-    a, b = (add(scheduler, request(name, 12)) for name in ("a", "b"))
-    assert step(scheduler) == [("a", 0, 8), ("a", 8, 4), ("b", 0, 8), ("b", 8, 4)]
-    assert a.block_table[:2] == b.block_table[:2]
-    assert scheduler.pool.num_free == 96
+    # The route block with the last prompt token, which nobody reuses.
+    a, b = (add(scheduler, request(name, 8)) for name in ("a", "b"))
+    assert step(scheduler) == [("a", 0, 8), ("b", 0, 8)]
+    assert a.block_table == b.block_table
+    assert scheduler.pool.num_free == 98
     scheduler.check_idle()
     scheduler.finish(a)
     scheduler.check_idle()
@@ -264,9 +265,19 @@ def test_those_who_wait_for_their_turn_find_what_the_first_has_computed_meanwhil
         add(scheduler, request(name, 28, max_tokens=1))
     assert list(steps(scheduler)) == [
         [("a", 0, 8), ("a", 8, 8)],
-        [("a", 16, 8), ("a", 24, 4), ("b", 16, 8)],
+        [("a", 16, 8), ("a", 24, 4)],
         [("b", 24, 4)],
     ]
+    scheduler.check_idle()
+
+
+def test_of_equal_prompts_that_come_together_the_first_computes_and_the_others_wait() -> None:
+    scheduler = make_scheduler(prefix_cache=True)
+    for name, token in (("a", 7), ("b", 7), ("other", 8), ("c", 7)):
+        add(scheduler, GenerationRequest(name, "default", (token,) * 12, 2000, SamplingParams(2)))
+    assert step(scheduler) == [("a", 0, 8), ("a", 8, 4), ("other", 0, 8), ("other", 8, 4)]
+    assert step(scheduler) == [("a", 12, 1), ("other", 12, 1), ("b", 8, 4), ("c", 8, 4)]
+    assert list(steps(scheduler)) == [[("b", 12, 1), ("c", 12, 1)]]
     scheduler.check_idle()
 
 

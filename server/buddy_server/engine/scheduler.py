@@ -38,7 +38,8 @@ class Scheduler:
 
     `route_block` is the number of prompt tokens that share one path. A route block keeps its path when it is computed
     in pieces, so chunking does not change results. With `prefix_keys`, full route blocks stay cached while there is
-    room, and prompts with the same prefix reuse them. With `multi_step`, one runner call can run several steps.
+    room, and prompts with the same prefix reuse them; those that come together wait for the first to compute them. With
+    `multi_step`, one runner call can run several steps.
     """
 
     def __init__(
@@ -113,10 +114,18 @@ class Scheduler:
         most = self._max_step_tokens - len(works)
         num_left = self.pace.prefill_rows(most, self._multi_step) if works else most
         in_pieces = num_left < most
+        under_way: set[bytes] = set()
         for sequence in sorted([s for s in self.running if not s.is_decoding], key=self.fair_share.prefill_rank):
+            # Check the cache again: a sequence admitted earlier may have cached a shared prefix after the first check.
+            self._reuse(sequence)
+            next_block = sequence.num_computed // self.route_block
+            if next_block < self._num_reusable(sequence) and sequence.prefix_keys[next_block] in under_way:
+                # An earlier one computes this route block, and will cache it.
+                continue
             chunk = list(self._chunk(sequence, num_left, in_pieces))
             if not chunk:
                 break
+            under_way.update(sequence.prefix_keys[next_block:])
             works += chunk
             num_left -= sum(work.length for work in chunk)
         if self._multi_step and all(work.is_decode for work in works):
@@ -267,11 +276,7 @@ class Scheduler:
 
     def _reuse(self, sequence: Sequence) -> None:
         """Take the sequence's next route blocks from the prefix cache, up to the first that is missing."""
-        if sequence.request.sampling.prompt_logprobs is not None:
-            return
-        # The route block with the last prompt token is never reused: the token must be computed to get its logits.
-        last = min(len(sequence.prefix_keys), (sequence.num_prompt - 1) // self.route_block)
-        for index in range(sequence.num_computed // self.route_block, last):
+        for index in range(sequence.num_computed // self.route_block, self._num_reusable(sequence)):
             cached = self.pool.find(sequence.prefix_keys[index])
             if cached is None:
                 return
@@ -279,10 +284,15 @@ class Scheduler:
             sequence.num_computed = sequence.num_restored = (index + 1) * self.route_block
             sequence.restored_sums = cached.sums
 
+    def _num_reusable(self, sequence: Sequence) -> int:
+        """How many of the sequence's route blocks may come from the prefix cache."""
+        if sequence.request.sampling.prompt_logprobs is not None:
+            return 0
+        # The route block with the last prompt token is never reused: the token must be computed to get its logits.
+        return min(len(sequence.prefix_keys), (sequence.num_prompt - 1) // self.route_block)
+
     def _chunk(self, sequence: Sequence, budget: int, in_pieces: bool) -> Iterator[Work]:
         """The sequence's next segments, at most `budget` tokens in total. With `in_pieces` a segment may be split."""
-        # Check the cache again: a sequence admitted earlier may have cached a shared prefix after the first check.
-        self._reuse(sequence)
         start = sequence.num_computed
         while start < len(sequence.tokens):
             whole = sequence.next_segment(self.route_block, start)
