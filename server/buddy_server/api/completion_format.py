@@ -59,18 +59,21 @@ class CompletionFormat(ChunkFormat):
 
     def __init__(self, generation: Generation, tokenizer: ChatTokenizer) -> None:
         super().__init__(generation, tokenizer)
+        self._begun: set[int] = set()
         self._offsets: dict[int, TextOffsets] = {}
 
     def choice(self, index: int, answer: Delta) -> dict[str, Any]:
         """The next part of choice `index`; its first part begins with the prompt if that is echoed."""
         echo, logprobs = "", _Logprobs(self.tokenizer)
-        if index not in self._offsets:
+        if index not in self._begun:
+            self._begun.add(index)
             prompt = self.generation.admitted.choices[index].prompt_tokens
             if self.job.echo:
                 echo = self.tokenizer.decode(prompt)
             if answer.prompt is not None:
                 logprobs.add_prompt(prompt, answer.prompt)
-            self._offsets[index] = self.tokenizer.offsets(len(echo))
+            if self.job.sampling.top_logprobs is not None:
+                self._offsets[index] = self.tokenizer.offsets(len(echo))
         for token in answer.tokens:
             assert token.logprob is not None, "only tokens with log probabilities are listed"
             logprobs.add(token.logprob, token.top_logprobs, self._offsets[index].next(token.token_id))
