@@ -69,7 +69,7 @@ class Generation:
         self.metrics.finish("finished")
 
     async def fail(self, outcome: Outcome) -> None:
-        """The response ends with an error. Returns when limits and ledger know what was used until then."""
+        """The response ends with an error. Returns when limits and journal know what was used until then."""
         self.metrics.finish(outcome)
         self._life.bill.close(outcome)
         await self._life.bill.settled()

@@ -191,7 +191,7 @@ class Bills:
         self._call(self._account, account)
 
     def settle(self, bill: Bill) -> asyncio.Task[None]:
-        """Settle a bill that is complete; the task ends when limits and ledger have it."""
+        """Settle a bill that is complete; the task ends when limits have it and the ledger will."""
         settling = asyncio.create_task(self._settle(bill))
         self._settling.add(settling)
         settling.add_done_callback(self._settling.discard)
