@@ -95,6 +95,7 @@ class Served:
     config: dict[str, Any]
     name: str = "server"
     admin_key: str | None = ADMIN_KEY
+    arguments: tuple[str, ...] = ()
     port: int = field(default_factory=free_port)
     process: "subprocess.Popen[bytes] | None" = None
     http: httpx.Client = field(default_factory=_client, repr=False)
@@ -125,7 +126,7 @@ class Served:
         environment["BUDDY_KEY_SECRET"] = KEY_SECRET
         if self.admin_key is not None:
             environment["BUDDY_ADMIN_KEY"] = self.admin_key
-        command = [BUDDY, "serve", "--port", str(self.port), "--config", str(self.config_file)]
+        command = [BUDDY, "serve", "--port", str(self.port), "--config", str(self.config_file), *self.arguments]
         with (self.folder / f"{self.name}.log").open("ab") as log:
             self.process = subprocess.Popen(command, stderr=log, process_group=0, env=environment)
 
@@ -200,9 +201,9 @@ def _body(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def served(folder: Path, config: dict[str, Any], name: str = "server") -> Iterator[Served]:
-    """A ready server, stopped at the end."""
-    site = Served(folder, config, name)
+def served(folder: Path, config: dict[str, Any], name: str = "server", *arguments: str) -> Iterator[Served]:
+    """A ready server, stopped at the end. `arguments` go to `buddy serve`."""
+    site = Served(folder, config, name, arguments=arguments)
     site.start()
     try:
         yield site
