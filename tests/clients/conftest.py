@@ -18,6 +18,19 @@ PYTHON, NODE = HERE / "python", HERE / "node"
 # These run in an environment of their own (test_python_clients.py).
 collect_ignore = ["python"]
 
+_QUIET = {
+    "DO_NOT_TRACK": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_OFFLINE": "1",
+    "LANGSMITH_TRACING": "false",
+    "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+}
+
+
+def alone() -> dict[str, str]:
+    """The environment of a client that talks to nobody but the server."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | _QUIET
+
 
 @pytest.fixture(scope="session")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:

@@ -18,9 +18,8 @@ def test_node_client(file: str, site: Served, node_modules: Path, tmp_path: Path
     (tmp_path / file).write_bytes((NODE / file).read_bytes())
     (tmp_path / "node_modules").symlink_to(node_modules)
     environment = os.environ | {"SERVER_URL": site.url, "AI_SDK_LOG_WARNINGS": "false"}
-    ran = subprocess.run(
-        ["node", "--test", str(tmp_path / file)], env=environment, capture_output=True, text=True, check=False
-    )
+    command = ["node", "--test", "--test-reporter=tap", str(tmp_path / file)]
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert "\n# fail 0\n" in ran.stdout
     assert "\n# pass 0\n" not in ran.stdout
