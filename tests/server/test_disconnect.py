@@ -30,20 +30,6 @@ def test_client_that_leaves_a_stream_cancels_it(slow_site: Site, n: int) -> None
     wait_until(lambda: slow_site.sample("buddy_requests_total", outcome="cancelled") == 1)
 
 
-@pytest.mark.parametrize("n", [1, 3])
-@pytest.mark.parametrize("stream", ["true", "false"])
-def test_client_that_hangs_up_while_it_waits_cancels_the_work(slow_site: Site, stream: str, n: int) -> None:
-    message = '{"role": "user", "content": "hi"}'
-    body = f'{{"model": "{INFO.model_id}", "stream": {stream}, "n": {n}, "messages": [{message}]}}'
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
-    port = int(slow_site.url.rpartition(":")[2])
-    with closing(socket.create_connection(("127.0.0.1", port))) as connection:
-        connection.sendall((head + body).encode())
-        wait_until(lambda: len(slow_site.engine.requests) == n)
-    wait_until(lambda: cancelled_and_idle(slow_site, n))
-    wait_until(lambda: slow_site.sample("buddy_requests_total", outcome="cancelled") == 1)
-
-
 def test_client_that_leaves_in_the_middle_of_its_body_is_counted_as_cancelled(slow_site: Site) -> None:
     port = int(slow_site.url.rpartition(":")[2])
     with closing(socket.create_connection(("127.0.0.1", port))) as connection:
