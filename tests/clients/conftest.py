@@ -1,35 +1,15 @@
-import fcntl
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import openai
 import pytest
 
+from clients.environments import installed_node_modules, installed_python
 from end_to_end.tenant_site import Served, served, tenants
-
-CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "buddy-serve" / "test-clients"
-HERE = Path(__file__).parent
-PYTHON, NODE = HERE / "python", HERE / "node"
 
 # These run in an environment of their own (test_python_clients.py).
 collect_ignore = ["python"]
-
-_QUIET = {
-    "DO_NOT_TRACK": "1",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "HF_HUB_OFFLINE": "1",
-    "LANGSMITH_TRACING": "false",
-    "LITELLM_LOCAL_MODEL_COST_MAP": "True",
-}
-
-
-def alone() -> dict[str, str]:
-    """The environment of a client that talks to nobody but the server."""
-    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | _QUIET
 
 
 @pytest.fixture(scope="session")
@@ -62,38 +42,13 @@ def client(site: Served) -> Iterator[openai.OpenAI]:
 
 @pytest.fixture(scope="session")
 def client_python() -> Path:
-    """The interpreter of an environment that has the other Python clients; installed once for all runs."""
-    folder, wanted = CACHE / "python", PYTHON / "requirements.txt"
-    pip = [str(folder / "bin/python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    install = [[sys.executable, "-m", "venv", "--clear", str(folder)], [*pip, "--requirement", str(wanted)]]
-    _install_once(folder, wanted, install)
-    return folder / "bin/python"
+    """The interpreter of the environment that has the other Python clients."""
+    return installed_python()
 
 
 @pytest.fixture(scope="session")
 def node_modules() -> Path:
-    """The folder of the Node clients, installed once for all runs."""
+    """The folder of the clients for Node."""
     if not shutil.which("npm"):
         pytest.skip("NOT TESTED: the clients for Node need node and npm")
-    folder, wanted = CACHE / "node", NODE / "package-lock.json"
-    folder.mkdir(parents=True, exist_ok=True)
-    shutil.copy(NODE / "package.json", folder)
-    shutil.copy(wanted, folder)
-    command = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--prefix", str(folder)]
-    _install_once(folder, wanted, [command])
-    return folder / "node_modules"
-
-
-def _install_once(folder: Path, wanted: Path, commands: list[list[str]]) -> None:
-    """Run `commands` unless they have been run for this version of the list `wanted`."""
-    CACHE.mkdir(parents=True, exist_ok=True)
-    installed = folder / "installed"
-    with folder.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if installed.exists() and installed.read_bytes() == wanted.read_bytes():
-            return
-        installed.unlink(missing_ok=True)
-        for command in commands:
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            assert done.returncode == 0, done.stdout + done.stderr
-        shutil.copy(wanted, installed)
+    return installed_node_modules()

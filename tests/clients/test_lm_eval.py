@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from buddy_routing.embedded import MODEL_ID, embedded_model
-from clients.conftest import alone
+from clients.environments import client_variables
 from end_to_end.tenant_site import Served
 from lm_eval.make_tasks import main as make_tasks
 
@@ -65,7 +65,9 @@ def evaluate(client_python: Path, tasks: Path, task: str, model: str, **model_ar
         "--limit", str(NUM_DOCUMENTS), "--log_samples", "--output_path", tasks / model,
         "--model", model, "--model_args", *(f"{name}={value}" for name, value in arguments.items()),
     ]  # fmt: skip
-    ran = subprocess.run(command, env=alone(), capture_output=True, text=True, check=False)
+    # Its copies of the tasks go where the tasks do.
+    variables = client_variables(HF_HOME=str(tasks / "huggingface"))
+    ran = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     (samples,) = (tasks / model).rglob(f"samples_{task}_*.jsonl")
     lines = samples.read_text().splitlines()

@@ -1,12 +1,11 @@
 """Clients for Node, unmodified. Their tests are in node/, one file a client."""
 
-import os
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from clients.conftest import NODE
+from clients.environments import NODE, client_variables
 from end_to_end.tenant_site import Served
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -17,9 +16,9 @@ def test_node_client(file: str, site: Served, node_modules: Path, tmp_path: Path
     # Node looks for packages beside the file that imports them.
     (tmp_path / file).write_bytes((NODE / file).read_bytes())
     (tmp_path / "node_modules").symlink_to(node_modules)
-    environment = os.environ | {"SERVER_URL": site.url, "AI_SDK_LOG_WARNINGS": "false"}
     command = ["node", "--test", "--test-reporter=tap", str(tmp_path / file)]
-    ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    variables = client_variables(SERVER_URL=site.url)
+    ran = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert "\n# fail 0\n" in ran.stdout
     assert "\n# pass 0\n" not in ran.stdout

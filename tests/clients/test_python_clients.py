@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from clients.conftest import PYTHON, alone
+from clients.environments import PYTHON, client_variables
 from end_to_end.tenant_site import Served
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -13,8 +13,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 @pytest.mark.parametrize("file", sorted(path.name for path in PYTHON.glob("test_*.py")))
 def test_python_client(file: str, site: Served, client_python: Path) -> None:
-    command = [client_python, "-m", "pytest", "-c", PYTHON / "pytest.ini", "--rootdir", PYTHON, PYTHON / file]
-    ran = subprocess.run(
-        command, env=alone() | {"SERVER_URL": site.url}, cwd=PYTHON, capture_output=True, text=True, check=False
-    )
+    command = [client_python, "-m", "pytest", "-c", PYTHON / "pytest.ini", PYTHON / file]
+    variables = client_variables(SERVER_URL=site.url)
+    ran = subprocess.run(command, env=variables, cwd=PYTHON, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stdout + ran.stderr
