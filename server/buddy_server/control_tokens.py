@@ -27,12 +27,13 @@ _WINDOW_CHARS = 2**16
 
 @dataclass(frozen=True, slots=True)
 class Marked:
-    """Messages for a template, in which stand-ins replace the characters that users wrote.
+    """Messages and tools for a template, in which stand-ins replace the characters that users wrote.
 
     `may_begin` tells whether one of those characters is the first of a control token.
     """
 
     messages: list[dict[str, Any]]
+    tools: list[dict[str, Any]]
     stand_ins: StandIns
     may_begin: bool
 
@@ -64,17 +65,19 @@ class ControlTokens:
         self._originals = {new_id(self._names.get(t.content, t.content)): i for i, t in added.items()}
         self._break_id = new_id(self._break)
 
-    def mark(self, messages: Sequence[Mapping[str, Any]]) -> Marked:
-        """Mark `messages`, all texts but the roles. Whatever a template does to a marked text (cut it, join it, remove
-        a part, change letters), the text does not become a control token.
+    def mark(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()) -> Marked:
+        """Mark all texts but the roles, the keys of `tools` included. Whatever a template does to a marked text (cut
+        it, join it, remove a part, change letters), the text does not become a control token.
 
         Raises InvalidRequest if no characters are free to serve as stand-ins.
         """
         texts = {text for message in messages for key in message if key != "role" for text in _texts(message[key])}
+        texts.update(_texts(tools))
         stand_ins = ASCII if all(map(str.isascii, texts)) else StandIns(texts)
         marked = {text: UserText(stand_ins.hide(text), text, stand_ins) for text in texts}
         return Marked(
             [{key: value if key == "role" else _with(value, marked) for key, value in m.items()} for m in messages],
+            _with(tools, marked),
             stand_ins,
             any(char in text for text in texts for char in self._first_chars),
         )

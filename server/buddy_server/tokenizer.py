@@ -1,7 +1,5 @@
 """Turns chat messages into prompt tokens, with the model's own published template and tokenizer."""
 
-import contextlib
-import json
 import os
 import re
 import sys
@@ -10,26 +8,23 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jinja2
 from tokenizers import Tokenizer
 
+from buddy_server.chat_template import RENDER_ERRORS, ChatTemplate
 from buddy_server.control_tokens import ControlTokens, encode
 from buddy_server.engine.detokenizer import Detokenizer
 from buddy_server.errors import InvalidRequest
-from buddy_server.user_text import joined, printed
+from buddy_server.template_messages import Message, template_messages
+from buddy_server.tools.tool_format import ToolFormat, find_format
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-Message = Mapping[str, Any]
-"""A chat message as in the OpenAI API, with its content already one text or None."""
 
 _REASON_CHARS = 200
 _FEW_TOKEN_CHARS = 2
 """Fewer characters per token than in ordinary text: texts with no more than this, at the limit, are not checked."""
 _PIECE_CHARS = 2**14
 _CUT_TOKENS = 64
-_NO_TOOLS = {"tools": None, "documents": None}
 _BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")
 
 
@@ -50,7 +45,6 @@ class ChatTokenizer:
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase"):
         self._tokenizer = tokenizer
-        self._knows_developer = "developer" in str(tokenizer.chat_template)
         # transformers' own `encode` changes these before every use, under a lock that a long text would hold.
         self._backend: Tokenizer = tokenizer.backend_tokenizer
         self._backend.no_truncation()
@@ -60,15 +54,19 @@ class ChatTokenizer:
         self._control = ControlTokens(self._backend, tokenizer.unk_token_id)
 
     @classmethod
-    def from_directory(cls, path: Path) -> "ChatTokenizer":
-        """The tokenizer in a Hugging Face model directory. Downloads nothing and runs none of the model's code.
+    def from_directory(cls, path: Path, chat_template: str | None = None) -> "ChatTokenizer":
+        """The tokenizer in a Hugging Face model directory, with `chat_template` in place of its own if there is one.
+        Downloads nothing and runs none of the model's code.
 
         Raises transformers' own ValueError or OSError if the directory contains none.
         """
         # Imported here, not with this module, because transformers imports torch if it is installed.
         from transformers import AutoTokenizer
 
-        return cls(AutoTokenizer.from_pretrained(path, local_files_only=True))
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+        if chat_template is not None:
+            tokenizer.chat_template = chat_template
+        return cls(tokenizer)
 
     @property
     def start_token_id(self) -> int:
@@ -103,42 +101,48 @@ class ChatTokenizer:
         """Locates tokens in a text that begins at offset `start` of another."""
         return TextOffsets(Detokenizer(self._backend, ()), start)
 
-    def render(self, messages: Sequence[Message], limit: int | None = None) -> tuple[int, ...]:
-        """The prompt tokens of a conversation, up to where the assistant's answer begins.
+    @cached_property
+    def tool_format(self) -> ToolFormat:
+        """How the model is told of tools and calls them."""
+        added = {token.content: number for number, token in self._backend.get_added_tokens_decoder().items()}
+        if self._tokenizer.chat_template is None:
+            return find_format("", False, added)
+        return find_format(self._tool_template.source, self._tool_template.renders_tools, added)
 
-        Only the template's control tokens count as such. In the messages they are text, except in roles, which must be
-        known ones. Raises InvalidRequest if the model's template refuses the conversation, or there is no template.
+    def render(
+        self,
+        messages: Sequence[Message],
+        limit: int | None = None,
+        tools: Sequence[Mapping[str, Any]] = (),
+    ) -> tuple[int, ...]:
+        """The prompt tokens of a conversation, up to where the assistant's answer begins. `tools` are as in the OpenAI
+        API; a model whose template knows none is told nothing of them.
+
+        Only the template's control tokens count as such. In messages and tools they are text, except in roles, which
+        must be known ones. Raises InvalidRequest if the model's template refuses the conversation, or there is no
+        template.
         """
         if self._tokenizer.chat_template is None:
             raise InvalidRequest("This model has no chat template: it was not made for conversations.", param="model")
-        prepared = [self._prepare(message) for message in messages]
-        unmarked = self._filled_template(prepared)
+        template = self._tool_template if tools else self._template
+        prepared = template_messages(messages, template.source)
+        shown_tools = [dict(tool) for tool in tools] if template.renders_tools else []
+        unmarked = _filled(template, prepared, shown_tools)
         self._check_length(unmarked, limit)
-        marked = self._control.mark(prepared)
-        rendered = self._filled_template(marked.messages, marked.stand_ins.show)
+        marked = self._control.mark(prepared, shown_tools)
+        rendered = _filled(template, marked.messages, marked.tools, marked.stand_ins.show)
         return tuple(self._control.encode(unmarked, rendered, marked))
 
-    def _filled_template(self, messages: list[dict[str, Any]], plain: Callable[[str], str] = str) -> str:
-        """Like `apply_chat_template`, which would pass plain texts to the template instead of marked ones."""
-        special = self._tokenizer.special_tokens_map
-        try:
-            return printed(self._template.render(messages=messages, add_generation_prompt=True, **_NO_TOOLS, **special))
-        # What third-party templates raise on messages they do not expect.
-        except (jinja2.TemplateError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
-            reason = plain(str(error))[:_REASON_CHARS]
-            raise InvalidRequest(
-                f"The chat template of this model refuses these messages: {reason}", param="messages"
-            ) from error
+    @cached_property
+    def _template(self) -> ChatTemplate:
+        return ChatTemplate(self._tokenizer.get_chat_template(), self._tokenizer.special_tokens_map)
 
     @cached_property
-    def _template(self) -> jinja2.Template:
-        """The chat template as transformers compiles it, except that macros keep the marks of texts."""
-        from transformers.utils.chat_template_utils import _compile_jinja_template
-
-        source = self._tokenizer.get_chat_template()
-        environment = _compile_jinja_template(source).environment.overlay()
-        environment.concat = joined
-        return environment.from_string(source)
+    def _tool_template(self) -> ChatTemplate:
+        """The template for requests with tools; some models have one of their own for them."""
+        source = self._tokenizer.get_chat_template(tools=[{}])
+        same = source == self._template.source
+        return self._template if same else ChatTemplate(source, self._tokenizer.special_tokens_map)
 
     def _check_length(self, text: str, limit: int | None) -> None:
         """Raise PromptTooLong if `text` certainly has more tokens than `limit`.
@@ -154,15 +158,6 @@ class ChatTokenizer:
             num_tokens += max(0, len(piece) - _CUT_TOKENS)
             if num_tokens > limit:
                 raise PromptTooLong(num_tokens)
-
-    def _prepare(self, message: Message) -> dict[str, Any]:
-        # Templates concatenate contents; a null next to tool calls would make them fail.
-        prepared = {**message, "content": message.get("content") or ""}
-        if prepared["role"] == "developer" and not self._knows_developer:
-            prepared["role"] = "system"
-        if prepared.get("tool_calls"):
-            prepared["tool_calls"] = [_with_parsed_arguments(call) for call in prepared["tool_calls"]]
-        return prepared
 
 
 class TextOffsets:
@@ -200,12 +195,17 @@ def _byte_alphabet() -> dict[str, int]:
 _BYTE_OF = _byte_alphabet()
 
 
-def _with_parsed_arguments(call: Mapping[str, Any]) -> dict[str, Any]:
-    """Parses the arguments: templates print them as JSON, so the API's string would be encoded twice."""
-    function = dict(call["function"])
-    # Stays a string if it is not valid JSON, or contains halves of characters, which no tokenizer accepts.
-    with contextlib.suppress(ValueError):
-        arguments = json.loads(function["arguments"])
-        json.dumps(arguments, ensure_ascii=False).encode()
-        function["arguments"] = arguments
-    return {**call, "function": function}
+def _filled(
+    template: ChatTemplate,
+    messages: list[dict[str, Any]],
+    tools: list[dict[str, Any]],
+    plain: Callable[[str], str] = str,
+) -> str:
+    try:
+        return template.render(messages, tools or None)
+    except RENDER_ERRORS as error:
+        reason = plain(str(error))[:_REASON_CHARS]
+        refused = "messages and tools" if tools else "messages"
+        raise InvalidRequest(
+            f"The chat template of this model refuses these {refused}: {reason}", param="messages"
+        ) from error

@@ -18,7 +18,9 @@ _CALLS = (
 _RESULT = "{%- if m.tool_call_id %}{{ m.tool_call_id }} {% endif -%}{%- if m.name %}{{ m.name }}: {% endif -%}"
 
 LLAMA3 = (
-    "{{ bos_token }}{% for m in messages %}{{ '<|start_header_id|>' + m['role'] + '<|end_header_id|>\n\n' }}"
+    "{{ bos_token }}{% if tools %}{{ '<|start_header_id|>system<|end_header_id|>\n\nanswer {\"name\": ..., "
+    "\"parameters\": ...}\n' }}{% for tool in tools %}{{ tool | tojson(indent=4) }}{% endfor %}{{ '<|eot_id|>' }}"
+    "{% endif %}{% for m in messages %}{{ '<|start_header_id|>' + m['role'] + '<|end_header_id|>\n\n' }}"
     + _CALLS.replace("OPEN", "<|python_tag|>").replace("CLOSE", "")
     + _RESULT
     + "{{ m['content'] | trim + '<|eot_id|>' }}{% endfor %}"
@@ -26,6 +28,8 @@ LLAMA3 = (
 )
 _THOUGHT = "{%- if '</think>' in content %}{% set content = content.split('</think>')[-1].lstrip('\n') %}{% endif -%}"
 QWEN3 = (
+    "{% if tools %}{{ '<|im_start|>system\n<tools>' }}{% for tool in tools %}{{ '\n' ~ (tool | tojson) }}{% endfor %}"
+    "{{ '\n</tools><tool_call>\n{...}\n</tool_call><|im_end|>\n' }}{% endif %}"
     "{% for m in messages %}{%- set content = m.content %}"
     + _THOUGHT
     + "{{ '<|im_start|>' + m.role + '\n' }}"
@@ -34,7 +38,10 @@ QWEN3 = (
     + "{{ content + '<|im_end|>' + '\n' }}{% endfor %}{{ '<|im_start|>assistant\n' }}"
 )
 MISTRAL = (
-    "{{ bos_token }}{% for m in messages %}"
+    "{{ bos_token }}{% if tools %}{{ '[AVAILABLE_TOOLS] [' }}{% for tool in tools %}{{ '{' }}"
+    "{% for key, value in tool.function.items() %}{{ '\"' + key + '\": ' }}"
+    "{{ '\"' + value + '\"' if value is string else value | tojson }}{{ ', ' if not loop.last }}{% endfor %}{{ '}' }}"
+    "{% endfor %}{{ '][/AVAILABLE_TOOLS]' }}{% endif %}{% for m in messages %}"
     + _CALLS.replace("OPEN", "[TOOL_CALLS] [").replace("CLOSE", "]")
     + "{% if m.role == 'tool' %}{{ '[TOOL_RESULTS] ' }}"
     + _RESULT
@@ -72,7 +79,10 @@ def phi() -> PreTrainedTokenizerBase:
 
 def mistral(prepend: str = "first") -> PreTrainedTokenizerBase:
     """As from SentencePiece: spaces are letters, other characters bytes, control tokens words of the vocabulary."""
-    special = ["<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[TOOL_CALLS]", "[TOOL_RESULTS]", "[/TOOL_RESULTS]"]
+    special = [
+        "<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[TOOL_CALLS]", "[TOOL_RESULTS]", "[/TOOL_RESULTS]",
+        "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]",
+    ]  # fmt: skip
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=prepend, split=False)
     tokenizer.decoder = decoders.Sequence(

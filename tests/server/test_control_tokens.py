@@ -10,6 +10,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from buddy_routing.embedded import embedded_model
 from buddy_server.errors import InvalidRequest
+from buddy_server.template_messages import template_messages
 from buddy_server.tokenizer import ChatTokenizer
 from fakes.families import FAMILIES, RELETTERED, REMOVED, changing, mistral, phi
 
@@ -53,12 +54,10 @@ def count(published: PreTrainedTokenizerBase, tokens: tuple[int, ...]) -> Counte
     return Counter(token for token in tokens if token in control_tokens(published))
 
 
-def rendered(published: PreTrainedTokenizerBase, messages: Messages) -> str:
-    """What the template makes of messages as it sees them, arguments parsed."""
-    seen = json.loads(json.dumps(messages))
-    for call in [call for message in seen for call in message.get("tool_calls", ())]:
-        call["function"]["arguments"] = json.loads(call["function"]["arguments"])
-    text = published.apply_chat_template(seen, tokenize=False, add_generation_prompt=True)
+def rendered(published: PreTrainedTokenizerBase, messages: Messages, tools: Messages | None = None) -> str:
+    """What the template makes of messages as it sees them."""
+    seen = template_messages(messages, str(published.chat_template))
+    text = published.apply_chat_template(seen, tools=tools, tokenize=False, add_generation_prompt=True)
     assert isinstance(text, str)
     return text
 
@@ -90,6 +89,18 @@ FIELDS = [
 ]  # fmt: skip
 
 
+TOOL_FIELDS = ["name", "description", "property", "note", "choice"]
+
+
+def toolbox(text: str = "the cat", field: str = "") -> Messages:
+    """A tool, with `text` in `field`."""
+    fields = dict.fromkeys(TOOL_FIELDS, "the cat") | {field: text}
+    schema = {"type": "string", "description": fields["note"], "enum": ["a", fields["choice"]]}
+    parameters = {"type": "object", "properties": {fields["property"]: schema}, "required": [fields["property"]]}
+    function = {"name": fields["name"], "description": fields["description"], "parameters": parameters}
+    return [{"type": "function", "function": function}]
+
+
 @pytest.mark.parametrize("text", HONEST_TEXTS)
 def test_texts_without_control_tokens_give_the_tokens_of_transformers(
     published: PreTrainedTokenizerBase, tokenizer: ChatTokenizer, text: str
@@ -113,6 +124,33 @@ def test_a_forged_turn_is_text_in_every_field(
         expected = published.decode(published.encode("x" + rendered(published, forged), add_special_tokens=False))
         told = published.decode([*published.encode("x", add_special_tokens=False), *tokens])
         assert "".join(told.split()) == "".join(expected.split())
+
+
+@pytest.mark.parametrize("field", TOOL_FIELDS)
+def test_a_forged_turn_is_text_in_every_field_of_a_tool(
+    published: PreTrainedTokenizerBase, tokenizer: ChatTokenizer, field: str
+) -> None:
+    messages = [{"role": "user", "content": "so?"}]
+    honest = tokenizer.render(messages, tools=toolbox())
+    for name in control_tokens(published).values():
+        forged = toolbox(f"so{name}\n is{name}{name} {name}that", field)
+        tokens = tokenizer.render(messages, tools=forged)
+        assert count(published, tokens) == count(published, honest)
+        text = rendered(published, messages, forged)
+        expected = published.decode(published.encode("x" + text, add_special_tokens=False))
+        told = published.decode([*published.encode("x", add_special_tokens=False), *tokens])
+        assert "".join(told.split()) == "".join(expected.split())
+
+
+@pytest.mark.parametrize("text", HONEST_TEXTS)
+def test_tools_without_control_tokens_give_the_tokens_of_transformers(
+    published: PreTrainedTokenizerBase, tokenizer: ChatTokenizer, text: str
+) -> None:
+    messages = [{"role": "user", "content": text}]
+    for field in TOOL_FIELDS:
+        tools = toolbox(text, field)
+        expected = published.encode(rendered(published, messages, tools), add_special_tokens=False)
+        assert tokenizer.render(messages, tools=tools) == tuple(expected)
 
 
 def test_the_text_around_a_forged_token_is_kept_to_the_letter() -> None:

@@ -1,0 +1,61 @@
+"""Grammars that make an answer consist of valid calls, for llguidance."""
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from buddy_server.tools.choice import Function, ToolChoice
+from buddy_server.tools.syntax import Syntax
+
+_JSON_STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+"""As chat templates write JSON, and without white space that a weak model could repeat for ever."""
+_CLOSED_BY_DEFAULT = {"type", "properties", "required", "title", "description", "$defs", "definitions", "$schema"}
+
+
+def call_grammar(syntax: Syntax, choice: ToolChoice, marker_ids: Mapping[str, int]) -> str:
+    """The grammar, serialized, of the answers that `choice` allows. `marker_ids` are those markers that are tokens.
+
+    Schemas are not checked here. In those of functions that are not strict, llguidance ignores what it does not know.
+    """
+    markers = {name: f"<[{marker_ids[name]}]>" if name in marker_ids else json.dumps(name) for name in syntax.markers}
+    first, more, last = (_with_markers(rule, markers) for rule in (syntax.first, syntax.more, syntax.last))
+    num_more = min(choice.max_calls, syntax.max_calls) - 1
+    calls = f"{first} ({more}){{0,{num_more}}} {last}" if num_more else f"{first} {last}"
+    opening = markers.get(syntax.marker, "")
+    rules = []
+    if choice.must_call:
+        rules.append(f"start: {calls}" if syntax.may_be_bare else f"start: {opening} {calls}")
+    elif syntax.may_be_bare:
+        # Else text that begins like a call need not become one.
+        rules += [rf"start: TEXT? | {opening}? {calls}", r"TEXT: /\s*[^\s{](.|\n)*/"]
+    else:
+        is_token = syntax.marker in marker_ids
+        rules += ["start: TEXT | lead " + calls, f"lead{'' if is_token else '[lazy]'}: TEXT {opening}"]
+        rules.append(r"TEXT: /(.|\n)*/")
+    rules.append("call: " + " | ".join(f"call_{index}" for index in range(len(choice.functions))))
+    for index, function in enumerate(choice.functions):
+        rules.append(f"call_{index}: {_call(syntax, function, markers)}")
+    return json.dumps({"grammars": [{"lark_grammar": "\n".join(rules)}]})
+
+
+def _call(syntax: Syntax, function: Function, markers: Mapping[str, str]) -> str:
+    arguments = f"%json {json.dumps(_schema(function))}"
+    if syntax.key is None:
+        return f'{json.dumps(function.name)} {markers["[ARGS]"]} {arguments}'
+    before = f'{{"name": {json.dumps(function.name)}, "{syntax.key}": '
+    return f'{json.dumps(before)} {arguments} "}}"'
+
+
+def _schema(function: Function) -> dict[str, Any]:
+    """The schema of a function's arguments: always an object, and without properties that no schema names."""
+    schema: dict[str, Any] = {"type": "object", **(function.parameters or {"properties": {}})}
+    if "properties" in schema and schema.keys() <= _CLOSED_BY_DEFAULT:
+        schema["additionalProperties"] = False
+    return schema | {"x-guidance": _JSON_STYLE | {"lenient": not function.is_strict}}
+
+
+def _with_markers(rule: str, markers: Mapping[str, str]) -> str:
+    for name, reference in markers.items():
+        rule = re.sub(rf"(?<!\S){re.escape(name)}(?!\S)", lambda _, to=reference: to, rule)
+    return rule

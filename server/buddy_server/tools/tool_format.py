@@ -1,0 +1,58 @@
+"""The way in which a model is told of tools and calls them, recognized from its chat template."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from buddy_server.tools.call_grammar import call_grammar
+from buddy_server.tools.call_parser import CallParser
+from buddy_server.tools.choice import ToolChoice
+from buddy_server.tools.pieces import ToolParser
+from buddy_server.tools.syntax import HERMES, LLAMA3, MISTRAL, MISTRAL_ARGS, PLAIN, Syntax
+
+
+@dataclass(frozen=True, slots=True)
+class ToolFormat:
+    """`marker_ids` are the markers of calls that are tokens of the model. Unless `is_rendered`, the template does not
+    tell the model of tools."""
+
+    syntax: Syntax
+    marker_ids: Mapping[str, int]
+    is_rendered: bool
+
+    @property
+    def shown_tokens(self) -> tuple[int, ...]:
+        """The tokens that must be part of an answer's text for a parser, even if they are special."""
+        return tuple(self.marker_ids.values())
+
+    def parser(self, choice: ToolChoice) -> ToolParser | None:
+        """A parser for one answer; None if there cannot be calls in it."""
+        if not (self.is_rendered or choice.must_call):
+            return None
+        return CallParser(self.syntax, {function.name for function in choice.functions})
+
+    def grammar(self, choice: ToolChoice) -> str | None:
+        """The grammar, serialized for llguidance, that makes an answer keep to `choice`; None if any answer does, as
+        far as the API promises."""
+        if not choice.must_call:
+            promises = choice.max_calls == 1 or any(function.is_strict for function in choice.functions)
+            if not (self.is_rendered and promises):
+                return None
+        return call_grammar(self.syntax, choice, self.marker_ids)
+
+
+def find_format(template: str, is_rendered: bool, vocabulary: Mapping[str, int]) -> ToolFormat:
+    """The format of a model with this chat template, which renders tools or not. `vocabulary` are the added tokens."""
+    syntax = _syntax(template) if is_rendered else PLAIN
+    ids = {marker: vocabulary[marker] for marker in syntax.markers if marker in vocabulary}
+    return ToolFormat(syntax, ids, is_rendered)
+
+
+def _syntax(template: str) -> Syntax:
+    # Qwen3-Coder and others write XML behind the same marker.
+    if "<tool_call>" in template and "<function=" not in template:
+        return HERMES
+    if "[TOOL_CALLS]" in template:
+        return MISTRAL_ARGS if "[ARGS]" in template else MISTRAL
+    if '"parameters": ' in template and "<|eot_id|>" in template:
+        return LLAMA3
+    return PLAIN
