@@ -51,6 +51,7 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="artifact, or prior:cosine (ppl, taylor, greedy); default: the embedded model's own, else prior:cosine",
     )
+    parser.add_argument("--chat-template", type=Path, metavar="FILE", help="Jinja template in place of the model's own")
     parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file of tenants, tiers and engine sizes")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=_port, default=8000, help="port to listen on (default: %(default)s)")
@@ -139,6 +140,7 @@ def _serve(parsed: argparse.Namespace) -> None:
     options = ServeOptions(
         model=parsed.model,
         router=parsed.router,
+        chat_template=parsed.chat_template,
         config=parsed.config,
         host=parsed.host,
         port=parsed.port,

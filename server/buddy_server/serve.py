@@ -17,6 +17,7 @@ from fastapi import FastAPI
 
 from buddy_server.api.admin import AdminServices
 from buddy_server.api.app import create_app
+from buddy_server.chat_template import read_chat_template
 from buddy_server.config import ServerConfig, load_config
 from buddy_server.engine.messages import Account, OwnedEngine
 from buddy_server.engine.process import EngineProcess
@@ -49,6 +50,7 @@ class ServeOptions:
 
     model: str | None = None
     router: str | None = None
+    chat_template: Path | None = None
     config: Path | None = None
     host: str = "127.0.0.1"
     port: int = 8000
@@ -99,6 +101,7 @@ def make_server(options: ServeOptions) -> Server:
         if config.store is not None:
             asyncio.run(prepare_store(config.store))
         import_transformers_without_torch()
+        template = None if options.chat_template is None else read_chat_template(options.chat_template)
         ready = worker.wait_until_ready()
         metrics = Metrics(ready.info, config.tenants)
         tenancy = Tenancy(config, options.config, ready.info, metrics)
@@ -111,7 +114,7 @@ def make_server(options: ServeOptions) -> Server:
             settle=settler(metrics, tenancy.bills),
             note=tenancy.bills.note,
         )
-        tokenizer = ChatTokenizer.from_directory(Path(ready.directory))
+        tokenizer = ChatTokenizer.from_directory(Path(ready.directory), template)
         app = make_app(config, engine, tokenizer, metrics, tenancy)
     except BaseException:
         worker.close()

@@ -74,6 +74,13 @@ def test_special_tokens_have_no_text(byte_level: Tokenizer) -> None:
     assert pieces_of(byte_level, token_ids)[0] == ["h", "i", "", "!", ""]
 
 
+def test_special_tokens_that_a_request_wants_to_see_have_text(byte_level: Tokenizer) -> None:
+    end = byte_level.token_to_id("<|end|>")
+    detokenizer = Detokenizer(byte_level, ("nd|>!",), (end,))
+    told = [detokenizer.add(token_id) for token_id in [*byte_level.encode("hi").ids, end, *byte_level.encode("!").ids]]
+    assert (told, detokenizer.stopped) == (["h", "i", "<|e", ""], True)
+
+
 def test_token_outside_the_vocabulary_has_no_text(tokenizer: Tokenizer) -> None:
     letter = tokenizer.encode("x", add_special_tokens=False).ids[0]
     assert pieces_of(tokenizer, [letter, 10**6, letter])[0] == ["x", "", "x", ""]

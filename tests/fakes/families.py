@@ -18,7 +18,7 @@ _CALLS = (
 _RESULT = "{%- if m.tool_call_id %}{{ m.tool_call_id }} {% endif -%}{%- if m.name %}{{ m.name }}: {% endif -%}"
 
 LLAMA3 = (
-    "{{ bos_token }}{% if tools %}{{ '<|start_header_id|>system<|end_header_id|>\n\nanswer {\"name\": ..., "
+    '{{ bos_token }}{% if tools %}{{ \'<|start_header_id|>system<|end_header_id|>\n\nanswer {"name": ..., '
     "\"parameters\": ...}\n' }}{% for tool in tools %}{{ tool | tojson(indent=4) }}{% endfor %}{{ '<|eot_id|>' }}"
     "{% endif %}{% for m in messages %}{{ '<|start_header_id|>' + m['role'] + '<|end_header_id|>\n\n' }}"
     + _CALLS.replace("OPEN", "<|python_tag|>").replace("CLOSE", "")

@@ -142,8 +142,8 @@ def test_explicit_nulls_and_unknown_fields_change_nothing(site: Site) -> None:
     [
         ("modalities", ["text", "audio"]),
         ("audio", {"voice": "alloy", "format": "wav"}),
-        ("tools", [{"type": "function", "function": {"name": "f"}}]),
-        ("tool_choice", "auto"),
+        ("functions", [{"name": "f"}]),
+        ("function_call", "auto"),
         ("response_format", {"type": "json_object"}),
         ("temperature", 2.1),
         ("temperature", "1"),

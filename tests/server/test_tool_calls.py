@@ -1,14 +1,12 @@
 """Tool calls in chat completions, as the official client sees them. Their format in the text is made up."""
 
 import json
-from dataclasses import replace
 from typing import Any
 
 import pytest
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
-from buddy_server.api.job import Job
-from buddy_server.api.schemas import ChatRequest
+from buddy_server.tools.tool_format import ToolFormat
 from fakes.engine import INFO, FakeEngine
 from fakes.site import Serve, Site
 from fakes.tool_parser import MarkedCalls
@@ -20,12 +18,7 @@ SAY_HI: list[Any] = [{"role": "user", "content": "hi"}]
 @pytest.fixture
 def site(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> Site:
     """A server that looks for calls in every chat's answer, in groups of tokens."""
-    job = ChatRequest.job
-
-    def with_parser(body: ChatRequest) -> Job:
-        return replace(job(body), new_parser=MarkedCalls)
-
-    monkeypatch.setattr(ChatRequest, "job", with_parser)
+    monkeypatch.setattr(ToolFormat, "parser", lambda *_: MarkedCalls())
     return serve(FakeEngine(words=WORDS, num_words=8, group_size=3))
 
 

@@ -2,7 +2,9 @@
 
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 from fastapi import Request
 
@@ -27,6 +29,7 @@ from buddy_server.tenancy.depth import (
 from buddy_server.tenancy.policy import Auto, Tier
 from buddy_server.tenancy.request_life import RequestLife
 from buddy_server.tenancy.tenants import Caller
+from buddy_server.tools.pieces import ToolParser
 
 BUDGET_HEADER = "x-buddy-budget"
 
@@ -46,6 +49,8 @@ class Admitted:
     depth: DepthDecision
     actions: ActionSpace
     choices: tuple[GenerationRequest, ...]
+    new_parser: Callable[[], ToolParser | None]
+    """Makes the parser of one answer; None if there cannot be tool calls in it."""
 
     @property
     def prompts(self) -> list[tuple[int, ...]]:
@@ -65,6 +70,7 @@ async def admit(services: Services, life: RequestLife, caller: Caller, request: 
     depth = decide_depth(asked, tier, info.actions, info.has_predictor)
     check_named_tokens(job.sampling, info.vocab_size)
     prompts = await prompt_tokens(services.tokenizer, job, info)
+    tool_format = services.tokenizer.tool_format
     num_answers = job.n * len(prompts)
     affordable = _affordable_tokens(tier, depth, num_answers, info)
     limits = [_max_tokens(len(prompt), job, tier, affordable, info) for prompt in prompts]
@@ -92,11 +98,21 @@ async def admit(services: Services, life: RequestLife, caller: Caller, request: 
             weight=tier.weight,
             priority=tier.priority,
             tier=tier.name if tier.elastic_floor is not None else None,
+            shown_tokens=tool_format.shown_tokens if job.tool_choice else (),
         )
         for prompt_index, prompt in enumerate(prompts)
         for index in range(job.n)
     )
-    return Admitted(answer_id, int(time.time()), request.state.request_id, job, depth, info.actions, choices)
+    return Admitted(
+        id=answer_id,
+        created=int(time.time()),
+        request_id=request.state.request_id,
+        job=job,
+        depth=depth,
+        actions=info.actions,
+        choices=choices,
+        new_parser=partial(tool_format.parser, job.tool_choice),
+    )
 
 
 def _asked_budget(job: Job, header: str | None, actions: ActionSpace) -> float | Auto | None:

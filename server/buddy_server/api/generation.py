@@ -42,8 +42,7 @@ class Generation:
         self._lowered: list[int] = []
         self._paths: list[list[bytes]] = [[] for _ in admitted.choices]
         self._finishes: dict[int, FinishEvent] = {}
-        job = admitted.job
-        self._folds = [Fold(job.new_parser() if job.new_parser else None, job.scores_only) for _ in admitted.choices]
+        self._folds = [Fold(admitted.new_parser(), admitted.job.scores_only) for _ in admitted.choices]
 
     async def answers(self) -> list[Delta]:
         """The whole answer of every choice. Raises what `deltas` raises."""

@@ -1,19 +1,20 @@
 """What a request asks the server to generate, in the same form for every endpoint."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from buddy_server.engine.messages import SamplingParams
-from buddy_server.tokenizer import Message
-from buddy_server.tools.pieces import ToolParser
+from buddy_server.template_messages import Message
+from buddy_server.tools.choice import ToolChoice
 
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """Messages that the model's template turns into one prompt."""
+    """Messages that the model's template turns into one prompt, and the tools that it tells the model of."""
 
     messages: Sequence[Message]
+    tools: Sequence[Mapping[str, Any]] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +24,7 @@ class Job:
     `sampling` is that of a prompt's first answer; its `max_tokens` is the limit that the request states, 0 without one.
     `prompt_field` and `limit_field` are what the request calls prompts and limit, for error messages. `budget` is not
     checked yet (`tenancy.depth.parse_budget`). With `echo` an answer begins with its prompt; with `scores_only` only
-    the prompt's log probabilities are wanted. `new_parser` makes the parser of one answer if the request has tools.
+    the prompt's log probabilities are wanted. `tool_choice` says which calls the answers may contain, None for none.
     """
 
     id_prefix: str
@@ -39,4 +40,4 @@ class Job:
     trace: bool = False
     echo: bool = False
     scores_only: bool = False
-    new_parser: Callable[[], ToolParser] | None = None
+    tool_choice: ToolChoice | None = None

@@ -41,7 +41,7 @@ def context_limit(info: EngineInfo) -> tuple[int, str]:
 def _tokenized(tokenizer: ChatTokenizer, job: Job, limit: int) -> list[tuple[int, ...]]:
     try:
         if isinstance(job.prompts, Conversation):
-            return [tokenizer.render(job.prompts.messages, limit)]
+            return [tokenizer.render(job.prompts.messages, limit, job.prompts.tools)]
         return [tokenizer.encode_prompt(one, limit) if isinstance(one, str) else tuple(one) for one in job.prompts]
     except InvalidRequest as error:
         # The tokenizer names the field of chat completions.

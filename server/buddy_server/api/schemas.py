@@ -22,6 +22,7 @@ from buddy_server.api.field_types import (
 )
 from buddy_server.api.job import Conversation, Job
 from buddy_server.api.json_bound import JsonBound
+from buddy_server.api.tool_fields import ToolFields
 from buddy_server.engine.messages import SamplingParams
 from buddy_server.errors import UnsupportedField, shown
 
@@ -85,10 +86,8 @@ Harmless = Mapping[str, tuple[Callable[[Any], bool], str]]
 _HARMLESS: Harmless = {
     "modalities": (lambda value: value == ["text"], '["text"]; other output is not supported'),
     "audio": (lambda _: False, "null; audio output is not supported"),
-    "tools": (lambda value: value == [], "null; tools are not implemented yet"),
-    "tool_choice": (lambda value: value == "none", '"none"; tools are not implemented yet'),
-    "functions": (lambda value: value == [], "null; functions are not implemented"),
-    "function_call": (lambda value: value == "none", '"none"; functions are not implemented'),
+    "functions": (lambda value: value == [], "null; give tools instead"),
+    "function_call": (lambda value: value == "none", '"none"; give tools and tool_choice instead'),
     "response_format": (
         lambda value: isinstance(value, dict) and value.get("type") == "text",
         '{"type": "text"}; structured output is not implemented yet',
@@ -168,7 +167,7 @@ class _CompletionFields(GenerationFields):
         return bool(self.stream_options and self.stream_options.include_usage)
 
 
-class ChatRequest(_CompletionFields):
+class ChatRequest(_CompletionFields, ToolFields):
     """The body of POST /v1/chat/completions.
 
     Validation raises UnsupportedField for fields that would give a wrong answer if they were silently ignored.
@@ -203,10 +202,14 @@ class ChatRequest(_CompletionFields):
     def job(self) -> Job:
         # The newer field wins if both are set.
         newer = self.max_completion_tokens is not None or self.max_tokens is None
+        tool_choice = self.chosen_tools()
         return Job(
             id_prefix="chatcmpl-",
             model=self.model,
-            prompts=Conversation([message.model_dump(exclude_none=True) for message in self.messages]),
+            prompts=Conversation(
+                [message.model_dump(exclude_none=True) for message in self.messages],
+                tools=[tool.model_dump(exclude_none=True) for tool in self.tools or ()] if tool_choice else (),
+            ),
             prompt_field="messages",
             limit_field="max_completion_tokens" if newer else "max_tokens",
             sampling=self.sampling(
@@ -218,6 +221,7 @@ class ChatRequest(_CompletionFields):
             stream=bool(self.stream),
             usage_chunk=self.usage_chunk,
             trace=self.trace,
+            tool_choice=tool_choice,
         )
 
 

@@ -5,13 +5,15 @@ from tokenizers.decoders import DecodeStream
 
 
 class Detokenizer:
-    """Releases text only when it can no longer be half a character or the start of a stop string."""
+    """Releases text only when it can no longer be half a character or the start of a stop string. Of special tokens,
+    only those in `shown` have text."""
 
-    def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...]) -> None:
+    def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...], shown: tuple[int, ...] = ()) -> None:
         self._tokenizer = tokenizer
         self._stream = DecodeStream(skip_special_tokens=True)
         self._pending: list[int] = []
         self._stop = stop
+        self._shown = frozenset(shown)
         self._held = ""
         self.stopped = False
 
@@ -38,6 +40,8 @@ class Detokenizer:
 
     def _decode(self, token_id: int) -> str:
         """The text that this token completes."""
+        if token_id in self._shown:
+            return self.name(token_id)
         self._pending.append(token_id)
         try:
             text = self._stream.step(self._tokenizer, token_id)

@@ -40,7 +40,7 @@ class Engine:
                 replace(request, max_cost=depths.get(request.request_id, request.max_cost)),
                 next(self._arrivals),
                 Sampler(params),
-                Detokenizer(self.tokenizer, params.stop),
+                Detokenizer(self.tokenizer, params.stop, request.shown_tokens),
                 self.end_token_ids.union(params.stop_token_ids),
             )
             self._limit(sequence)

@@ -45,7 +45,8 @@ class GenerationRequest:
     """One admitted request. Every token costs at most `max_cost` milli-layers; with a `min_cost` the Budget Predictor
     chooses between the two. With `align_paths` its tokens may share paths with the tenant's other requests of the same
     cost. While tenants compete, those of the highest `priority` go first, and share in proportion to `weight`. With a
-    `tier` the limit of that name (EngineClient.limit_depth) holds as well."""
+    `tier` the limit of that name (EngineClient.limit_depth) holds as well. `shown_tokens` are special tokens that its
+    text shows; it leaves out all others."""
 
     request_id: str
     tenant: str
@@ -57,6 +58,7 @@ class GenerationRequest:
     weight: float = 1.0
     priority: int = 0
     tier: str | None = None
+    shown_tokens: tuple[int, ...] = ()
 
 
 class Usage(Struct, frozen=True, array_like=True):

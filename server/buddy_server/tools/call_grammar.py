@@ -1,7 +1,6 @@
 """Grammars that make an answer consist of valid calls, for llguidance."""
 
 import json
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -42,7 +41,7 @@ def call_grammar(syntax: Syntax, choice: ToolChoice, marker_ids: Mapping[str, in
 def _call(syntax: Syntax, function: Function, markers: Mapping[str, str]) -> str:
     arguments = f"%json {json.dumps(_schema(function))}"
     if syntax.key is None:
-        return f'{json.dumps(function.name)} {markers["[ARGS]"]} {arguments}'
+        return f"{json.dumps(function.name)} {markers['[ARGS]']} {arguments}"
     before = f'{{"name": {json.dumps(function.name)}, "{syntax.key}": '
     return f'{json.dumps(before)} {arguments} "}}"'
 
@@ -56,6 +55,4 @@ def _schema(function: Function) -> dict[str, Any]:
 
 
 def _with_markers(rule: str, markers: Mapping[str, str]) -> str:
-    for name, reference in markers.items():
-        rule = re.sub(rf"(?<!\S){re.escape(name)}(?!\S)", lambda _, to=reference: to, rule)
-    return rule
+    return " ".join(markers.get(word, word) for word in rule.split(" "))

@@ -10,8 +10,8 @@ MAX_CALLS = 16
 
 @dataclass(frozen=True, slots=True)
 class Function:
-    """`parameters` is the JSON schema of its arguments, None for a function without any. If `is_strict`, arguments match
-    it even where the model may also answer with text."""
+    """`parameters` is the JSON schema of its arguments, None for a function without any. Unless `is_strict`, parts of
+    the schema that cannot be enforced are ignored."""
 
     name: str
     parameters: Mapping[str, Any] | None = None
@@ -21,8 +21,9 @@ class Function:
 @dataclass(frozen=True, slots=True)
 class ToolChoice:
     """The functions that an answer may call. If `must_call`, it consists of 1 to `max_calls` calls; otherwise it may be
-    text, calls, or text and then calls."""
+    text, calls, or text and then calls. Unless `is_enforced`, the model is only told so, and may make mistakes."""
 
     functions: tuple[Function, ...]
     must_call: bool = False
     max_calls: int = MAX_CALLS
+    is_enforced: bool = False

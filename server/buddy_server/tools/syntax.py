@@ -31,8 +31,8 @@ CALL_END = regex.compile(rf"{SPACE},{SPACE}{_EXTRA}|{SPACE}\}}")
 
 @dataclass(frozen=True, slots=True)
 class Syntax:
-    """`marker` begins calls, in the middle of a text as well. If `may_be_bare`, calls at the beginning of an answer need
-    none, but then they must name functions that the model was given: any other JSON is an answer.
+    """`marker` begins calls, in the middle of a text as well. If `may_be_bare`, calls at the beginning of an answer
+    need none, but then they must name functions that the model was given: any other JSON is an answer.
 
     `head` matches from the marker's end, or from a separator's, to the arguments of a call. `separator` stands between
     two calls that share a marker, `closing` behind the last one.

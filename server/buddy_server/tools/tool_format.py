@@ -24,19 +24,16 @@ class ToolFormat:
         """The tokens that must be part of an answer's text for a parser, even if they are special."""
         return tuple(self.marker_ids.values())
 
-    def parser(self, choice: ToolChoice) -> ToolParser | None:
+    def parser(self, choice: ToolChoice | None) -> ToolParser | None:
         """A parser for one answer; None if there cannot be calls in it."""
-        if not (self.is_rendered or choice.must_call):
+        if choice is None or not (self.is_rendered or choice.must_call):
             return None
         return CallParser(self.syntax, {function.name for function in choice.functions})
 
     def grammar(self, choice: ToolChoice) -> str | None:
-        """The grammar, serialized for llguidance, that makes an answer keep to `choice`; None if any answer does, as
-        far as the API promises."""
-        if not choice.must_call:
-            promises = choice.max_calls == 1 or any(function.is_strict for function in choice.functions)
-            if not (self.is_rendered and promises):
-                return None
+        """The grammar, serialized for llguidance, that makes an answer keep to `choice`; None if nothing does."""
+        if not choice.is_enforced or not (self.is_rendered or choice.must_call):
+            return None
         return call_grammar(self.syntax, choice, self.marker_ids)
 
 
