@@ -22,16 +22,15 @@ def call_grammar(syntax: Syntax, choice: ToolChoice, marker_ids: Mapping[str, in
     num_more = min(choice.max_calls, syntax.max_calls) - 1
     calls = f"{first} ({more}){{0,{num_more}}} {last}" if num_more else f"{first} {last}"
     opening = markers.get(syntax.marker, "")
-    rules = []
     if choice.must_call:
-        rules.append(f"start: {calls}" if syntax.may_be_bare else f"start: {opening} {calls}")
+        rules = [f"start: {'' if syntax.may_be_bare else opening} {calls}"]
     elif syntax.may_be_bare:
-        # Else text that begins like a call need not become one.
-        rules += [rf"start: TEXT? | {opening}? {calls}", r"TEXT: /\s*[^\s{](.|\n)*/"]
+        # Text does not begin like a call, or it would not have to become one.
+        marked = f"| {opening} {calls}" if opening else ""
+        rules = [f"start: TEXT? | {calls} {marked}", r"TEXT: /\s*[^\s{](.|\n)*/"]
     else:
-        is_token = syntax.marker in marker_ids
-        rules += ["start: TEXT | lead " + calls, f"lead{'' if is_token else '[lazy]'}: TEXT {opening}"]
-        rules.append(r"TEXT: /(.|\n)*/")
+        options = "" if syntax.marker in marker_ids else "[lazy]"
+        rules = [f"start: TEXT | lead {calls}", f"lead{options}: TEXT {opening}", r"TEXT: /(.|\n)*/"]
     rules.append("call: " + " | ".join(f"call_{index}" for index in range(len(choice.functions))))
     for index, function in enumerate(choice.functions):
         rules.append(f"call_{index}: {_call(syntax, function, markers)}")

@@ -1,0 +1,121 @@
+"""Grammars allow exactly the calls that the tools allow, as the matcher sees it that the engine uses."""
+
+from functools import cache
+from typing import Any
+
+import llguidance.hf
+import pytest
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from buddy_routing.embedded import embedded_model
+from buddy_server.tools.call_grammar import call_grammar
+from buddy_server.tools.choice import Function, ToolChoice
+from buddy_server.tools.syntax import HERMES, LLAMA3, MISTRAL, MISTRAL_ARGS, PLAIN, Syntax
+from fakes.families import FAMILIES
+
+SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {"to": {"$ref": "#/$defs/place"}, "n": {"type": "integer"}},
+    "required": ["to"],
+    "$defs": {"place": {"type": "string"}},
+}
+FUNCTIONS = (Function("fly", SCHEMA), Function("now"))
+
+FLY, NOW = '{"name": "fly", "arguments": {"to": "a }}", "n": 3}}', '{"name": "now", "arguments": {}}'
+WRONG = [
+    FLY.replace("fly", "flee"),
+    FLY.replace("3", '"3"'),
+    FLY.replace('"to": "a }}", ', ""),
+    FLY.replace('"n"', '"m"'),
+    NOW.replace("{}", '{"a": 1}'),
+    NOW.replace("{}", "{}}"),
+    FLY.replace(": 3", ":  3"),
+]
+
+
+def hermes(*calls: str) -> str:
+    return "\n".join(f"<tool_call>\n{call}\n</tool_call>" for call in calls)
+
+
+def llama(*calls: str) -> str:
+    return "; ".join(calls).replace("arguments", "parameters")
+
+
+def mistral(*calls: str) -> str:
+    return f"[TOOL_CALLS] [{', '.join(calls)}]"
+
+
+def mistral_args(*calls: str) -> str:
+    return "".join(f"[TOOL_CALLS]{call[10:13]}[ARGS]{call.split(': ', 2)[2][:-1]}" for call in calls)
+
+
+def plain(*calls: str) -> str:
+    return "\n".join(calls)
+
+
+CASES = [
+    (family, syntax, write)
+    for family in ("qwen3", "llama3", "embedded")
+    for syntax, write in ((HERMES, hermes), (LLAMA3, llama), (MISTRAL, mistral), (PLAIN, plain))
+] + [("mistral", MISTRAL, mistral), ("mistral", MISTRAL_ARGS, mistral_args)]
+
+
+@cache
+def loaded(family: str) -> tuple[PreTrainedTokenizerBase, llguidance.LLTokenizer]:
+    published = AutoTokenizer.from_pretrained(embedded_model()) if family == "embedded" else FAMILIES[family]()
+    return published, llguidance.hf.from_tokenizer(published)
+
+
+def allows(family: str, syntax: Syntax, choice: ToolChoice, answer: str) -> bool:
+    published, tokenizer = loaded(family)
+    vocabulary = published.get_vocab()
+    markers = {marker: vocabulary[marker] for marker in syntax.markers if marker in vocabulary}
+    matcher = llguidance.LLMatcher(tokenizer, call_grammar(syntax, choice, markers))
+    assert not matcher.is_error(), matcher.get_error()
+    tokens = published.encode(answer, add_special_tokens=False)
+    return matcher.try_consume_tokens(tokens) == len(tokens) and matcher.is_accepting()
+
+
+@pytest.mark.parametrize(("family", "syntax", "write"), CASES)
+def test_an_answer_that_must_call_is_valid_calls_and_nothing_else(family: str, syntax: Syntax, write: Any) -> None:
+    choice = ToolChoice(FUNCTIONS, must_call=True)
+    assert allows(family, syntax, choice, write(FLY))
+    assert allows(family, syntax, choice, write(NOW))
+    assert allows(family, syntax, choice, write(NOW, FLY, NOW)) == (syntax.max_calls > 2)
+    for wrong in ("", "so", "so " + write(NOW), write(NOW) + " so", *map(write, WRONG)):
+        assert not allows(family, syntax, choice, wrong), wrong
+
+
+@pytest.mark.parametrize(("family", "syntax", "write"), CASES)
+def test_an_answer_that_may_call_is_text_or_valid_calls(family: str, syntax: Syntax, write: Any) -> None:
+    choice = ToolChoice(FUNCTIONS)
+    for right in ("", "so {[< \n", write(FLY)):
+        assert allows(family, syntax, choice, right), right
+    if not syntax.may_be_bare:
+        assert allows(family, syntax, choice, "so\n" + write(FLY))
+        assert not allows(family, syntax, choice, "so " + write(WRONG[0]))
+    for wrong in map(write, WRONG):
+        assert not allows(family, syntax, choice, wrong), wrong
+
+
+@pytest.mark.parametrize(("family", "syntax", "write"), CASES)
+@pytest.mark.parametrize("must_call", [True, False])
+def test_a_single_call_is_a_single_one(family: str, syntax: Syntax, write: Any, must_call: bool) -> None:
+    choice = ToolChoice(FUNCTIONS, must_call, max_calls=1)
+    assert allows(family, syntax, choice, write(FLY))
+    assert not allows(family, syntax, choice, write(FLY, FLY))
+
+
+def test_only_chosen_functions_may_be_called() -> None:
+    choice = ToolChoice(FUNCTIONS[:1], must_call=True, max_calls=1)
+    assert allows("embedded", PLAIN, choice, FLY)
+    assert not allows("embedded", PLAIN, choice, NOW)
+
+
+def test_of_a_function_that_is_not_strict_what_cannot_be_enforced_is_ignored() -> None:
+    schema = SCHEMA | {"not": {"required": ["n"]}, "dependentRequired": {"n": ["to"]}}
+    choice = ToolChoice((Function("fly", schema),), must_call=True)
+    assert allows("embedded", PLAIN, choice, FLY)
+    assert not allows("embedded", PLAIN, choice, WRONG[1])
+    with pytest.raises(AssertionError, match="not"):
+        allows("embedded", PLAIN, ToolChoice((Function("fly", schema, is_strict=True),), must_call=True), FLY)
