@@ -94,6 +94,10 @@ def make_server(options: ServeOptions) -> Server:
     config = load_config(options.config)
     check_exposure(config, options.host)
     listener = bind(options.host, options.port)
+    template = None
+    if options.chat_template is not None:
+        import_transformers_without_torch()
+        template = read_chat_template(options.chat_template)
     plan = EnginePlan(options.model, options.router, config.engine, options.device, options.dtype)
     worker = WorkerProcess(plan)
     try:
@@ -101,7 +105,6 @@ def make_server(options: ServeOptions) -> Server:
         if config.store is not None:
             asyncio.run(prepare_store(config.store))
         import_transformers_without_torch()
-        template = None if options.chat_template is None else read_chat_template(options.chat_template)
         ready = worker.wait_until_ready()
         metrics = Metrics(ready.info, config.tenants)
         tenancy = Tenancy(config, options.config, ready.info, metrics)

@@ -32,6 +32,7 @@ def test_a_server_whose_engine_cannot_be_built_says_why_in_one_line() -> None:
     ("arguments", "message"),
     [
         (["--host", "0.0.0.0"], "host '0.0.0.0' is reachable from other machines and no tenant has a key"),
+        (["--chat-template", "missing.jinja"], "chat template missing.jinja: No such file"),
         (["--config", "missing.yaml"], "missing.yaml: cannot be read"),
         (["--port", "99999"], "'99999' is no port, allowed are 1 to 65535"),
     ],

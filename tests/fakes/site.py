@@ -10,6 +10,7 @@ import openai
 from buddy_server.api.admin import AdminServices
 from buddy_server.config import ServerConfig
 from buddy_server.metrics import Metrics
+from buddy_server.tokenizer import ChatTokenizer
 from fakes.engine import FakeEngine
 
 
@@ -52,4 +53,5 @@ class Serve(Protocol):
         engine: FakeEngine | None = None,
         config: ServerConfig | None = None,
         admin: AdminServices | None = None,
+        of_family: ChatTokenizer | None = None,
     ) -> Site: ...

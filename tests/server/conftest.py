@@ -43,10 +43,12 @@ def serve(listener: Socket, tokenizer: ChatTokenizer) -> Iterator[Serve]:
             engine: FakeEngine | None = None,
             config: ServerConfig | None = None,
             admin: AdminServices | None = None,
+            of_family: ChatTokenizer | None = None,
         ) -> Site:
             engine, config = engine or FakeEngine(), config or ServerConfig()
             metrics = Metrics(engine.info, config.tenants)
-            listener.app = create_app(config, engine, tokenizer, metrics, tenancy_of(engine, config, metrics), admin)
+            tenancy = tenancy_of(engine, config, metrics)
+            listener.app = create_app(config, engine, of_family or tokenizer, metrics, tenancy, admin)
             return Site(listener.url, engine, metrics, http, stack)
 
         yield start

@@ -11,8 +11,7 @@ import pytest
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 
-from buddy_server.api.job import Job
-from buddy_server.api.responses_request import ResponsesRequest
+from buddy_server.tools.tool_format import ToolFormat
 from fakes.engine import INFO, FakeEngine
 from fakes.site import Serve, Site
 from fakes.tool_parser import MarkedCalls
@@ -43,12 +42,7 @@ def events_of(site: Site, **fields: object) -> list[dict[str, Any]]:
 @pytest.fixture
 def with_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every answer is searched for calls."""
-    job = ResponsesRequest.job
-
-    def with_parser(body: ResponsesRequest) -> Job:
-        return replace(job(body), new_parser=MarkedCalls)
-
-    monkeypatch.setattr(ResponsesRequest, "job", with_parser)
+    monkeypatch.setattr(ToolFormat, "parser", lambda *_: MarkedCalls())
 
 
 def test_response_has_the_shape_of_the_specification(site: Site) -> None:
@@ -194,7 +188,7 @@ def test_items_become_the_messages_that_chat_takes(site: Site) -> None:
         ({"background": True}, "background"),
         ({"prompt": {"id": "pmpt_1"}}, "prompt"),
         ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
-        ({"tools": [{"type": "function", "name": "f", "parameters": {}}]}, "tools"),
+        ({"tools": [{"type": "function", "name": "f", "parameters": {"type": "string"}}]}, "tools[0].parameters.type"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"text": {"format": {"type": "json_object"}}}, "text"),
         ({"response_format": {"type": "json_object"}}, "response_format"),

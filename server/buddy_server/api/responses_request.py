@@ -7,14 +7,15 @@ from pydantic import BeforeValidator, Field, model_validator
 from buddy_server.api.field_types import Count, ItemText
 from buddy_server.api.job import Conversation, Job
 from buddy_server.api.json_bound import JsonBound
+from buddy_server.api.schema import Schema
 from buddy_server.api.schemas import (
     MAX_LOGPROBS,
     MAX_MESSAGES,
     GenerationFields,
     Harmless,
-    Schema,
     refuse_unsupported,
 )
+from buddy_server.api.tool_fields import FlatToolFields
 from buddy_server.errors import UnsupportedField, shown
 
 _NOT_STORED = "null; this server stores no responses, so send all earlier items as input"
@@ -25,8 +26,6 @@ _HARMLESS: Harmless = {
     "prompt": (lambda _: False, "null; this server stores no prompts"),
     "moderation": (lambda _: False, "null; moderation is not supported"),
     "response_format": (lambda _: False, "null; the name of this field here is text.format"),
-    "tools": (lambda value: value == [], "null; tools are not implemented yet"),
-    "tool_choice": (lambda value: value in ("none", "auto"), '"none" or "auto"; tools are not implemented yet'),
     "text": (
         lambda value: isinstance(value, dict) and value.get("format") in (None, {"type": "text"}),
         '{"format": {"type": "text"}}; structured output is not implemented yet',
@@ -71,7 +70,7 @@ MetadataKey = Annotated[str, Field(max_length=64)]
 MetadataValue = Annotated[str, Field(max_length=512)]
 
 
-class ResponsesRequest(GenerationFields):
+class ResponsesRequest(GenerationFields, FlatToolFields):
     """The body of POST /v1/responses, for a server that stores nothing: `store` is ignored, and what would need a store
     raises UnsupportedField."""
 
@@ -80,7 +79,6 @@ class ResponsesRequest(GenerationFields):
     max_output_tokens: Count | None = None
     include: list[str] | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
-    parallel_tool_calls: bool | None = None
     metadata: Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)] | None = None
     user: str | None = None
 
@@ -111,7 +109,7 @@ class ResponsesRequest(GenerationFields):
         return Job(
             id_prefix="resp_",
             model=self.model,
-            prompts=Conversation(self._messages()),
+            prompts=Conversation(self._messages(), self.tools_for_template()),
             prompt_field="input",
             limit_field="max_output_tokens",
             sampling=self.sampling(
@@ -120,6 +118,7 @@ class ResponsesRequest(GenerationFields):
             budget=self.budget,
             stream=bool(self.stream),
             trace=self.trace,
+            tool_choice=self.chosen_tools(),
         )
 
     def _messages(self) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from buddy_server.api.field_types import (
     Count,
@@ -22,6 +22,7 @@ from buddy_server.api.field_types import (
 )
 from buddy_server.api.job import Conversation, Job
 from buddy_server.api.json_bound import JsonBound
+from buddy_server.api.schema import Schema
 from buddy_server.api.tool_fields import ToolFields
 from buddy_server.engine.messages import SamplingParams
 from buddy_server.errors import UnsupportedField, shown
@@ -30,10 +31,6 @@ MAX_CHOICES = 8
 MAX_LOGPROBS = 20
 MAX_MESSAGES = 2048
 MAX_TOOL_CALLS = 128
-
-
-class Schema(BaseModel):
-    model_config = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False)
 
 
 class FunctionCall(Schema):
@@ -202,13 +199,12 @@ class ChatRequest(_CompletionFields, ToolFields):
     def job(self) -> Job:
         # The newer field wins if both are set.
         newer = self.max_completion_tokens is not None or self.max_tokens is None
-        tool_choice = self.chosen_tools()
         return Job(
             id_prefix="chatcmpl-",
             model=self.model,
             prompts=Conversation(
                 [message.model_dump(exclude_none=True) for message in self.messages],
-                tools=[tool.model_dump(exclude_none=True) for tool in self.tools or ()] if tool_choice else (),
+                self.tools_for_template(),
             ),
             prompt_field="messages",
             limit_field="max_completion_tokens" if newer else "max_tokens",
@@ -221,7 +217,7 @@ class ChatRequest(_CompletionFields, ToolFields):
             stream=bool(self.stream),
             usage_chunk=self.usage_chunk,
             trace=self.trace,
-            tool_choice=tool_choice,
+            tool_choice=self.chosen_tools(),
         )
 
 

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, StringConstraints, model_validator
+from pydantic import Field, PlainValidator, StringConstraints, model_validator
 
 from buddy_server.api.field_types import refused
 from buddy_server.api.json_bound import JsonBound
+from buddy_server.api.schema import Schema
 from buddy_server.errors import InvalidRequest, shown
 from buddy_server.tools.choice import MAX_CALLS, Function, ToolChoice
 
@@ -18,11 +19,7 @@ MAX_SCHEMAS_BYTES = 2**18
 """Of all tools of a request together."""
 
 
-class _Schema(BaseModel):
-    model_config = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False)
-
-
-class FunctionDefinition(_Schema):
+class FunctionDefinition(Schema):
     """`parameters` is the JSON schema of the arguments, None for a function without any."""
 
     name: Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
@@ -30,13 +27,22 @@ class FunctionDefinition(_Schema):
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
 
-    def function(self) -> Function:
-        return Function(self.name, self.parameters, bool(self.strict))
+    def for_template(self) -> dict[str, Any]:
+        """The tool as chat templates expect it."""
+        parameters = {"type": "object", "properties": {}} if self.parameters is None else self.parameters
+        described = {} if self.description is None else {"description": self.description}
+        return {"type": "function", "function": {"name": self.name, **described, "parameters": parameters}}
 
 
-class Tool(_Schema):
+class Tool(Schema):
     type: Literal["function"]
     function: FunctionDefinition
+
+
+class FlatTool(FunctionDefinition):
+    """A tool of /v1/responses."""
+
+    type: Literal["function"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,94 +53,136 @@ class WantedCalls:
     names: tuple[str, ...] | None = None
     only_one: bool = False
 
-
-_CHOICES = (
-    '"none", "auto", "required", {"type": "function", "function": {"name": ...}} or '
-    '{"type": "allowed_tools", "allowed_tools": {"mode": ..., "tools": [...]}}'
-)
+    def flat(self) -> str | dict[str, Any]:
+        """The same in the notation of /v1/responses."""
+        if self.names is None:
+            return self.mode
+        tools = [{"type": "function", "name": name} for name in self.names]
+        return tools[0] if self.only_one else {"type": "allowed_tools", "mode": self.mode, "tools": tools}
 
 
 def _wanted_calls(value: object) -> WantedCalls:
+    """Reads both notations, that of chat and the flat one of /v1/responses."""
     match value:
         case "none" | "auto" | "required":
             return WantedCalls(value)
-        case {"type": "function", "function": {"name": str(name)}}:
-            return WantedCalls("required", (name,), only_one=True)
-        case {"type": "allowed_tools", "allowed_tools": {"mode": "auto" | "required" as mode, "tools": list(tools)}}:
-            names = [tool["function"]["name"] for tool in tools if _is_named(tool)]
-            if tools and len(names) == len(tools):
-                return WantedCalls(mode, tuple(names))
-    raise refused("tool_choice", value, _CHOICES)
+        case {"type": "function"}:
+            if (name := _name(value)) is not None:
+                return WantedCalls("required", (name,), only_one=True)
+        case {"type": "allowed_tools", "allowed_tools": {"mode": "auto" | "required" as mode, "tools": [*tools]}} | {
+            "type": "allowed_tools",
+            "mode": "auto" | "required" as mode,
+            "tools": [*tools],
+        }:
+            names = tuple(name for tool in tools if (name := _name(tool)) is not None)
+            if names and len(names) == len(tools):
+                return WantedCalls(mode, names)
+    raise refused(
+        "tool_choice",
+        value,
+        '"none", "auto", "required", {"type": "function", "function": {"name": ...}}, or '
+        '{"type": "allowed_tools", "allowed_tools": {"mode": ..., "tools": [...]}}',
+    )
 
 
-def _is_named(tool: object) -> bool:
+def _name(tool: object) -> str | None:
     match tool:
-        case {"type": "function", "function": {"name": str()}}:
-            return True
-    return False
+        case {"type": "function", "function": {"name": str(name)}} | {"type": "function", "name": str(name)}:
+            return name
+    return None
 
 
-class ToolFields(_Schema):
-    """The fields of a chat about tools."""
+class ToolChoiceFields(Schema):
+    """The fields that choose among tools."""
 
-    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
     tool_choice: Annotated[WantedCalls, PlainValidator(_wanted_calls)] | None = None
     parallel_tool_calls: bool | None = None
 
+    @property
+    def functions(self) -> Sequence[FunctionDefinition]:
+        return ()
+
+    @property
+    def functions_field(self) -> str:
+        """The field of a function, with {} for its number."""
+        return "tools[{}]"
+
     @model_validator(mode="after")
     def _possible_calls(self) -> Self:
-        check_schemas([tool.function for tool in self.tools or ()], "tools[{}].function.parameters")
+        _check_schemas(self.functions, self.functions_field)
         self.chosen_tools()
         return self
 
     def chosen_tools(self) -> ToolChoice | None:
-        """What the answer may call; None for an answer without calls."""
-        functions = [tool.function.function() for tool in self.tools or ()]
-        return choose_tools(functions, self.tool_choice, self.parallel_tool_calls)
+        """The calls that an answer may consist of; None if there can be none.
+
+        Raises InvalidRequest for a choice that these functions do not allow.
+        """
+        wanted = self.tool_choice or WantedCalls("auto")
+        functions = [Function(one.name, one.parameters, bool(one.strict)) for one in self.functions]
+        if wanted.mode == "none" or (wanted.mode == "auto" and not functions):
+            return None
+        if not functions:
+            raise InvalidRequest("tool_choice: it asks for a call, but there are no tools", param="tool_choice")
+        known = {function.name for function in functions}
+        for name in wanted.names or ():
+            if name not in known:
+                raise refused("tool_choice", name, f"names of the tools: {shown(sorted(known))}")
+        allowed = tuple(function for function in functions if wanted.names is None or function.name in wanted.names)
+        must_call = wanted.mode == "required"
+        only_one = wanted.only_one or self.parallel_tool_calls is False
+        is_enforced = must_call or only_one or len(allowed) < len(functions) or any(one.is_strict for one in allowed)
+        return ToolChoice(allowed, must_call, 1 if only_one else MAX_CALLS, is_enforced)
+
+    def tools_for_template(self) -> list[dict[str, Any]]:
+        """The tools that the model is told of: all, whichever of them may be called, or none if it may call none."""
+        return [] if self.chosen_tools() is None else [function.for_template() for function in self.functions]
 
 
-def choose_tools(functions: Sequence[Function], wanted: WantedCalls | None, parallel: bool | None) -> ToolChoice | None:
-    """The calls that an answer may consist of, out of `functions`; None if there can be none.
+class ToolFields(ToolChoiceFields):
+    """The fields of a chat."""
 
-    Raises InvalidRequest for a choice that these functions do not allow.
-    """
-    wanted = wanted or WantedCalls("auto")
-    known = {function.name for function in functions}
-    if wanted.mode == "none" or (wanted.mode == "auto" and not functions):
-        return None
-    if not functions:
-        raise InvalidRequest("tool_choice: it asks for a call, but there are no tools", param="tool_choice")
-    for name in wanted.names or ():
-        if name not in known:
-            raise refused("tool_choice", name, f"names of the tools: {shown(sorted(known))}")
-    allowed = tuple(function for function in functions if wanted.names is None or function.name in wanted.names)
-    must_call = wanted.mode == "required"
-    only_one = wanted.only_one or parallel is False
-    is_enforced = must_call or only_one or len(allowed) < len(functions) or any(one.is_strict for one in allowed)
-    return ToolChoice(allowed, must_call, 1 if only_one else MAX_CALLS, is_enforced)
+    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
+
+    @property
+    def functions(self) -> Sequence[FunctionDefinition]:
+        return [tool.function for tool in self.tools or ()]
+
+    @property
+    def functions_field(self) -> str:
+        return "tools[{}].function"
 
 
-def check_schemas(functions: Sequence[FunctionDefinition], place: str) -> None:
-    """Raise InvalidRequest if the parameters of a function are no schema of an object or too large. `place` is the
-    field, with {} for the number of a function."""
+class FlatToolFields(ToolChoiceFields):
+    """The fields of /v1/responses."""
+
+    tools: Annotated[list[FlatTool], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
+
+    @property
+    def functions(self) -> Sequence[FunctionDefinition]:
+        return self.tools or ()
+
+
+def _check_schemas(functions: Sequence[FunctionDefinition], place: str) -> None:
+    """Raise InvalidRequest if the parameters of a function are no schema of an object or too large."""
     num_bytes = 0
     bound = JsonBound()
     for index, function in enumerate(functions):
         if function.parameters is None:
             continue
-        field = place.format(index)
+        field = f"{place.format(index)}.parameters"
         kind = function.parameters.get("type", "object")
         if kind != "object":
-            raise refused(f"{field}.type", kind, '"object": arguments have names')
+            raise refused(f"{field}.type", kind, '"object", since arguments have names')
         try:
             written = json.dumps(function.parameters, allow_nan=False).encode()
-        except ValueError as error:
-            raise InvalidRequest(f"{field}: it contains a number that JSON has not: {error}", param=field) from None
+        except ValueError:
+            raise InvalidRequest(f"{field}: there is a number in it that JSON does not have", param=field) from None
         bound.add(written, field)
         num_bytes += len(written)
         if len(written) > MAX_SCHEMA_BYTES or num_bytes > MAX_SCHEMAS_BYTES:
             raise InvalidRequest(
-                f"{field}: the schema has {len(written)} bytes of JSON, all up to here {num_bytes}; allowed are "
-                f"{MAX_SCHEMA_BYTES} in one, {MAX_SCHEMAS_BYTES} in all",
+                f"{field}: the schema has {len(written)} bytes of JSON, with those before it {num_bytes}; allowed are "
+                f"{MAX_SCHEMA_BYTES} in one and {MAX_SCHEMAS_BYTES} in all",
                 param=field,
             )
