@@ -93,11 +93,11 @@ def make_server(options: ServeOptions) -> Server:
     configure_logs()
     config = load_config(options.config)
     check_exposure(config, options.host)
-    listener = bind(options.host, options.port)
     template = None
     if options.chat_template is not None:
         import_transformers_without_torch()
         template = read_chat_template(options.chat_template)
+    listener = bind(options.host, options.port)
     plan = EnginePlan(options.model, options.router, config.engine, options.device, options.dtype)
     worker = WorkerProcess(plan)
     try:
