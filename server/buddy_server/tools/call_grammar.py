@@ -12,8 +12,11 @@ _JSON_STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separa
 _CLOSED_BY_DEFAULT = {"type", "properties", "required", "title", "description", "$defs", "definitions", "$schema"}
 
 
-def call_grammar(syntax: Syntax, choice: ToolChoice, marker_ids: Mapping[str, int]) -> str:
+def call_grammar(
+    syntax: Syntax, choice: ToolChoice, marker_ids: Mapping[str, int], text_grammar: str | None = None
+) -> str:
     """The grammar, serialized, of the answers that `choice` allows. `marker_ids` are those markers that are tokens.
+    With a `text_grammar`, an answer is either calls, which need a marker then, or what that allows.
 
     Schemas are not checked here. In those of functions that are not strict, llguidance ignores what it does not know.
     """
@@ -22,8 +25,12 @@ def call_grammar(syntax: Syntax, choice: ToolChoice, marker_ids: Mapping[str, in
     num_more = min(choice.max_calls, syntax.max_calls) - 1
     calls = f"{first} ({more}){{0,{num_more}}} {last}" if num_more else f"{first} {last}"
     opening = markers.get(syntax.marker, "")
+    text_grammars = [] if text_grammar is None else json.loads(text_grammar)["grammars"]
     if choice.must_call:
         rules = [f"start: {'' if syntax.may_be_bare else opening} {calls}"]
+    elif text_grammars:
+        text_grammars[0]["name"] = "text"
+        rules = [f"start: @text | {opening} {calls}"]
     elif syntax.may_be_bare:
         # Text does not begin like a call, or it would not have to become one.
         marked = f"| {opening} {calls}" if opening else ""
@@ -34,7 +41,7 @@ def call_grammar(syntax: Syntax, choice: ToolChoice, marker_ids: Mapping[str, in
     rules.append("call: " + " | ".join(f"call_{index}" for index in range(len(choice.functions))))
     for index, function in enumerate(choice.functions):
         rules.append(f"call_{index}: {_call(syntax, function, markers)}")
-    return json.dumps({"grammars": [{"lark_grammar": "\n".join(rules)}]})
+    return json.dumps({"grammars": [{"lark_grammar": "\n".join(rules)}, *text_grammars]})
 
 
 def _call(syntax: Syntax, function: Function, markers: Mapping[str, str]) -> str:

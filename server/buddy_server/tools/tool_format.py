@@ -30,11 +30,14 @@ class ToolFormat:
             return None
         return CallParser(self.syntax, {function.name for function in choice.functions})
 
-    def grammar(self, choice: ToolChoice) -> str | None:
-        """The grammar, serialized for llguidance, that makes an answer keep to `choice`; None if nothing does."""
-        if not choice.is_enforced or not (self.is_rendered or choice.must_call):
-            return None
-        return call_grammar(self.syntax, choice, self.marker_ids)
+    def grammar(self, choice: ToolChoice, text_grammar: str | None = None) -> str | None:
+        """The grammar, serialized for llguidance, that keeps an answer to `choice`, and its text to `text_grammar`;
+        None if nothing does. Only a marker tells JSON that is a call from JSON that is text: without one, no call is
+        allowed beside such a text."""
+        can_call = self.is_rendered and (text_grammar is None or self.syntax.marker)
+        if not (choice.must_call or (can_call and (choice.is_enforced or text_grammar is not None))):
+            return text_grammar
+        return call_grammar(self.syntax, choice, self.marker_ids, text_grammar)
 
 
 def find_format(template: str, is_rendered: bool, vocabulary: Mapping[str, int]) -> ToolFormat:

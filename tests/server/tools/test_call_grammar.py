@@ -3,7 +3,7 @@
 from functools import cache
 from typing import Any
 
-import llguidance.hf
+import llguidance
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
@@ -63,14 +63,14 @@ CASES = [
 @cache
 def loaded(family: str) -> tuple[PreTrainedTokenizerBase, llguidance.LLTokenizer]:
     published = AutoTokenizer.from_pretrained(embedded_model()) if family == "embedded" else FAMILIES[family]()
-    return published, llguidance.hf.from_tokenizer(published)
+    return published, llguidance.LLTokenizer(published.backend_tokenizer.to_str())
 
 
-def allows(family: str, syntax: Syntax, choice: ToolChoice, answer: str) -> bool:
+def allows(family: str, syntax: Syntax, choice: ToolChoice, answer: str, text_grammar: str | None = None) -> bool:
     published, tokenizer = loaded(family)
     vocabulary = published.get_vocab()
     markers = {marker: vocabulary[marker] for marker in syntax.markers if marker in vocabulary}
-    matcher = llguidance.LLMatcher(tokenizer, call_grammar(syntax, choice, markers))
+    matcher = llguidance.LLMatcher(tokenizer, call_grammar(syntax, choice, markers, text_grammar))
     assert not matcher.is_error(), matcher.get_error()
     tokens = published.encode(answer, add_special_tokens=False)
     return matcher.try_consume_tokens(tokens) == len(tokens) and matcher.is_accepting()
@@ -110,6 +110,21 @@ def test_only_chosen_functions_may_be_called() -> None:
     choice = ToolChoice(FUNCTIONS[:1], must_call=True, max_calls=1)
     assert allows("embedded", PLAIN, choice, FLY)
     assert not allows("embedded", PLAIN, choice, NOW)
+
+
+@pytest.mark.parametrize(
+    ("family", "syntax", "write"), [case for case in CASES if case[1].marker and case[0] != "mistral"]
+)
+def test_text_beside_calls_keeps_to_its_own_grammar(family: str, syntax: Syntax, write: Any) -> None:
+    text_grammar = llguidance.LLMatcher.grammar_from_json_schema({"properties": {"to": {"type": "integer"}}})
+    marker = syntax.marker if syntax.may_be_bare else ""
+    for answer, is_allowed in (
+        ('{"to": 3}', True),
+        ('{"to": "', False),
+        (marker + write(FLY), True),
+        (marker + write(WRONG[0]), False),
+    ):
+        assert allows(family, syntax, ToolChoice(FUNCTIONS), answer, text_grammar) == is_allowed, answer
 
 
 def test_of_a_function_that_is_not_strict_what_cannot_be_enforced_is_ignored() -> None:
