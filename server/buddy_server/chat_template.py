@@ -28,12 +28,17 @@ class ChatTemplate:
         self._template = environment.from_string(source)
         self._special_tokens = special_tokens
 
-    def render(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None) -> str:
+    def render(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]) -> str:
         """The text of a conversation, up to where the assistant's answer begins. Raises one of RENDER_ERRORS."""
         # Unlike here, `apply_chat_template` would pass plain texts to the template instead of marked ones.
         return printed(
             self._template.render(
-                messages=messages, tools=tools, documents=None, add_generation_prompt=True, **self._special_tokens
+                messages=messages,
+                # Templates test for none, as transformers gives them.
+                tools=list(tools) or None,
+                documents=None,
+                add_generation_prompt=True,
+                **self._special_tokens,
             )
         )
 

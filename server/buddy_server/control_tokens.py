@@ -77,7 +77,7 @@ class ControlTokens:
         marked = {text: UserText(stand_ins.hide(text), text, stand_ins) for text in texts}
         return Marked(
             [{key: value if key == "role" else _with(value, marked) for key, value in m.items()} for m in messages],
-            _with(tools, marked),
+            [_with(tool, marked) for tool in tools],
             stand_ins,
             any(char in text for text in texts for char in self._first_chars),
         )

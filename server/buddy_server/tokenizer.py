@@ -3,7 +3,8 @@
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,10 +104,8 @@ class ChatTokenizer:
 
     @cached_property
     def tool_format(self) -> ToolFormat:
-        """How the model is told of tools and calls them."""
+        """How the model is told of tools and calls them. Only for a model that `render` works for."""
         added = {token.content: number for number, token in self._backend.get_added_tokens_decoder().items()}
-        if self._tokenizer.chat_template is None:
-            return find_format("", False, added)
         return find_format(self._tool_template.source, self._tool_template.renders_tools, added)
 
     def render(
@@ -124,13 +123,15 @@ class ChatTokenizer:
         """
         if self._tokenizer.chat_template is None:
             raise InvalidRequest("This model has no chat template: it was not made for conversations.", param="model")
-        template = self._tool_template if tools else self._template
-        prepared = template_messages(messages, template.source)
-        shown_tools = [dict(tool) for tool in tools] if template.renders_tools else []
-        unmarked = _filled(template, prepared, shown_tools)
+        with _refusals(str):
+            template = self._tool_template if tools else self._template
+            prepared = template_messages(messages, template.source)
+            shown_tools = tools if template.renders_tools else ()
+            unmarked = template.render(prepared, shown_tools)
         self._check_length(unmarked, limit)
         marked = self._control.mark(prepared, shown_tools)
-        rendered = _filled(template, marked.messages, marked.tools, marked.stand_ins.show)
+        with _refusals(marked.stand_ins.show):
+            rendered = template.render(marked.messages, marked.tools)
         return tuple(self._control.encode(unmarked, rendered, marked))
 
     @cached_property
@@ -195,17 +196,13 @@ def _byte_alphabet() -> dict[str, int]:
 _BYTE_OF = _byte_alphabet()
 
 
-def _filled(
-    template: ChatTemplate,
-    messages: list[dict[str, Any]],
-    tools: list[dict[str, Any]],
-    plain: Callable[[str], str] = str,
-) -> str:
+@contextmanager
+def _refusals(plain: Callable[[str], str]) -> Iterator[None]:
+    """Turns the errors of a template into those of its request; `plain` turns stand-ins into what they stand for."""
     try:
-        return template.render(messages, tools or None)
+        yield
     except RENDER_ERRORS as error:
         reason = plain(str(error))[:_REASON_CHARS]
-        refused = "messages and tools" if tools else "messages"
         raise InvalidRequest(
-            f"The chat template of this model refuses these {refused}: {reason}", param="messages"
+            f"The chat template of this model refuses these messages: {reason}", param="messages"
         ) from error

@@ -11,7 +11,7 @@ import pytest
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 
-from buddy_server.tools.tool_format import ToolFormat
+from buddy_server.api.admission import Admitted
 from fakes.engine import INFO, FakeEngine
 from fakes.site import Serve, Site
 from fakes.tool_parser import MarkedCalls
@@ -42,7 +42,7 @@ def events_of(site: Site, **fields: object) -> list[dict[str, Any]]:
 @pytest.fixture
 def with_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every answer is searched for calls."""
-    monkeypatch.setattr(ToolFormat, "parser", lambda *_: MarkedCalls())
+    monkeypatch.setattr(Admitted, "new_parser", lambda _: MarkedCalls())
 
 
 def test_response_has_the_shape_of_the_specification(site: Site) -> None:

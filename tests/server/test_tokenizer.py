@@ -170,3 +170,9 @@ def test_a_file_that_is_no_template_is_an_error_that_names_it(tmp_path: Path) ->
     path.write_bytes(b"\xff")
     with pytest.raises(ConfigError, match=r"chat\.jinja: it is not UTF-8"):
         read_chat_template(path)
+
+
+def test_a_template_with_a_mistake_is_a_request_error() -> None:
+    tokenizer = with_template("{% for m in messages %}")
+    with pytest.raises(InvalidRequest, match="Unexpected end of template"):
+        tokenizer.render([{"role": "user", "content": "hi"}])

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
-from buddy_server.tools.tool_format import ToolFormat
+from buddy_server.api.admission import Admitted
 from fakes.engine import INFO, FakeEngine
 from fakes.site import Serve, Site
 from fakes.tool_parser import MarkedCalls
@@ -18,7 +18,7 @@ SAY_HI: list[Any] = [{"role": "user", "content": "hi"}]
 @pytest.fixture
 def site(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> Site:
     """A server that looks for calls in every chat's answer, in groups of tokens."""
-    monkeypatch.setattr(ToolFormat, "parser", lambda *_: MarkedCalls())
+    monkeypatch.setattr(Admitted, "new_parser", lambda _: MarkedCalls())
     return serve(FakeEngine(words=WORDS, num_words=8, group_size=3))
 
 

@@ -2,9 +2,7 @@
 
 import time
 import uuid
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 
 from fastapi import Request
 
@@ -30,6 +28,7 @@ from buddy_server.tenancy.policy import Auto, Tier
 from buddy_server.tenancy.request_life import RequestLife
 from buddy_server.tenancy.tenants import Caller
 from buddy_server.tools.pieces import ToolParser
+from buddy_server.tools.tool_format import ToolFormat
 
 BUDGET_HEADER = "x-buddy-budget"
 
@@ -39,7 +38,8 @@ class Admitted:
     """A job that may run: one engine request per choice, all of the same depth; the `n` choices of a prompt are
     adjacent.
 
-    `id` and `created` are those of the response; `request_id` is the x-request-id, for logs.
+    `id` and `created` are those of the response; `request_id` is the x-request-id, for logs. A job with a tool_choice
+    has the model's `tool_format`.
     """
 
     id: str
@@ -49,8 +49,13 @@ class Admitted:
     depth: DepthDecision
     actions: ActionSpace
     choices: tuple[GenerationRequest, ...]
-    new_parser: Callable[[], ToolParser | None]
-    """Makes the parser of one answer; None if there cannot be tool calls in it."""
+    tool_format: ToolFormat | None = None
+
+    def new_parser(self) -> ToolParser | None:
+        """A parser for one answer; None if there cannot be tool calls in it."""
+        if self.tool_format is None or self.job.tool_choice is None:
+            return None
+        return self.tool_format.parser(self.job.tool_choice)
 
     @property
     def prompts(self) -> list[tuple[int, ...]]:
@@ -70,7 +75,7 @@ async def admit(services: Services, life: RequestLife, caller: Caller, request: 
     depth = decide_depth(asked, tier, info.actions, info.has_predictor)
     check_named_tokens(job.sampling, info.vocab_size)
     prompts = await prompt_tokens(services.tokenizer, job, info)
-    tool_format = services.tokenizer.tool_format
+    tool_format = services.tokenizer.tool_format if job.tool_choice else None
     num_answers = job.n * len(prompts)
     affordable = _affordable_tokens(tier, depth, num_answers, info)
     limits = [_max_tokens(len(prompt), job, tier, affordable, info) for prompt in prompts]
@@ -98,7 +103,7 @@ async def admit(services: Services, life: RequestLife, caller: Caller, request: 
             weight=tier.weight,
             priority=tier.priority,
             tier=tier.name if tier.elastic_floor is not None else None,
-            shown_tokens=tool_format.shown_tokens if job.tool_choice else (),
+            shown_tokens=tool_format.shown_tokens if tool_format else (),
         )
         for prompt_index, prompt in enumerate(prompts)
         for index in range(job.n)
@@ -111,7 +116,7 @@ async def admit(services: Services, life: RequestLife, caller: Caller, request: 
         depth=depth,
         actions=info.actions,
         choices=choices,
-        new_parser=partial(tool_format.parser, job.tool_choice),
+        tool_format=tool_format,
     )
 
 

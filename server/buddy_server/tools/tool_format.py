@@ -24,9 +24,9 @@ class ToolFormat:
         """The tokens that must be part of an answer's text for a parser, even if they are special."""
         return tuple(self.marker_ids.values())
 
-    def parser(self, choice: ToolChoice | None) -> ToolParser | None:
+    def parser(self, choice: ToolChoice) -> ToolParser | None:
         """A parser for one answer; None if there cannot be calls in it."""
-        if choice is None or not (self.is_rendered or choice.must_call):
+        if not (self.is_rendered or choice.must_call):
             return None
         return CallParser(self.syntax, {function.name for function in choice.functions})
 
