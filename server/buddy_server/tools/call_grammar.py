@@ -9,6 +9,10 @@ from buddy_server.tools.syntax import Syntax
 
 _JSON_STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 """As chat templates write JSON, and without white space that a weak model could repeat for ever."""
+_LARGEST = 2**53 - 1
+"""Every client can read integers up to this. Without a bound, a weak model writes digits without end."""
+_DATA = ("const", "default", "enum", "examples")
+"""Keywords whose values are no schemas."""
 _CLOSED_BY_DEFAULT = {"type", "properties", "required", "title", "description", "$defs", "definitions", "$schema"}
 
 
@@ -54,10 +58,24 @@ def _call(syntax: Syntax, function: Function, markers: Mapping[str, str]) -> str
 
 def _schema(function: Function) -> dict[str, Any]:
     """The schema of a function's arguments: always an object, and without properties that no schema names."""
-    schema: dict[str, Any] = {"type": "object", **(function.parameters or {"properties": {}})}
+    schema: dict[str, Any] = {"type": "object", **_bounded(function.parameters or {"properties": {}})}
     if "properties" in schema and schema.keys() <= _CLOSED_BY_DEFAULT:
         schema["additionalProperties"] = False
     return schema | {"x-guidance": _JSON_STYLE | {"lenient": not function.is_strict}}
+
+
+def _bounded(schema: Any) -> Any:
+    """A JSON schema, or a part of one, in which numbers have a lowest and a highest value."""
+    if isinstance(schema, list):
+        return [_bounded(part) for part in schema]
+    if not isinstance(schema, Mapping):
+        return schema
+    bounded = {key: value if key in _DATA else _bounded(value) for key, value in schema.items()}
+    if schema.get("type") in ("integer", "number") and "multipleOf" not in schema:
+        given = [schema.get(key, 0) for key in ("minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum")]
+        if all(isinstance(bound, int | float) and abs(bound) < _LARGEST for bound in given):
+            return {"minimum": -_LARGEST, "maximum": _LARGEST} | bounded
+    return bounded
 
 
 def _with_markers(rule: str, markers: Mapping[str, str]) -> str:

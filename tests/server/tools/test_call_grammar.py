@@ -127,6 +127,25 @@ def test_text_beside_calls_keeps_to_its_own_grammar(family: str, syntax: Syntax,
         assert allows(family, syntax, ToolChoice(FUNCTIONS), answer, text_grammar) == is_allowed, answer
 
 
+@pytest.mark.parametrize(
+    ("schema", "right", "wrong"),
+    [
+        ({"type": "integer"}, ("3", "-9007199254740991"), ("9007199254740992", "1" * 30)),
+        ({"type": "number"}, ("0.1", "-3"), ("9007199254740993", "1e400")),
+        ({"type": "integer", "exclusiveMinimum": 3}, ("4",), ("3", "1" * 30)),
+        ({"type": "integer", "minimum": 10**17}, ("100000000000000000",), ("3",)),
+        ({"type": "array", "items": {"anyOf": [{"type": "integer"}]}}, ("[1, 2]",), (f"[{'1' * 30}]",)),
+        ({"enum": [{"type": "integer"}]}, ('{"type": "integer"}',), ("3",)),
+    ],
+)
+def test_numbers_have_an_end(schema: dict[str, Any], right: tuple[str, ...], wrong: tuple[str, ...]) -> None:
+    parameters = {"type": "object", "properties": {"n": schema}}
+    choice = ToolChoice((Function("add", parameters),), must_call=True)
+    for value, is_allowed in (*((value, True) for value in right), *((value, False) for value in wrong)):
+        call = f'{{"name": "add", "arguments": {{"n": {value}}}}}'
+        assert allows("embedded", PLAIN, choice, call) == is_allowed, value
+
+
 def test_of_a_function_that_is_not_strict_what_cannot_be_enforced_is_ignored() -> None:
     schema = SCHEMA | {"not": {"required": ["n"]}, "dependentRequired": {"n": ["to"]}}
     choice = ToolChoice((Function("fly", schema),), must_call=True)
