@@ -71,6 +71,11 @@ class ChatTokenizer:
         return cls(AutoTokenizer.from_pretrained(path, local_files_only=True))
 
     @property
+    def backend(self) -> Tokenizer:
+        """The tokenizer itself, without the template."""
+        return self._backend
+
+    @property
     def start_token_id(self) -> int:
         """The token that texts began with in training; the end token for models without one."""
         ids = (self._tokenizer.bos_token_id, self._tokenizer.eos_token_id)

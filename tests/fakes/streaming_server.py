@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 
 import uvicorn
+from tokenizers import Tokenizer, models
 
 from buddy_server.api.app import create_app
 from buddy_server.config import ServerConfig
@@ -16,6 +17,8 @@ from fakes.tenancy import tenancy_of
 
 class NoTokenizer(ChatTokenizer):
     """Every prompt is one token: loading a real tokenizer takes seconds."""
+
+    backend = Tokenizer(models.BPE())
 
     def __init__(self) -> None:
         pass

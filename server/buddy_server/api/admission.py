@@ -8,6 +8,7 @@ from fastapi import Request
 
 from buddy_routing.action_space import ActionSpace
 from buddy_server.api.prompts import Body, check_named_tokens, context_limit, prompt_tokens, source
+from buddy_server.api.response_format import grammar_of
 from buddy_server.api.schemas import ChatRequest, CompletionRequest
 from buddy_server.api.services import Services
 from buddy_server.engine.messages import EngineInfo, GenerationRequest, SamplingParams
@@ -64,6 +65,7 @@ async def admit(services: Services, life: RequestLife, caller: Caller, request: 
     asked = _asked_budget(body, request.headers.get(BUDGET_HEADER), info.actions)
     depth = decide_depth(asked, tier, info.actions, info.has_predictor)
     check_named_tokens(body, info.vocab_size)
+    grammar = await grammar_of(body, services.compiler)
     prompts = await prompt_tokens(services.tokenizer, body, info)
     n = body.n or 1
     affordable = _affordable_tokens(tier, depth, n * len(prompts), info)
@@ -92,6 +94,7 @@ async def admit(services: Services, life: RequestLife, caller: Caller, request: 
             weight=tier.weight,
             priority=tier.priority,
             tier=tier.name if tier.elastic_floor is not None else None,
+            grammar=grammar,
         )
         for prompt_index, prompt in enumerate(prompts)
         for index in range(n)

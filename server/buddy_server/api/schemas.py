@@ -20,6 +20,7 @@ from buddy_server.api.field_types import (
     refused,
 )
 from buddy_server.api.json_bound import JsonBound
+from buddy_server.api.response_format import StructuredFields
 from buddy_server.errors import UnsupportedField, shown
 
 MAX_CHOICES = 8
@@ -83,16 +84,12 @@ _HARMLESS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "tool_choice": (lambda value: value == "none", '"none"; tools are not implemented yet'),
     "functions": (lambda value: value == [], "null; functions are not implemented"),
     "function_call": (lambda value: value == "none", '"none"; functions are not implemented'),
-    "response_format": (
-        lambda value: isinstance(value, dict) and value.get("type") == "text",
-        '{"type": "text"}; structured output is not implemented yet',
-    ),
     "web_search_options": (lambda _: False, "null; web search is not supported"),
 }
 """Known fields that this server cannot honour: which values change nothing, and the error text for all others."""
 
 
-class GenerationFields(_Schema):
+class GenerationFields(StructuredFields):
     """The fields shared by chat and plain completions. An explicit null is the same as leaving a field out.
 
     `budget` is checked later, against the model (`tenancy.depth.parse_budget`).
