@@ -104,7 +104,7 @@ class StructuredFields(_Schema):
 
 
 class GrammarCompiler:
-    """Makes grammars and finds out whether the engine could use them. On threads, two at a time: that may take seconds."""
+    """Makes grammars and finds out whether the engine could use them. On two threads: that may take seconds."""
 
     def __init__(self, grammars: Grammars) -> None:
         self._grammars = grammars
@@ -162,7 +162,7 @@ def _check_objects(objects: Iterable[dict[str, Any]], param: str) -> None:
         num_chars += len(pattern) if isinstance(pattern := node.get("pattern"), str) else 0
         num_chars += sum(map(len, patterns)) if isinstance(patterns, dict) else 0
         if isinstance(factor := node.get("multipleOf"), int | float):
-            factors.add(int("".join(map(str, Decimal(str(factor)).normalize().as_tuple().digits))))
+            factors.add(_without_point(factor))
         if isinstance(least := node.get("minProperties"), int) and least > max(1, len(node.get("required") or ())):
             # Names that no property declares may be written twice.
             raise _refused(param, f"minProperties {least}", "1, or the number of required properties")
@@ -229,6 +229,13 @@ def _objects(schema: Mapping[str, Any], param: str) -> Iterator[dict[str, Any]]:
         if isinstance(value, dict):
             yield value
         waiting += [(inner, depth + 1) for inner in (value.values() if isinstance(value, dict) else value)]
+
+
+def _without_point(number: float) -> int:
+    """The number times the power of ten that makes it whole."""
+    exact = Decimal(str(number)).normalize()
+    exponent = int(exact.as_tuple().exponent)
+    return int(exact.scaleb(-min(exponent, 0)))
 
 
 def _check_length(text: str, most: int, param: str) -> None:

@@ -43,7 +43,7 @@ class Constraint:
     def accept(self, token: int) -> None:
         if self._matcher.consume_token(token):
             self.num_accepted += 1
-            self._is_complete = self._matcher.is_stopped()
+            self._is_complete = self._matcher.is_stopped() and not self._matcher.is_error()
         self._is_current = False
 
     def ends(self, num_tokens: int) -> bool:
