@@ -79,7 +79,8 @@ def save_character_tokenizer(directory: Path) -> None:
     assert len(characters) == SHAPE["vocab_size"]
     tokenizer = Tokenizer(models.WordLevel({c: i for i, c in enumerate(characters)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
-    tokenizer.decoder = decoders.Fuse()
+    # llguidance takes tokenizers that say how they spell bytes.
+    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
     tokenizer.save(str(directory / "tokenizer.json"))
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "<unk>"}
     (directory / "tokenizer_config.json").write_text(json.dumps(config))

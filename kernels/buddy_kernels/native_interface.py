@@ -68,7 +68,7 @@ class Wanted(ctypes.Structure):
     )
 
 
-Choose = ctypes.CFUNCTYPE(None)
+Callback = ctypes.CFUNCTYPE(None)
 
 
 class Step(ctypes.Structure):
@@ -79,7 +79,8 @@ class Step(ctypes.Structure):
         *((name, c_void_p) for name in ("lanes", "max_costs", "aligned", "path_actions", "wanted")),
         *((name, c_void_p) for name in ("paths", "logits", "next_tokens")),
         *((name, c_void_p) for name in ("logprobs", "likeliest", "likeliest_logprobs", "sums", "first_v")),
-        ("choose", Choose),
+        ("choose", Callback),
+        ("accept", Callback),
         ("most_s", c_double),
         ("router_s", c_double),
         ("num_steps", c_int64),

@@ -238,6 +238,7 @@ class RoutedStep:
             sums.data_ptr(),
             most_s=rows.most_s,
         )
+        tell_constraints(rows.wanted, step, next_tokens)
         if isinstance(router, RouterWeights):
             mistake = self._library.buddy_step(self._decoder, ctypes.byref(step), ctypes.byref(router.pointers))
         else:
@@ -283,7 +284,7 @@ class RoutedStep:
             into.num_likeliest = -1 if wanted.num_likeliest is None else wanted.num_likeliest
             into.top_p = how.top_p
             into.num_end_tokens, into.end_tokens = len(wanted.end_tokens), keep("q", wanted.end_tokens)
-            if how is GREEDY and wanted.allowed is None:
+            if how is GREEDY and wanted.constraint is None:
                 continue
             into.temperature, into.top_k, into.min_p = how.temperature, how.top_k, how.min_p
             into.uniforms = keep("d", wanted.uniforms)
@@ -296,12 +297,13 @@ class RoutedStep:
                 keep("q", how.bias),
                 keep("d", how.bias.values()),
             )
-            if wanted.allowed is not None:
-                if len(wanted.allowed) * 8 < self.vocab_size:
-                    raise ValueError(
-                        f"allowed has {len(wanted.allowed)} bytes, allowed are {self.vocab_size} bits or more"
-                    )
-                into.allowed = keep("B", wanted.allowed)
+            if wanted.constraint is not None:
+                allowed = wanted.constraint.allowed()
+                if len(allowed) * 8 < self.vocab_size:
+                    raise ValueError(f"allowed has {len(allowed)} bytes, allowed are {self.vocab_size} bits or more")
+                # Not a copy: C++ reads what the constraint writes there between steps.
+                kept.append(memory := (ctypes.c_uint8 * len(allowed)).from_buffer(allowed))
+                into.allowed = ctypes.addressof(memory)
         return given, kept
 
     def _asking(self, router: ChoosePaths, step: interface.Step, paths: Tensor, sums: Tensor) -> bytes | None:
@@ -320,7 +322,7 @@ class RoutedStep:
             except BaseException as error:
                 raised.append(error)
 
-        step.choose = interface.Choose(choose)
+        step.choose = interface.Callback(choose)
         mistake: bytes | None = self._library.buddy_step(
             self._decoder, ctypes.byref(step), ctypes.byref(interface.Router())
         )
@@ -415,6 +417,23 @@ class RoutedStep:
         tensor = tensor.cpu().contiguous()
         self._kept.append(tensor)
         return tensor.data_ptr()
+
+
+def tell_constraints(wanted: Sequence[Wanted], step: interface.Step, next_tokens: "array[int]") -> None:
+    """Have `step` call back after each of its steps, if there are constraints: they take their rows' tokens and write
+    what may come next."""
+    constraints = [(index, row.constraint) for index, row in enumerate(wanted) if row.constraint is not None]
+
+    def accept() -> None:
+        first = step.num_steps * len(wanted)
+        for index, constraint in constraints:
+            token = next_tokens[first + index]
+            if token != NO_TOKEN:
+                constraint.accept(token)
+                constraint.allowed()
+
+    if constraints:
+        step.accept = interface.Callback(accept)
 
 
 def _address(values: "array[Any]") -> int:

@@ -61,7 +61,7 @@ def draw(logits: Tensor, sampling: Sampling, uniform: float) -> int:
     return int(tokens[index])
 
 
-def adjusted(logits: Tensor, sampling: Sampling, counts: Mapping[int, int], allowed: bytes | None) -> Tensor:
+def adjusted(logits: Tensor, sampling: Sampling, counts: Mapping[int, int], allowed: bytearray | None) -> Tensor:
     """Logits [V] fp32 as `draw` takes them, a copy: penalties on the tokens of `counts`, the bias, and no token whose
     bit in `allowed` is 0."""
     logits = logits.clone()
@@ -75,9 +75,9 @@ def adjusted(logits: Tensor, sampling: Sampling, counts: Mapping[int, int], allo
     return logits
 
 
-def allowed_tokens(allowed: bytes, vocab_size: int) -> Tensor:
+def allowed_tokens(allowed: bytearray, vocab_size: int) -> Tensor:
     """[V] bool of a bit mask, the lowest bit of the first byte first."""
-    packed = torch.frombuffer(bytearray(allowed), dtype=torch.uint8)
+    packed = torch.frombuffer(allowed, dtype=torch.uint8)
     bits = (packed[:, None] >> torch.arange(8, dtype=torch.uint8)) & 1
     return bits.flatten()[:vocab_size].bool()
 

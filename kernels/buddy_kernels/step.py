@@ -8,6 +8,7 @@
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
+from typing import Protocol
 
 from torch import Tensor
 
@@ -28,25 +29,38 @@ class PathAction(IntEnum):
     """Go on with a route block whose path is chosen and whose features are counted."""
 
 
+class Constraint(Protocol):
+    """Which tokens a row may make, one after the other."""
+
+    def allowed(self) -> bytearray:
+        """A bit for each token of the vocabulary, the lowest bit of the first byte first. No bit at all ends the row,
+        which may not begin with that. Every call returns the same memory, written anew after a token."""
+        ...
+
+    def accept(self, token: int) -> None:
+        """The row has made `token`. Neither method raises."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Wanted:
     """A row whose next token is asked for.
 
     The token is drawn as `sampling` says, by `uniforms` from [0, 1), one for each token, which greedy sampling does not
-    need. `counts` says how often the answer has each token already, for the penalties. `allowed` is a bit for each
-    token of the vocabulary, the lowest bit of the first byte first; None allows all. With `given` that token is scored
-    and none is drawn.
+    need. `counts` says how often the answer has each token already, for the penalties. `constraint` is told every token
+    that is drawn. With `given` that token is scored and none is drawn.
 
     `num_likeliest` asks for the log probability of the token, and for so many of the likeliest tokens beside it.
 
-    Where a call takes several steps, the row takes part until it has made `max_tokens` or one of its `end_tokens`.
+    Where a call takes several steps, the row takes part until it has made `max_tokens` or one of its `end_tokens`, or
+    its constraint allows no more.
     """
 
     row: int
     sampling: Sampling = GREEDY
     uniforms: Sequence[float] = ()
     counts: Mapping[int, int] = field(default_factory=dict)
-    allowed: bytes | None = None
+    constraint: Constraint | None = None
     given: int | None = None
     num_likeliest: int | None = None
     max_tokens: int = 1

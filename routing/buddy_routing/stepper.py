@@ -81,17 +81,21 @@ class TorchStepper:
             return paths
 
         logits, paths = self.model(batch, self.cache, choose)
+        # While the device computes.
+        allowed = [None if wanted.constraint is None else wanted.constraint.allowed() for wanted in rows.wanted]
         logits = logits.float().cpu()
-        tokens = [[next_token(*pair)] for pair in zip(logits, rows.wanted, strict=True)]
+        tokens = [[next_token(*row)] for row in zip(logits, rows.wanted, allowed, strict=True)]
         return RoutedOutput(tokens, paths[None], sums, logits, router_s)
 
 
-def next_token(logits: Tensor, wanted: Wanted) -> SampledToken:
-    """The token sampled from, or given for, a wanted row's logits [V]."""
+def next_token(logits: Tensor, wanted: Wanted, allowed: bytearray | None) -> SampledToken:
+    """The token sampled from, or given for, a wanted row's logits [V]. Its constraint takes it."""
     token = wanted.given
     if token is None:
-        given = adjusted(logits, wanted.sampling, wanted.counts, wanted.allowed)
+        given = adjusted(logits, wanted.sampling, wanted.counts, allowed)
         token = draw(given, wanted.sampling, wanted.uniforms[0] if wanted.uniforms else 0.0)
+        if wanted.constraint is not None:
+            wanted.constraint.accept(token)
     return SampledToken(token) if wanted.num_likeliest is None else with_logprobs(logits, token, wanted.num_likeliest)
 
 

@@ -70,6 +70,11 @@ class ChatTokenizer:
         return cls(tokenizer)
 
     @property
+    def backend(self) -> Tokenizer:
+        """The tokenizer itself, without the template."""
+        return self._backend
+
+    @property
     def start_token_id(self) -> int:
         """The token that texts began with in training; the end token for models without one."""
         ids = (self._tokenizer.bos_token_id, self._tokenizer.eos_token_id)

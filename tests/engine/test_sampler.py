@@ -190,7 +190,7 @@ def test_log_probabilities_are_the_models_own() -> None:
 
 
 def test_only_allowed_tokens_are_drawn() -> None:
-    masked = adjusted(LOGITS, GREEDY, {}, bytes([0b101001]))
+    masked = adjusted(LOGITS, GREEDY, {}, bytearray([0b101001]))
     assert (masked > -torch.inf).tolist() == [True, False, False, True, False, True]
 
 

@@ -64,7 +64,9 @@ async def serving(
     built = build_tiny_engine(tiny.model, tiny.router, **sizes)
     engine = built.engine
     if faults is not None:
-        engine = FaultyEngine(engine.scheduler, engine.runner, engine.tokenizer, engine.end_token_ids, **faults)
+        engine = FaultyEngine(
+            engine.scheduler, engine.runner, engine.tokenizer, engine.end_token_ids, engine.grammars, **faults
+        )
     service = EngineService(engine, built.info, on_step)
     service.start()
     try:

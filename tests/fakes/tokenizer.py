@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 TEMPLATE = """
 {%- for message in messages -%}
@@ -23,6 +23,8 @@ def build_tokenizer(directory: Path) -> Path:
     vocabulary = {word: index for index, word in enumerate(["<unk>", *special, *_WORDS])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    # Words with blanks between them, as without a decoder; llguidance needs to know how bytes are spelt.
+    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.WordPiece(cleanup=False)])
     tokenizer.add_special_tokens(special)
     tokenizer.save(str(directory / "tokenizer.json"))
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "<unk>", "chat_template": TEMPLATE}

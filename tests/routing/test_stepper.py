@@ -36,6 +36,7 @@ from buddy_routing.planner import PathPlanner
 from buddy_routing.router import DecisionModule, LearnedRouter, PromptSetRouter, Router, StaticRouter
 from buddy_routing.selection import select_path
 from buddy_routing.stepper import decoder_weights, router_weights
+from fakes.fixed_mask import FixedMask
 from sparse_decode import NATIVE, SparseDecode, segment_bounds
 from tiny_models import CONFIGS, SHAPE, save_random_model
 from tolerances import assert_close, assert_near
@@ -366,7 +367,7 @@ ADJUSTED = (
     {"sampling": Sampling(bias={5: 100.0})},
     {"sampling": Sampling(1.0, bias={5: -100.0, 6: 3.0}), "uniforms": [0.7] * 6},
     {"sampling": Sampling(0.8, frequency_penalty=-2.0, top_p=0.9), "uniforms": [0.2] * 6},
-    {"allowed": bytes([0, 0b1010, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1])},
+    {"constraint": FixedMask([0, 0b1010, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1])},
     {"num_likeliest": 5},
     {"num_likeliest": 0, "given": 11},
     {"sampling": Sampling(1.0), "uniforms": [0.5] * 6, "num_likeliest": SHAPE["vocab_size"]},
@@ -386,7 +387,8 @@ def test_penalties_bias_masks_and_log_probabilities_are_those_of_the_reference_i
         logits, _ = one_by_one.step([(row, step, step + 1) for row in range(len(ADJUSTED))])
         for row, fields in enumerate(ADJUSTED):
             sampling, made = fields.get("sampling", GREEDY), output.tokens[row][step]
-            given = adjusted(logits[row], sampling, counts[row], fields.get("allowed"))
+            allowed = fields["constraint"].allowed() if "constraint" in fields else None
+            given = adjusted(logits[row], sampling, counts[row], allowed)
             uniform = fields.get("uniforms", [0.0])[0]
             assert made.token_id == fields.get("given", draw(given, sampling, uniform)), (row, step)
             counts[row][made.token_id] += 1
@@ -405,10 +407,10 @@ def test_penalties_bias_masks_and_log_probabilities_are_those_of_the_reference_i
 def test_only_allowed_tokens_are_made_at_any_temperature(native: WeightKind | None, tmp_path: Path) -> None:
     model = load_tiny("llama", tmp_path)
     decode = SparseDecode(model, random_router(model), some_tokens(3, 2), [4] * 3, native)
-    allowed = bytes([0, 0, 0b100, 0, 0b1, 0, 0, 0, 0, 0, 0, 0, 0])
+    constraint = FixedMask([0, 0, 0b100, 0, 0b1, 0, 0, 0, 0, 0, 0, 0, 0])
     samplings = [GREEDY, Sampling(5.0), Sampling(5.0, top_k=50, top_p=0.99)]
     for number in range(20):
-        wanted = [{"sampling": how, "uniforms": [number / 20], "allowed": allowed} for how in samplings]
+        wanted = [{"sampling": how, "uniforms": [number / 20], "constraint": constraint} for how in samplings]
         output = decode.run([(row, 0, 1) for row in range(3)], wanted=wanted)
         assert {row[0].token_id for row in output.tokens} <= {18, 32}
 
@@ -418,9 +420,9 @@ def test_samplings_without_numbers_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="uniforms of row 0 are 0, allowed is one for each of 1 tokens"):
         decode.run([(0, 0, 1)], wanted=[{"sampling": Sampling(1.0)}])
     with pytest.raises(ValueError, match="allowed has 3 bytes, allowed are 97 bits or more"):
-        decode.run([(0, 0, 1)], wanted=[{"allowed": bytes(3)}])
+        decode.run([(0, 0, 1)], wanted=[{"constraint": FixedMask(3)}])
     with pytest.raises(ValueError, match="a wanted row allows no token"):
-        decode.run([(0, 0, 1)], wanted=[{"allowed": bytes(13)}])
+        decode.run([(0, 0, 1)], wanted=[{"constraint": FixedMask(13)}])
 
 
 def test_rows_go_on_by_themselves_only_where_each_is_a_segment(tmp_path: Path) -> None:

@@ -144,7 +144,6 @@ def test_explicit_nulls_and_unknown_fields_change_nothing(site: Site) -> None:
         ("audio", {"voice": "alloy", "format": "wav"}),
         ("functions", [{"name": "f"}]),
         ("function_call", "auto"),
-        ("response_format", {"type": "json_object"}),
         ("temperature", 2.1),
         ("temperature", "1"),
         ("top_p", 0),

@@ -62,7 +62,7 @@ struct Wanted {
     const int64_t* bias_tokens;    // [num_bias]
     const double* bias;
     const int64_t* end_tokens;
-    const uint8_t* allowed;        // a bit for each token; null: all
+    const uint8_t* allowed;        // a bit for each token, which `accept` changes; null: all
 };
 
 // One call: a step, or several where every row is a segment and wanted.
@@ -84,6 +84,7 @@ struct Step {
     double* sums;                 // [S, F], written unless `choose`: the running sums of V after each segment
     float* first_v;               // [N + A, F], written for `choose`
     void (*choose)();             // writes the paths; null: the router does
+    void (*accept)();             // after every step: its tokens are in next_tokens; null: nobody asks for them
     double most_s;
     double router_s;              // added to
     int64_t num_steps;            // written

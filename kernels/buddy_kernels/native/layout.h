@@ -38,7 +38,7 @@ inline const int64_t LAYOUT[] = {
     AT(Step, aheads), AT(Step, tables), AT(Step, table_starts), AT(Step, lanes), AT(Step, max_costs), AT(Step, aligned),
     AT(Step, path_actions), AT(Step, wanted), AT(Step, paths), AT(Step, logits), AT(Step, next_tokens),
     AT(Step, logprobs), AT(Step, likeliest), AT(Step, likeliest_logprobs), AT(Step, sums), AT(Step, first_v),
-    AT(Step, choose), AT(Step, most_s), AT(Step, router_s), AT(Step, num_steps),
+    AT(Step, choose), AT(Step, accept), AT(Step, most_s), AT(Step, router_s), AT(Step, num_steps),
 };
 #undef SIZE
 #undef AT

@@ -9,6 +9,14 @@
 
 namespace buddy {
 
+// Whether a row may make any token.
+inline bool allows_any(const Wanted& w, int64_t vocab) {
+    if (!w.allowed) return true;
+    for (int64_t i = 0; i < vocab; ++i)
+        if (w.allowed[i / 8] >> (i % 8) & 1) return true;
+    return false;
+}
+
 class MultiStep {
   public:
     // Where a row's token goes, in the step at hand.
@@ -19,8 +27,8 @@ class MultiStep {
         double* likeliest_logprobs;
     };
 
-    MultiStep(Step& given, int64_t num_layers, int64_t num_features)
-        : now(given), given(given), num_layers(num_layers), num_features(num_features) {
+    MultiStep(Step& given, int64_t vocab, int64_t num_layers, int64_t num_features)
+        : now(given), given(given), vocab(vocab), num_layers(num_layers), num_features(num_features) {
         if (given.most_steps == 1) return;
         for (int64_t i = 0; i < given.num_segments; ++i) places.push_back(i);
         tokens.assign(given.tokens, given.tokens + given.num_rows);
@@ -54,6 +62,7 @@ class MultiStep {
             const int64_t token = given.next_tokens[(given.num_steps - 1) * given.num_wanted + places[i]];
             const int64_t* const end = wanted[i].end_tokens + wanted[i].num_end_tokens;
             if (given.num_steps >= wanted[i].max_tokens || std::find(wanted[i].end_tokens, end, token) != end) continue;
+            if (!allows_any(wanted[i], vocab)) continue;
             places[count] = places[i], tokens[count] = token, positions[count] = positions[i] + 1, wanted[count] = wanted[i];
             wanted[count].row = static_cast<int64_t>(count);
             if (wanted[count].uniforms) ++wanted[count].uniforms;
@@ -92,7 +101,7 @@ class MultiStep {
     }
 
     Step& given;
-    const int64_t num_layers, num_features;
+    const int64_t vocab, num_layers, num_features;
     std::vector<int64_t> places;  // of the rows that are left, in the call; empty where it is one step
     std::vector<int64_t> tokens, positions, lengths, aheads, table_starts, lanes, max_costs, aligned, leaders;
     std::vector<uint8_t> path_actions;

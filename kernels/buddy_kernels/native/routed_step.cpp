@@ -77,7 +77,7 @@ class Decoder {
         if (const char* mistake = check(given, given_router)) return mistake;
         const auto started = std::chrono::steady_clock::now();
         router = &given_router;
-        MultiStep steps(given, m.num_layers, kv_dim);
+        MultiStep steps(given, m.vocab, m.num_layers, kv_dim);
         counts.assign(given.num_wanted, {});
         for (int64_t i = 0; i < given.num_wanted; ++i) {
             const Wanted& wanted = given.wanted[i];
@@ -90,6 +90,7 @@ class Decoder {
             gate.wait();
             run_thread(steps, *router, 0);
             gate.wait();
+            if (given.accept) given.accept();
             const std::chrono::duration<double> passed = std::chrono::steady_clock::now() - started;
             if (!steps.go_on() || passed.count() >= given.most_s) return nullptr;
         }
@@ -176,11 +177,7 @@ class Decoder {
         if (w.given < -1 || w.given >= m.vocab || unknown(w.counted, w.num_counts) || unknown(w.bias_tokens, w.num_bias))
             return "a token of a wanted row is not in the vocabulary";
         if (w.num_likeliest > m.vocab) return "more of the likeliest tokens are asked for than there are";
-        for (int64_t i = 0; w.allowed; ++i) {
-            if (i == m.vocab) return "a wanted row allows no token";
-            if (w.allowed[i / 8] >> (i % 8) & 1) break;
-        }
-        return nullptr;
+        return allows_any(w, m.vocab) ? nullptr : "a wanted row allows no token";
     }
 
     void prepare(const Step& s) {

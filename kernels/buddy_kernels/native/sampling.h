@@ -52,9 +52,20 @@ class Sampler {
         for (const auto& [token, count] : counts)
             adjusted[token] -= static_cast<float>(how.presence_penalty + how.frequency_penalty * static_cast<double>(count));
         for (int64_t i = 0; i < how.num_bias; ++i) adjusted[how.bias_tokens[i]] += static_cast<float>(how.bias[i]);
-        for (int64_t i = 0; i < vocab && how.allowed; ++i)
-            if (!(how.allowed[i / 8] >> (i % 8) & 1)) adjusted[i] = -INFINITY;
+        if (how.allowed) mask(how.allowed, vocab);
         return adjusted.data();
+    }
+
+    // No token whose bit is 0.
+    void mask(const uint8_t* allowed, int64_t vocab) {
+        constexpr VecI BITS = {1, 2, 4, 8, 16, 32, 64, 128, 1 << 8, 1 << 9, 1 << 10, 1 << 11, 1 << 12, 1 << 13, 1 << 14, 1 << 15};
+        int64_t i = 0;
+        for (; i + LANES <= vocab; i += LANES) {
+            const VecI both = VecI{} + (allowed[i / 8] | allowed[i / 8 + 1] << 8);
+            store(&adjusted[i], (both & BITS) != 0 ? load(&adjusted[i]) : Vec{} - INFINITY);
+        }
+        for (; i < vocab; ++i)
+            if (!(allowed[i / 8] >> (i % 8) & 1)) adjusted[i] = -INFINITY;
     }
 
     // Probabilities but for a factor; the likeliest has 1. Padded with zeros.

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from fastapi import Request
 
 from buddy_routing.action_space import ActionSpace
+from buddy_server.api.answer_grammar import answer_grammar
 from buddy_server.api.job import Job
 from buddy_server.api.prompts import check_named_tokens, context_limit, prompt_tokens
 from buddy_server.api.services import Services
@@ -76,6 +77,7 @@ async def admit(services: Services, life: RequestLife, caller: Caller, request: 
     check_named_tokens(job.sampling, info.vocab_size)
     prompts = await prompt_tokens(services.tokenizer, job, info)
     tool_format = services.tokenizer.tool_format if job.tool_choice else None
+    grammar = await answer_grammar(job, tool_format, services.compiler)
     num_answers = job.n * len(prompts)
     affordable = _affordable_tokens(tier, depth, num_answers, info)
     limits = [_max_tokens(len(prompt), job, tier, affordable, info) for prompt in prompts]
@@ -103,6 +105,7 @@ async def admit(services: Services, life: RequestLife, caller: Caller, request: 
             weight=tier.weight,
             priority=tier.priority,
             tier=tier.name if tier.elastic_floor is not None else None,
+            grammar=grammar,
             shown_tokens=tool_format.shown_tokens if tool_format else (),
         )
         for prompt_index, prompt in enumerate(prompts)

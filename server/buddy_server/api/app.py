@@ -9,9 +9,11 @@ from buddy_server.api.errors_handler import add_error_handlers
 from buddy_server.api.health import health_router
 from buddy_server.api.middleware import BodyLimit, RequestContext
 from buddy_server.api.models import models_router
+from buddy_server.api.response_format import GrammarCompiler
 from buddy_server.api.responses import responses_router
 from buddy_server.api.services import Services
 from buddy_server.config import ServerConfig
+from buddy_server.engine.constraint import Grammars
 from buddy_server.engine.messages import EngineClient
 from buddy_server.metrics import Metrics
 from buddy_server.tenancy.capacity import Capacity
@@ -31,7 +33,8 @@ def create_app(
     """The ASGI application that serves `engine` to the tenants of `tenancy`. It starts and stops neither of them.
     Without `admin`, there is no /admin."""
     capacity = Capacity(engine, tenancy.book)
-    services = Services(config, engine, tokenizer, metrics, tenancy, capacity)
+    compiler = GrammarCompiler(Grammars(tokenizer.backend, engine.info.vocab_size))
+    services = Services(config, engine, tokenizer, metrics, tenancy, capacity, compiler)
     # No documentation pages and no redirects: this server answers only in JSON.
     app = FastAPI(
         title="Buddy Serve", version=server_version(), openapi_url="/openapi.json", docs_url=None, redoc_url=None,

@@ -20,7 +20,7 @@ from buddy_server.engine.messages import (
     TokenEvent,
     Usage,
 )
-from buddy_server.errors import InternalError, NotReady, Outcome
+from buddy_server.errors import InternalError, InvalidRequest, NotReady, Outcome
 from buddy_server.tenancy.depth import lowered_depth, predicted_depth
 from buddy_server.tenancy.request_life import RequestLife
 
@@ -174,6 +174,8 @@ class Generation:
                 },
             )
             raise InternalError
+        if finish.reason == "grammar":
+            raise InvalidRequest(f"The answer could not be kept within its grammar or schema: {finish.error}")
         if finish.reason == "lost":
             # Not the queue's doing, whatever the status says.
             self.metrics.finish("error")

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from buddy_server.api.response_format import Form
 from buddy_server.engine.messages import SamplingParams
 from buddy_server.template_messages import Message
 from buddy_server.tools.choice import ToolChoice
@@ -24,7 +25,8 @@ class Job:
     `sampling` is that of a prompt's first answer; its `max_tokens` is the limit that the request states, 0 without one.
     `prompt_field` and `limit_field` are what the request calls prompts and limit, for error messages. `budget` is not
     checked yet (`tenancy.depth.parse_budget`). With `echo` an answer begins with its prompt; with `scores_only` only
-    the prompt's log probabilities are wanted. `tool_choice` says which calls the answers may contain, None for none.
+    the prompt's log probabilities are wanted. `tool_choice` says which calls the answers may contain, None for none;
+    `form` is that of their text.
     """
 
     id_prefix: str
@@ -41,3 +43,4 @@ class Job:
     echo: bool = False
     scores_only: bool = False
     tool_choice: ToolChoice | None = None
+    form: Form | None = None

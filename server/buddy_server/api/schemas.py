@@ -22,6 +22,7 @@ from buddy_server.api.field_types import (
 )
 from buddy_server.api.job import Conversation, Job
 from buddy_server.api.json_bound import JsonBound
+from buddy_server.api.response_format import StructuredFields, form_of
 from buddy_server.api.schema import Schema
 from buddy_server.api.tool_fields import ToolFields
 from buddy_server.engine.messages import SamplingParams
@@ -85,10 +86,6 @@ _HARMLESS: Harmless = {
     "audio": (lambda _: False, "null; audio output is not supported"),
     "functions": (lambda value: value == [], "null; give tools instead"),
     "function_call": (lambda value: value == "none", '"none"; give tools and tool_choice instead'),
-    "response_format": (
-        lambda value: isinstance(value, dict) and value.get("type") == "text",
-        '{"type": "text"}; structured output is not implemented yet',
-    ),
     "web_search_options": (lambda _: False, "null; web search is not supported"),
 }
 
@@ -152,7 +149,7 @@ class GenerationFields(Schema):
         )
 
 
-class _CompletionFields(GenerationFields):
+class _CompletionFields(GenerationFields, StructuredFields):
     """The fields shared by chat and plain completions."""
 
     max_tokens: Count | None = None
@@ -218,6 +215,7 @@ class ChatRequest(_CompletionFields, ToolFields):
             usage_chunk=self.usage_chunk,
             trace=self.trace,
             tool_choice=self.chosen_tools(),
+            form=form_of(self),
         )
 
 
@@ -266,6 +264,7 @@ class CompletionRequest(_CompletionFields):
             stream=bool(self.stream),
             usage_chunk=self.usage_chunk,
             trace=self.trace,
+            form=form_of(self),
             echo=bool(self.echo),
             scores_only=max_tokens == 0,
         )

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from fastapi import Request
 
+from buddy_server.api.response_format import GrammarCompiler
 from buddy_server.config import ServerConfig
 from buddy_server.engine.messages import EngineClient
 from buddy_server.metrics import Metrics
@@ -22,6 +23,7 @@ class Services:
     metrics: Metrics
     tenancy: Tenancy
     capacity: Capacity
+    compiler: GrammarCompiler
 
     def authenticate(self, request: Request) -> Caller:
         """Who sent `request`. Raises InvalidApiKey, TenantDisabled."""

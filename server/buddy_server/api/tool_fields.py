@@ -119,7 +119,10 @@ class ToolChoiceFields(Schema):
         Raises InvalidRequest for a choice that these functions do not allow.
         """
         wanted = self.tool_choice or WantedCalls("auto")
-        functions = [Function(one.name, one.parameters, bool(one.strict)) for one in self.functions]
+        functions = [
+            Function(one.name, one.parameters, bool(one.strict), f"{self.functions_field.format(index)}.parameters")
+            for index, one in enumerate(self.functions)
+        ]
         if wanted.mode == "none" or (wanted.mode == "auto" and not functions):
             return None
         if not functions:

@@ -12,6 +12,7 @@ from buddy_routing.model_spec import ModelSpec, UnsupportedModelError
 from buddy_routing.planner import PathPlanner
 from buddy_routing.router_config import ArtifactError
 from buddy_server.engine.block_pool import BlockPool
+from buddy_server.engine.constraint import Grammars
 from buddy_server.engine.depth_predictor import DepthPredictor
 from buddy_server.engine.engine import Engine
 from buddy_server.engine.messages import EngineInfo
@@ -86,7 +87,9 @@ def assemble(served: ServedModel, routing: Routing, settings: EngineSettings) ->
     depth_predictor = None
     if routing.predictor is not None:
         depth_predictor = DepthPredictor(FirstLayer.of(model), routing.predictor, settings.cost_weight)
-    engine = Engine(scheduler, ModelRunner(stepper), served.tokenizer, end_token_ids(directory), depth_predictor)
+    end_tokens = end_token_ids(directory)
+    grammars = Grammars(served.tokenizer, model.spec.vocab_size, end_tokens)
+    engine = Engine(scheduler, ModelRunner(stepper), served.tokenizer, end_tokens, grammars, depth_predictor)
     return BuiltEngine(engine, info, directory)
 
 

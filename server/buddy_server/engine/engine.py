@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from tokenizers import Tokenizer
 
+from buddy_server.engine.constraint import Grammars
 from buddy_server.engine.depth_predictor import DepthPredictor
 from buddy_server.engine.detokenizer import Detokenizer
 from buddy_server.engine.messages import DepthEvent, Event, FinishEvent, FinishReason, GenerationRequest
@@ -26,13 +27,17 @@ class Engine:
     runner: ModelRunner
     tokenizer: Tokenizer
     end_token_ids: frozenset[int]
+    grammars: Grammars
     depth_predictor: DepthPredictor | None = None
     _sequences: dict[str, Sequence] = field(default_factory=dict)
     _arrivals: Iterator[int] = field(default_factory=itertools.count)
     _limits: Mapping[str, int] = field(default_factory=dict)
 
     def add(self, *requests: GenerationRequest) -> list[tuple[str, Event]]:
-        """Accept requests. Returns a DepthEvent for each request whose depth the Budget Predictor chose."""
+        """Accept requests. Returns a DepthEvent for each request whose depth the Budget Predictor chose.
+
+        Raises GrammarError. A grammar that is not compiled yet (`grammars.compiled`) may take a second.
+        """
         depths = self._predicted_depths(requests)
         for request in requests:
             params = request.sampling
@@ -42,6 +47,7 @@ class Engine:
                 Sampler(params),
                 Detokenizer(self.tokenizer, params.stop, request.shown_tokens),
                 self.end_token_ids.union(params.stop_token_ids),
+                None if request.grammar is None else self.grammars.constraint(request.grammar),
             )
             self._limit(sequence)
             self.scheduler.add(sequence)

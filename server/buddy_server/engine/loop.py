@@ -4,7 +4,10 @@ import logging
 import queue
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
+from buddy_server.engine.constraint import GrammarError
 from buddy_server.engine.engine import Engine
 from buddy_server.engine.messages import Event, FinishEvent, FinishReason, GenerationRequest, StepStats, Usage
 from buddy_server.engine.open_requests import SHUTTING_DOWN, unused
@@ -17,6 +20,14 @@ MOST_NEW_TOKENS = 4096
 STEP_FAILED = "the engine failed while generating"
 
 
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """A request whose grammar is compiled, or cannot be."""
+
+    request: GenerationRequest
+    error: str | None = None
+
+
 class EngineLoop:
     """Commands arrive through `inbox`, from any thread. `deliver` is called on the loop's thread, after every step and
     whenever requests end without one. Every request put before `closed` is set ends exactly once.
@@ -25,12 +36,15 @@ class EngineLoop:
     """
 
     def __init__(self, engine: Engine, deliver: Callable[[Report], None]) -> None:
-        self.inbox: queue.SimpleQueue[LoopCommand] = queue.SimpleQueue()
+        self.inbox: queue.SimpleQueue[LoopCommand | Compiled] = queue.SimpleQueue()
         self.closed = False
         self.turn_started_s: float | None = None
         self._engine = engine
         self._deliver = deliver
         self._open: dict[str, GenerationRequest] = {}
+        self._compiler = ThreadPoolExecutor(1, "grammars")
+        # Starts the thread, which would otherwise inherit the pinned processor of the loop's.
+        self._compiler.submit(int)
 
     def run(self) -> None:
         """Run until Stop."""
@@ -47,6 +61,7 @@ class EngineLoop:
                 command = self.inbox.get()
                 if isinstance(command, Submit):
                     self._open[command.request.request_id] = command.request
+            self._compiler.shutdown(wait=False, cancel_futures=True)
             self._end_all("cancelled", SHUTTING_DOWN)
 
     def _step(self) -> None:
@@ -69,13 +84,23 @@ class EngineLoop:
             if wait:
                 wait, self.turn_started_s = False, time.monotonic()
             match command:
+                case Submit() if command.request.grammar is not None:
+                    self._open[command.request.request_id] = command.request
+                    self._compiler.submit(self._compile, command.request)
                 case Submit():
+                    submitted.append(command.request)
+                    num_tokens += len(command.request.prompt_tokens)
+                case Compiled() if command.request.request_id not in self._open:
+                    pass  # It has been cancelled.
+                case Compiled(request, error) if error is not None:
+                    self._report([(request.request_id, unused(request, "grammar", error))])
+                case Compiled():
                     submitted.append(command.request)
                     num_tokens += len(command.request.prompt_tokens)
                 case Cancel():
                     self._add(submitted)
                     submitted = []
-                    self._report(self._engine.cancel(command.request_id))
+                    self._report(self._cancel(command.request_id))
                 case LimitDepth():
                     self._engine.limit_depth(command.limits)
                 case Stop():
@@ -83,6 +108,23 @@ class EngineLoop:
                     return False
         self._add(submitted)
         return True
+
+    def _compile(self, request: GenerationRequest) -> None:
+        """On a thread of its own, since others must not wait: once it is compiled, its request goes on."""
+        assert request.grammar is not None
+        error = None
+        try:
+            self._engine.grammars.compiled(request.grammar)
+        except GrammarError as refused:
+            error = str(refused)
+        self.inbox.put(Compiled(request, error))
+
+    def _cancel(self, request_id: str) -> list[tuple[str, Event]]:
+        """The engine does not know a request yet whose grammar is being compiled."""
+        events = self._engine.cancel(request_id)
+        if not events and request_id in self._open:
+            events = [(request_id, unused(self._open[request_id], "cancelled", None))]
+        return events
 
     def _add(self, requests: list[GenerationRequest]) -> None:
         """Add requests that arrived together in one call, so that the Budget Predictor runs once for all of them."""

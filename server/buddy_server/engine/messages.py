@@ -12,8 +12,9 @@ from msgspec import Struct
 
 from buddy_routing.action_space import ActionSpace
 
-FinishReason = Literal["stop", "length", "error", "cancelled", "lost"]
-"""Why a request ended: the model, its limit, a failure, its client or a shutdown, the loss of its engine."""
+FinishReason = Literal["stop", "length", "grammar", "error", "cancelled", "lost"]
+"""Why a request ended: the model, its limit, a grammar that needs too much work, a failure, its client or a shutdown,
+the loss of its engine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +46,9 @@ class GenerationRequest:
     """One admitted request. Every token costs at most `max_cost` milli-layers; with a `min_cost` the Budget Predictor
     chooses between the two. With `align_paths` its tokens may share paths with the tenant's other requests of the same
     cost. While tenants compete, those of the highest `priority` go first, and share in proportion to `weight`. With a
-    `tier` the limit of that name (EngineClient.limit_depth) holds as well. `shown_tokens` are special tokens that its
-    text shows; it leaves out all others."""
+    `tier` the limit of that name (EngineClient.limit_depth) holds as well. With a `grammar`, in llguidance's format,
+    the answer is one that it allows, or the beginning of one. `shown_tokens` are special tokens that its text shows; it
+    leaves out all others."""
 
     request_id: str
     tenant: str
@@ -58,6 +60,7 @@ class GenerationRequest:
     weight: float = 1.0
     priority: int = 0
     tier: str | None = None
+    grammar: str | None = None
     shown_tokens: tuple[int, ...] = ()
 
 

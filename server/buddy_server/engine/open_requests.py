@@ -101,6 +101,10 @@ class OpenRequests:
             if isinstance(last, FinishEvent):
                 self._settle_one(Account(name, opened.request.tenant, last.reason, last.usage, last.max_cost))
             if (queue := opened.events) is not None:
+                if isinstance(last, FinishEvent) and last.error is not None and len(together) > 1:
+                    # A failure comes alone: what came before it is not lost with it.
+                    by_loop[opened.loop].append((queue, together[:-1]))
+                    together = [last]
                 by_loop[opened.loop].append((queue, together))
         for loop, groups in by_loop.items():
             try:
@@ -124,7 +128,7 @@ class OpenRequests:
                 self._send(Cancel(name))
 
 
-def unused(request: GenerationRequest, reason: FinishReason, message: str) -> FinishEvent:
+def unused(request: GenerationRequest, reason: FinishReason, message: str | None) -> FinishEvent:
     """The end of a request for which the engine has computed nothing."""
     return FinishEvent(reason, Usage(len(request.prompt_tokens)), error=message, max_cost=request.max_cost)
 

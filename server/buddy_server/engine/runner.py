@@ -116,6 +116,7 @@ def wanted_rows(work: Work, first_row: int, most_steps: int) -> list[Wanted]:
                 sampling=sampling_of(params),
                 uniforms=sequence.sampler.uniforms(max_tokens),
                 counts=sequence.sampler.counts,
+                constraint=sequence.constraint,
                 num_likeliest=params.top_logprobs,
                 max_tokens=max_tokens,
                 end_tokens=sequence.end_token_ids,

@@ -6,6 +6,7 @@ from bisect import bisect_right
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from buddy_server.engine.constraint import Constraint
 from buddy_server.engine.detokenizer import Detokenizer
 from buddy_server.engine.messages import (
     Event,
@@ -47,6 +48,7 @@ class Sequence:
     sampler: Sampler
     detokenizer: Detokenizer
     end_token_ids: frozenset[int]
+    constraint: Constraint | None = None
     prefix_keys: tuple[bytes, ...] = ()
     tokens: list[int] = field(init=False)
     depths: list[tuple[int, int]] = field(init=False)
@@ -139,8 +141,13 @@ class Sequence:
         return charged
 
     def accept(self, token: "SampledToken", path: bytes) -> list[Event]:
-        """Append a token made by `path`. Returns its event, and the last one if it ends the request."""
-        sampling = self.request.sampling
+        """Append a token made by `path`. Returns its event, and the last one if it ends the request.
+
+        The step has told the constraint already, in a multi-step batch the later tokens too.
+        """
+        sampling, constraint = self.request.sampling, self.constraint
+        if constraint is not None and self.num_output >= constraint.num_accepted:
+            return [self.end("grammar", constraint.error)]
         self.tokens.append(token.token_id)
         self.sampler.accept(token.token_id)
         ends = token.token_id in self.end_token_ids
@@ -148,7 +155,7 @@ class Sequence:
         events: list[Event] = [self._token_event(token, text, path)]
         if self.num_output == 1 and sampling.prompt_logprobs is not None:
             events.insert(0, self._prompt_event())
-        if ends or self.detokenizer.stopped:
+        if ends or self.detokenizer.stopped or (constraint is not None and constraint.ends(self.num_output)):
             events.append(self.end("stop"))
         elif self.num_output >= sampling.max_tokens:
             events.append(self.end("length"))

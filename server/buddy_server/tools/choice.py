@@ -10,12 +10,13 @@ MAX_CALLS = 16
 
 @dataclass(frozen=True, slots=True)
 class Function:
-    """`parameters` is the JSON schema of its arguments, None for a function without any. Unless `is_strict`, parts of
-    the schema that cannot be enforced are ignored."""
+    """`parameters` is the JSON schema of its arguments, None for a function without any; the request has it in `field`.
+    Unless `is_strict`, parts of the schema that cannot be enforced are ignored."""
 
     name: str
     parameters: Mapping[str, Any] | None = None
     is_strict: bool = False
+    field: str = "tools"
 
 
 @dataclass(frozen=True, slots=True)
