@@ -13,14 +13,15 @@ _LARGEST = 2**53 - 1
 """Every client can read integers up to this. Without a bound, a weak model writes digits without end."""
 _DATA = ("const", "default", "enum", "examples")
 """Keywords whose values are no schemas."""
-_CLOSED_BY_DEFAULT = {"type", "properties", "required", "title", "description", "$defs", "definitions", "$schema"}
+_CLOSED = {"type", "properties", "required", "title", "description", "$defs", "definitions", "$schema"}
+"""A schema with these keywords alone means no other properties than it names, though JSON Schema would allow them."""
 
 
 def call_grammar(
     syntax: Syntax, choice: ToolChoice, marker_ids: Mapping[str, int], text_grammar: str | None = None
 ) -> str:
     """The grammar, serialized, of the answers that `choice` allows. `marker_ids` are those markers that are tokens.
-    With a `text_grammar`, an answer is either calls, which need a marker then, or what that allows.
+    With a `text_grammar`, an answer that may be text is either calls, which need a marker then, or what that allows.
 
     Schemas are not checked here. In those of functions that are not strict, llguidance ignores what it does not know.
     """
@@ -29,7 +30,7 @@ def call_grammar(
     num_more = min(choice.max_calls, syntax.max_calls) - 1
     calls = f"{first} ({more}){{0,{num_more}}} {last}" if num_more else f"{first} {last}"
     opening = markers.get(syntax.marker, "")
-    text_grammars = [] if text_grammar is None else json.loads(text_grammar)["grammars"]
+    text_grammars = [] if text_grammar is None or choice.must_call else json.loads(text_grammar)["grammars"]
     if choice.must_call:
         rules = [f"start: {'' if syntax.may_be_bare else opening} {calls}"]
     elif text_grammars:
@@ -59,7 +60,7 @@ def _call(syntax: Syntax, function: Function, markers: Mapping[str, str]) -> str
 def _schema(function: Function) -> dict[str, Any]:
     """The schema of a function's arguments: always an object, and without properties that no schema names."""
     schema: dict[str, Any] = {"type": "object", **_bounded(function.parameters or {"properties": {}})}
-    if "properties" in schema and schema.keys() <= _CLOSED_BY_DEFAULT:
+    if "properties" in schema and schema.keys() <= _CLOSED:
         schema["additionalProperties"] = False
     return schema | {"x-guidance": _JSON_STYLE | {"lenient": not function.is_strict}}
 

@@ -14,11 +14,11 @@ _NAME = r"(?P<name>[\w.-]{1,64})"
 SPACE = r"\s{0,32}"
 """White space is bounded, since a weak model writes it without end."""
 _EXTRA = rf'"(?:id|type)"{SPACE}:{SPACE}"[^"\\]{{0,64}}"'
+_EXTRAS = rf"(?:{_EXTRA}{SPACE},{SPACE}){{0,2}}"
 _ARGUMENTS = rf'"(?:arguments|parameters)"{SPACE}:{SPACE}(?=\{{)'
 _CALL = (
     rf"\{{{SPACE}(?:"
-    rf'(?:{_EXTRA}{SPACE},{SPACE})*"name"{SPACE}:{SPACE}"{_NAME}"{SPACE}'
-    rf"(?:,{SPACE}(?:{_EXTRA}{SPACE},{SPACE})*{_ARGUMENTS}|(?=\}}))"
+    rf'{_EXTRAS}"name"{SPACE}:{SPACE}"{_NAME}"{SPACE}(?:,{SPACE}{_EXTRAS}{_ARGUMENTS}|(?=\}}))'
     rf"|{_ARGUMENTS})"
 )
 """The beginning of a call as a JSON object, up to its arguments, which may come before the name."""

@@ -125,6 +125,9 @@ def test_text_beside_calls_keeps_to_its_own_grammar(family: str, syntax: Syntax,
         (marker + write(WRONG[0]), False),
     ):
         assert allows(family, syntax, ToolChoice(FUNCTIONS), answer, text_grammar) == is_allowed, answer
+    must_call = ToolChoice(FUNCTIONS, must_call=True)
+    assert allows(family, syntax, must_call, write(FLY), text_grammar)
+    assert not allows(family, syntax, must_call, '{"to": 3}', text_grammar)
 
 
 @pytest.mark.parametrize(
