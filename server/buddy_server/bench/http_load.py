@@ -31,8 +31,9 @@ class Target:
         parts = urlsplit(self.url)
         return parts.hostname or "", parts.port or 80
 
-    def request(self, prompt: Tokens, new_tokens: int, budget: float) -> bytes:
-        """The bytes of a streamed, greedy completion request, on a connection that the server closes afterwards."""
+    def request(self, prompt: Tokens, new_tokens: int, budget: float, **others: object) -> bytes:
+        """The bytes of a streamed, greedy completion request, on a connection that the server closes afterwards.
+        `others` are further fields of its body."""
         fields = {
             "model": self.model,
             "prompt": prompt,
@@ -41,6 +42,7 @@ class Target:
             "stream": True,
             "stream_options": {"include_usage": True},
             "budget": budget,
+            **others,
         }
         body = json.dumps(fields).encode()
         parts = urlsplit(self.url)
