@@ -10,9 +10,11 @@ import httpx
 import pytest
 
 from buddy_server.config import ServerConfig
+from buddy_server.tools.tool_format import ToolFormat
 from fakes.engine import INFO, FakeEngine
 from fakes.serving import wait_until
 from fakes.site import Serve, Site
+from fakes.tool_parser import MarkedCalls
 
 ASKED: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {"model": INFO.model_id, "messages": [{"role": "user", "content": "hi"}]},
@@ -65,6 +67,16 @@ def test_tool_calls_are_left_out_and_never_null(site: Site) -> None:
     for chunk in chunks_of(site.chat(stream=True)):
         assert "tool_calls" not in chunk["choices"][0]["delta"]
     assert "tool_calls" not in site.chat().json()["choices"][0]["message"]
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_every_tool_calls_delta_has_its_index(serve: Serve, monkeypatch: pytest.MonkeyPatch, n: int) -> None:
+    monkeypatch.setattr(ToolFormat, "parser", lambda *_: MarkedCalls())
+    site = serve(FakeEngine(words=("<add>", '{"a": ', "1}", "</>", "<sub>", "{}", "</>"), num_words=7))
+    deltas = [chunk["choices"][0]["delta"] for chunk in chunks_of(site.chat(stream=True, n=n))]
+    calls = [delta["tool_calls"] for delta in deltas if "tool_calls" in delta]
+    assert all(calls)
+    assert sorted(call["index"] for together in calls for call in together) == [0] * 3 * n + [1] * 2 * n
 
 
 def test_role_is_assistant_in_the_first_delta_and_left_out_later(site: Site) -> None:
@@ -169,3 +181,12 @@ def test_disconnect_is_not_hidden_and_ends_the_work(serve: Serve, path: str, str
     wait_until(lambda: len(site.engine.cancelled) == n)
     wait_until(lambda: site.sample("buddy_requests_total", outcome="cancelled") == 1)
     assert site.engine.finished == []
+
+
+def test_events_of_a_response_are_separated_by_line_feeds_and_pings_follow_no_id_line(serve: Serve) -> None:
+    site = serve(FakeEngine(delay_s=0.05, num_words=3), ServerConfig(ping_interval_s=0.02))
+    content = site.http.post("/v1/responses", json={"model": INFO.model_id, "input": "hi", "stream": True}).text
+    assert "\r" not in content
+    blocks = [block.split("\n") for block in content.removesuffix("\n\n").split("\n\n")]
+    # A ping is a comment alone; an event has its type and its data.
+    assert {tuple(line.partition(":")[0] for line in block) for block in blocks} == {("",), ("event", "data")}
