@@ -71,6 +71,26 @@ class ResponseFormat(Schema):
         return self
 
 
+class TextFormat(JsonSchemaFormat):
+    """`text.format` of /v1/responses, which says the same as `response_format` without a level between."""
+
+    type: Literal["text", "json_object", "json_schema"]
+
+    def form(self) -> "Form | None":
+        """What it asks for; None for plain text."""
+        match self.type:
+            case "text":
+                return None
+            case "json_object":
+                return Form("text.format", "json", _ANY_OBJECT)
+            case "json_schema":
+                return Form("text.format.schema", "json", self.schema_ or {})
+
+    def body(self) -> dict[str, Any]:
+        """As the response repeats it."""
+        return self.model_dump(by_alias=True, exclude_none=True)
+
+
 class StructuredOutputs(Schema):
     """vLLM's field: exactly one kind of form."""
 

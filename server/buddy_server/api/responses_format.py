@@ -132,7 +132,7 @@ class ResponsesFormat:
             "reasoning": {"effort": None, "summary": None},
             "store": False,
             "temperature": admitted.job.sampling.temperature,
-            "text": {"format": {"type": "text"}},
+            "text": {"format": body.text_format.body()},
             "tool_choice": body.tool_choice.flat() if body.tool_choice else "auto",
             "tools": [tool.model_dump() for tool in body.tools or ()],
             "top_p": admitted.job.sampling.top_p,

@@ -7,6 +7,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from buddy_server.api.field_types import Count, ItemText
 from buddy_server.api.job import Conversation, Job
 from buddy_server.api.json_bound import JsonBound
+from buddy_server.api.response_format import TextFormat
 from buddy_server.api.schema import Schema
 from buddy_server.api.schemas import (
     MAX_LOGPROBS,
@@ -26,10 +27,6 @@ _HARMLESS: Harmless = {
     "prompt": (lambda _: False, "null; this server stores no prompts"),
     "moderation": (lambda _: False, "null; moderation is not supported"),
     "response_format": (lambda _: False, "null; the name of this field here is text.format"),
-    "text": (
-        lambda value: isinstance(value, dict) and value.get("format") in (None, {"type": "text"}),
-        '{"format": {"type": "text"}}; structured output is not implemented yet',
-    ),
 }
 _NEEDED = {
     "message": ("role", "content"),
@@ -59,6 +56,10 @@ class InputItem(Schema):
         return self
 
 
+class TextOptions(Schema):
+    format: TextFormat | None = None
+
+
 def _as_items(value: object) -> object:
     return [{"role": "user", "content": value}] if isinstance(value, str) else value
 
@@ -77,6 +78,7 @@ class ResponsesRequest(GenerationFields, FlatToolFields):
     input: Input
     instructions: str | None = None
     max_output_tokens: Count | None = None
+    text: TextOptions | None = None
     include: list[str] | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     metadata: Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)] | None = None
@@ -119,7 +121,12 @@ class ResponsesRequest(GenerationFields, FlatToolFields):
             stream=bool(self.stream),
             trace=self.trace,
             tool_choice=self.chosen_tools(),
+            form=self.text_format.form(),
         )
+
+    @property
+    def text_format(self) -> TextFormat:
+        return (self.text and self.text.format) or TextFormat(type="text")
 
     def _messages(self) -> list[dict[str, Any]]:
         """The items as chat messages. Calls belong to the assistant's message before them, as templates expect."""
