@@ -9,8 +9,8 @@ from typing import Any
 import httpx
 import pytest
 
+from buddy_server.api.admission import Admitted
 from buddy_server.config import ServerConfig
-from buddy_server.tools.tool_format import ToolFormat
 from fakes.engine import INFO, FakeEngine
 from fakes.serving import wait_until
 from fakes.site import Serve, Site
@@ -71,7 +71,7 @@ def test_tool_calls_are_left_out_and_never_null(site: Site) -> None:
 
 @pytest.mark.parametrize("n", [1, 2])
 def test_every_tool_calls_delta_has_its_index(serve: Serve, monkeypatch: pytest.MonkeyPatch, n: int) -> None:
-    monkeypatch.setattr(ToolFormat, "parser", lambda *_: MarkedCalls())
+    monkeypatch.setattr(Admitted, "new_parser", lambda _: MarkedCalls())
     site = serve(FakeEngine(words=("<add>", '{"a": ', "1}", "</>", "<sub>", "{}", "</>"), num_words=7))
     deltas = [chunk["choices"][0]["delta"] for chunk in chunks_of(site.chat(stream=True, n=n))]
     calls = [delta["tool_calls"] for delta in deltas if "tool_calls" in delta]
