@@ -28,8 +28,16 @@ class ChatTemplate:
         self._template = environment.from_string(source)
         self._special_tokens = special_tokens
 
-    def render(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]) -> str:
-        """The text of a conversation, up to where the assistant's answer begins. Raises one of RENDER_ERRORS."""
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]],
+        add_generation_prompt: bool = True,
+    ) -> str:
+        """The text of a conversation, with `add_generation_prompt` up to where the assistant's answer begins.
+
+        Raises one of RENDER_ERRORS.
+        """
         # Unlike here, `apply_chat_template` would pass plain texts to the template instead of marked ones.
         return printed(
             self._template.render(
@@ -37,7 +45,7 @@ class ChatTemplate:
                 # Templates test for none, as transformers gives them.
                 tools=list(tools) or None,
                 documents=None,
-                add_generation_prompt=True,
+                add_generation_prompt=add_generation_prompt,
                 **self._special_tokens,
             )
         )

@@ -66,6 +66,7 @@ class ServerConfig:
     engine: EngineSettings = field(default_factory=EngineSettings)
     allow_open: bool = False
     max_body_bytes: int = 4 * 1024 * 1024
+    max_body_pause_s: float = 4.0
     ping_interval_s: float = 15.0
     stamp: tuple[int, ...] | None = field(default=None, compare=False)
     """file_stamp() of the file just before it was read."""

@@ -19,6 +19,7 @@ BuddyError
     ├── TierNotFound             404   tier_not_found
     ├── KeyNotFound              404   key_not_found
     ├── MethodNotAllowed         405   method_not_allowed
+    ├── BodyTooSlow              408   request_timeout
     ├── Conflict                 409   conflict
     ├── BodyTooLarge             413   request_too_large
     ├── RateLimited              429   rate_limit_exceeded, with retry-after
@@ -219,6 +220,19 @@ class MethodNotAllowed(ApiError):
     status = 405
     type = "invalid_request_error"
     code = "method_not_allowed"
+
+
+class BodyTooSlow(ApiError):
+    """The client stopped sending before its request was complete. Clients may retry."""
+
+    status = 408
+    type = "invalid_request_error"
+    code = "request_timeout"
+
+    def __init__(self, pause_s: float):
+        super().__init__(
+            f"Nothing more of the request body arrived for {pause_s:g} seconds.", headers={"connection": "close"}
+        )
 
 
 class Conflict(ApiError):

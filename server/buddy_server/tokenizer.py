@@ -84,15 +84,19 @@ class ChatTokenizer:
         """The tokens of plain text, without special tokens around it. Control tokens in the text count as such."""
         return tuple(encode(self._backend, text))
 
-    def encode_prompt(self, text: str, limit: int | None = None) -> tuple[int, ...]:
+    def encode_prompt(self, text: str, limit: int | None = None, *, add_special_tokens: bool = True) -> tuple[int, ...]:
         """The tokens of a text to continue, with the special tokens that the tokenizer itself puts around texts.
         Control tokens in the text count as such, because the client writes the whole prompt."""
         self._check_length(text, limit)
-        return tuple(encode(self._backend, text, add_special_tokens=True))
+        return tuple(encode(self._backend, text, add_special_tokens=add_special_tokens))
 
-    def decode(self, tokens: Sequence[int]) -> str:
-        """The text of `tokens`, without special tokens."""
-        return str(self._tokenizer.decode(list(tokens), skip_special_tokens=True))
+    def decode(self, tokens: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """The text of `tokens`."""
+        return str(self._tokenizer.decode(list(tokens), skip_special_tokens=skip_special_tokens))
+
+    def names(self, tokens: Sequence[int]) -> list[str | None]:
+        """The vocabulary's names of `tokens`; None where a model has more tokens than its tokenizer."""
+        return [self._backend.id_to_token(token) for token in tokens]
 
     def token_bytes(self, token: int) -> bytes | None:
         """The bytes of a token that may be part of a character; None for tokenizers without such tokens."""
@@ -118,9 +122,11 @@ class ChatTokenizer:
         messages: Sequence[Message],
         limit: int | None = None,
         tools: Sequence[Mapping[str, Any]] = (),
+        *,
+        add_generation_prompt: bool = True,
     ) -> tuple[int, ...]:
-        """The prompt tokens of a conversation, up to where the assistant's answer begins. `tools` are as in the OpenAI
-        API; a model whose template knows none is told nothing of them.
+        """The prompt tokens of a conversation, with `add_generation_prompt` up to where the assistant's answer begins.
+        `tools` are as in the OpenAI API; a model whose template knows none is told nothing of them.
 
         Only the template's control tokens count as such. In messages and tools they are text, except in roles, which
         must be known ones. Raises InvalidRequest if the model's template refuses the conversation, or there is no
@@ -132,11 +138,11 @@ class ChatTokenizer:
             template = self._tool_template if tools else self._template
             prepared = template_messages(messages, template.source)
             shown_tools = tools if template.renders_tools else ()
-            unmarked = template.render(prepared, shown_tools)
+            unmarked = template.render(prepared, shown_tools, add_generation_prompt)
         self._check_length(unmarked, limit)
         marked = self._control.mark(prepared, shown_tools)
         with _refusals(marked.stand_ins.show):
-            rendered = template.render(marked.messages, marked.tools)
+            rendered = template.render(marked.messages, marked.tools, add_generation_prompt)
         return tuple(self._control.encode(unmarked, rendered, marked))
 
     @cached_property

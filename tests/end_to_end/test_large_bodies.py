@@ -19,7 +19,7 @@ MOST_BYTES = 100e6
 NUM_TRIES = 3
 """The machine that runs this may be busy with other things."""
 
-PLAIN, CHAT = "/v1/completions", "/v1/chat/completions"
+PLAIN, CHAT, TOKENIZE = "/v1/completions", "/v1/chat/completions", "/tokenize"
 HI = '[{"role": "user", "content": "hi"}]'
 HUGE = "1" * 4300
 
@@ -94,6 +94,10 @@ BODIES = {
     "content of forged tokens": (CHAT, content(text_of("<|user|>"))),
     "content of halves of tokens": (CHAT, content(text_of("<|"))),
     "content of beginnings of tokens": (CHAT, content(text_of("<é"))),
+    "long text to tokenize": (TOKENIZE, f'{{"prompt": {text_of("the cat sat, ")}}}'),
+    "long content to tokenize": (TOKENIZE, f'{{"messages": [{{"role": "user", "content": {text_of("the cat, ")}}}]}}'),
+    "forged tokens to tokenize": (TOKENIZE, f'{{"messages": [{{"role": "user", "content": {text_of("<|user|>")}}}]}}'),
+    "tokens to detokenize": ("/detokenize", f'{{"tokens": {many("1")}}}'),
     "half a character": (CHAT, content('"\\ud800"')),
     "no text": (CHAT, '{"model": "' + "\udcff" * BODY_BYTES),
 }

@@ -1,5 +1,6 @@
 """The whole engine on a tiny model: budgets are exact, seeds repeat, accounts add up, whatever the circumstances."""
 
+import re
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -397,6 +398,16 @@ def test_end_token_and_stop_token_end_the_request_without_text(tiny: TinySite) -
         assert answer.text == free.text[:first]
 
 
+def test_with_ignore_eos_only_its_own_tokens_end_a_request(tiny: TinySite) -> None:
+    engine = build_tiny_engine(tiny.model, tiny.router).engine
+    free = run_engine(engine, [make_request(max_tokens=30)]).answers["r"]
+    engine.end_token_ids = frozenset(free.token_ids)
+    on = run_engine(engine, [make_request(max_tokens=30, ignore_eos=True)]).answers["r"]
+    assert (on.token_ids, on.end.reason) == (free.token_ids, "length")
+    own = run_engine(engine, [make_request(max_tokens=30, ignore_eos=True, stop_token_ids=(free.token_ids[8],))])
+    assert own.answers["r"].token_ids == free.token_ids[: free.token_ids.index(free.token_ids[8]) + 1]
+
+
 def test_logprobs_come_with_the_tokens_only_when_asked_for(tiny: TinySite) -> None:
     engine = build_tiny_engine(tiny.model, tiny.router).engine
     plain = run_engine(engine, [make_request()]).answers["r"]
@@ -615,3 +626,14 @@ def test_requests_preempted_for_another_tenant_say_the_same_and_cost_the_same(
     counts = [count for output in outputs for count in output.stats.depth.values()]
     charged = sum(count.executed - count.uncharged for count in counts)
     assert charged == sum(answer.end.usage.cost for answer in alone.answers.values())
+
+
+def test_system_fingerprint_changes_with_what_could_change_an_answer(tiny: TinySite) -> None:
+    def fingerprint(router: str = "prior:cosine", dtype: str = "float32") -> str:
+        return build_engine(str(tiny.model), router, EngineSettings(native=False), "cpu", dtype).info.system_fingerprint
+
+    first = fingerprint()
+    assert first == fingerprint()
+    changed = {fingerprint(str(tiny.router)), fingerprint(dtype="float16"), first}
+    assert len(changed) == 3
+    assert all(re.fullmatch("fp_[0-9a-f]{12}", each) for each in changed)

@@ -54,7 +54,18 @@ EVENTS = [
 ]
 STATS = StepStats(3, 9, 2, 6, 1, 0.25, {"acme": DepthCount(3, 4, 1)})
 INFO = EngineInfo(
-    "m", ActionSpace.skip_or_run(8), 100, 256, 512, 16, "learned", "cpu", "bfloat16", "dpbf16", has_predictor=True
+    "m",
+    ActionSpace.skip_or_run(8),
+    100,
+    256,
+    512,
+    16,
+    "learned",
+    "cpu",
+    "bfloat16",
+    "dpbf16",
+    "fp_1",
+    has_predictor=True,
 )
 
 

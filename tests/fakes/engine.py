@@ -33,6 +33,7 @@ INFO = EngineInfo(
     device="cpu",
     dtype="float32",
     arithmetic="fma",
+    system_fingerprint="fp_0123456789ab",
 )
 
 

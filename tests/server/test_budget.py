@@ -148,3 +148,8 @@ def test_tier_states_the_share_of_its_requests_and_whether_they_are_elastic(serv
     site = serve(config=ServerConfig(tenants=(Tenant("default", Tier("firm")),)))
     site.chat()
     assert site.engine.requests[0].tier is None
+
+
+def test_header_that_says_no_budget_is_refused_even_beside_the_field(site: Site) -> None:
+    response = site.chat({"x-buddy-budget": "much"}, budget=0.5)
+    assert (response.status_code, response.json()["error"]["code"]) == (400, "invalid_budget")

@@ -27,7 +27,7 @@ SAY_HI: list[Any] = [{"role": "user", "content": "hi"}]
 def test_completion_has_the_shape_of_the_specification(site: Site) -> None:
     body = site.chat().json()
     ChatCompletion.model_validate(body, strict=True)
-    assert body["object"] == "chat.completion"
+    assert (body["object"], body["system_fingerprint"]) == ("chat.completion", INFO.system_fingerprint)
     assert body["choices"] == [
         {
             "index": 0,
@@ -284,3 +284,9 @@ def test_a_token_that_only_the_tokenizer_knows_is_refused(serve: Serve) -> None:
     assert answer.status_code == 400
     assert "the model's tokens are 0 to 1" in answer.json()["error"]["message"]
     assert not site.engine.requests
+
+
+def test_end_tokens_are_not_ignored_where_the_form_of_the_answer_says_when_it_ends(site: Site) -> None:
+    assert site.chat(ignore_eos=True).status_code == 200
+    error = site.chat(ignore_eos=True, response_format={"type": "json_object"}).json()["error"]
+    assert error["param"] == "ignore_eos"

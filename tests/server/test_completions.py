@@ -18,6 +18,7 @@ def complete(site: Site, **fields: object) -> openai.types.Completion:
 def test_a_prompt_is_completed_at_its_budget(site: Site) -> None:
     answer = complete(site, prompt="hi", extra_body={"budget": 0.5})
     assert (answer.object, answer.id[:5]) == ("text_completion", "cmpl-")
+    assert answer.system_fingerprint == site.engine.info.system_fingerprint
     assert [(c.index, c.text, c.finish_reason, c.logprobs) for c in answer.choices] == [(0, TEXT, "stop", None)]
     assert answer.usage is not None
     assert answer.model_extra is not None

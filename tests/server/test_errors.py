@@ -34,7 +34,7 @@ def test_body_that_is_no_json_object_gets_400(site: Site, body: bytes) -> None:
 
 
 def test_unknown_route_gets_404_and_wrong_method_405(site: Site) -> None:
-    for path in ("/nowhere", "/v1/chat/completions/", "/docs", "/admin/tenants"):
+    for path in ("/nowhere", "/v1/chat/completions/", "/redoc", "/admin/tenants"):
         response = site.http.get(path)
         assert (response.status_code, checked_error(response)["code"]) == (404, "route_not_found")
     response = site.http.get("/v1/chat/completions")

@@ -28,7 +28,8 @@ def test_every_chunk_has_the_shape_of_the_specification(site: Site) -> None:
     chunks = events_of(site.chat(stream=True, logprobs=True, stream_options={"include_usage": True}).text)
     for chunk in chunks:
         ChatCompletionChunk.model_validate(chunk, strict=True)
-    assert len({(chunk["id"], chunk["created"], chunk["model"]) for chunk in chunks}) == 1
+    envelopes = {(chunk["id"], chunk["created"], chunk["model"], chunk["system_fingerprint"]) for chunk in chunks}
+    assert [fingerprint for *_, fingerprint in envelopes] == [INFO.system_fingerprint]
     choices = [chunk["choices"][0] for chunk in chunks[:-1]]
     assert choices[-1]["delta"] == {}
     assert sum(len((choice["logprobs"] or {"content": []})["content"]) for choice in choices) == 6

@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import processors
 from transformers import AutoTokenizer
 
 from buddy_server.chat_template import read_chat_template
 from buddy_server.errors import ConfigError, InvalidRequest
 from buddy_server.tokenizer import ChatTokenizer, PromptTooLong
 from buddy_server.tools.syntax import HERMES, LLAMA3, MISTRAL, MISTRAL_ARGS, PLAIN, Syntax
+from fakes import families
 from fakes.families import FAMILIES
 
 
@@ -78,6 +80,20 @@ def test_arguments_with_half_a_character_stay_a_text() -> None:
     function = {"name": "f", "arguments": '{"a": "\\ud800"}'}
     call = {"id": "c", "type": "function", "function": function}
     assert tokenizer.render([{"role": "assistant", "tool_calls": [call]}])
+
+
+def test_special_tokens_around_a_prompt_are_left_out_on_request_and_decoded_on_request() -> None:
+    published = families.llama3()
+    begin = published.bos_token_id
+    published.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|begin_of_text|> $A", special_tokens=[("<|begin_of_text|>", begin)]
+    )
+    tokenizer = ChatTokenizer(published)
+    tokens = tokenizer.encode_prompt("the cat")
+    assert tokens == (begin, *tokenizer.encode_prompt("the cat", add_special_tokens=False))
+    assert tokenizer.decode(tokens) == "the cat"
+    assert tokenizer.decode(tokens, skip_special_tokens=False) == "<|begin_of_text|>the cat"
+    assert tokenizer.names([begin, 10**6]) == ["<|begin_of_text|>", None]
 
 
 CALL: dict[str, Any] = {

@@ -12,7 +12,6 @@ from fastapi.security import HTTPBearer
 from buddy_routing.action_space import ActionSpace
 from buddy_server.api.admin_records import add_audit, add_usage
 from buddy_server.api.admin_schemas import (
-    ErrorView,
     KeyRequest,
     KeyView,
     Listed,
@@ -23,7 +22,9 @@ from buddy_server.api.admin_schemas import (
     TierView,
     shown_time,
 )
-from buddy_server.errors import ConfigError, InvalidApiKey, InvalidRequest
+from buddy_server.api.answer_schemas import ErrorView
+from buddy_server.api.openapi import errors
+from buddy_server.errors import ConfigError, InternalError, InvalidApiKey, InvalidRequest, StoreAway
 from buddy_server.tenancy.administration import Administration, ListedTenant, ListedTier
 from buddy_server.tenancy.depth import check_tier
 from buddy_server.tenancy.keys import bearer_key
@@ -51,7 +52,7 @@ def admin_router(services: AdminServices, actions: ActionSpace) -> APIRouter:
         route_class=_guarded_route(services.key),
         # For the OpenAPI document alone; the route checks the key.
         dependencies=[Security(HTTPBearer(scheme_name="admin key", auto_error=False))],
-        responses={"4XX": {"model": ErrorView, "description": "Refused"}},
+        responses={"4XX": {"model": ErrorView, "description": "Refused"}, **errors(InternalError, StoreAway)},
     )
     _add_tenants(router, services.administration)
     _add_tiers(router, services.administration, actions)

@@ -39,19 +39,6 @@ class Listed(BaseModel, Generic[T]):
     data: list[T]
 
 
-class ErrorDetails(BaseModel):
-    message: str
-    type: str
-    param: str | None
-    code: str | None
-
-
-class ErrorView(BaseModel):
-    """What every endpoint answers when it refuses or fails."""
-
-    error: ErrorDetails
-
-
 class NewTenant(_Body):
     name: Name
     tier: Name

@@ -8,6 +8,7 @@ from fastapi import Request
 
 from buddy_routing.action_space import ActionSpace
 from buddy_server.api.answer_grammar import answer_grammar
+from buddy_server.api.field_types import refused
 from buddy_server.api.job import Job
 from buddy_server.api.prompts import check_named_tokens, context_limit, prompt_tokens
 from buddy_server.api.services import Services
@@ -39,12 +40,13 @@ class Admitted:
     """A job that may run: one engine request per choice, all of the same depth; the `n` choices of a prompt are
     adjacent.
 
-    `id` and `created` are those of the response; `request_id` is the x-request-id, for logs. A job with a tool_choice
-    has the model's `tool_format`.
+    `id`, `created` and `system_fingerprint` are those of the response; `request_id` is the x-request-id, for logs. A
+    job with a tool_choice has the model's `tool_format`.
     """
 
     id: str
     created: int
+    system_fingerprint: str
     request_id: str
     job: Job
     depth: DepthDecision
@@ -78,6 +80,8 @@ async def admit(services: Services, life: RequestLife, caller: Caller, request: 
     prompts = await prompt_tokens(services.tokenizer, job, info)
     tool_format = services.tokenizer.tool_format if job.tool_choice else None
     grammar = await answer_grammar(job, tool_format, services.compiler)
+    if grammar is not None and job.sampling.ignore_eos:
+        raise refused("ignore_eos", True, "false where the form of the answer says when it ends")
     num_answers = job.n * len(prompts)
     affordable = _affordable_tokens(tier, depth, num_answers, info)
     limits = [_max_tokens(len(prompt), job, tier, affordable, info) for prompt in prompts]
@@ -114,6 +118,7 @@ async def admit(services: Services, life: RequestLife, caller: Caller, request: 
     return Admitted(
         id=answer_id,
         created=int(time.time()),
+        system_fingerprint=info.system_fingerprint,
         request_id=request.state.request_id,
         job=job,
         depth=depth,
@@ -124,9 +129,9 @@ async def admit(services: Services, life: RequestLife, caller: Caller, request: 
 
 
 def _asked_budget(job: Job, header: str | None, actions: ActionSpace) -> float | Auto | None:
-    if job.budget is not None:
-        return parse_budget(job.budget, actions)
-    return None if header is None else parse_budget_header(header, actions)
+    # Checked even where the field counts: a header that says nothing sensible is a mistake.
+    in_header = None if header is None else parse_budget_header(header, actions)
+    return in_header if job.budget is None else parse_budget(job.budget, actions)
 
 
 def _max_tokens(num_prompt_tokens: int, job: Job, tier: Tier, affordable: int | None, info: EngineInfo) -> int:

@@ -62,6 +62,7 @@ class ChunkFormat(ABC):
             "object": kind,
             "created": admitted.created,
             "model": self.job.model,
+            "system_fingerprint": admitted.system_fingerprint,
             "choices": choices,
         }
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, PlainValidator
+from pydantic import BeforeValidator, Field, PlainValidator, WithJsonSchema
 
 from buddy_server.errors import InvalidRequest, shown
 
@@ -108,14 +108,51 @@ def _prompts(value: Any) -> list[str] | list[list[int]]:
     return value
 
 
+def _any_of(*schemas: dict[str, Any]) -> WithJsonSchema:
+    return WithJsonSchema({"anyOf": list(schemas)})
+
+
+def _list_of(items: dict[str, Any], most: int | None = None, least: int = 0) -> dict[str, Any]:
+    bounds = {"maxItems": most} if most is not None else {}
+    return {"type": "array", "items": items, "minItems": least, **bounds}
+
+
+_STRING = {"type": "string"}
+_STOP = {"type": "string", "minLength": 1, "maxLength": MAX_STOP_CHARS}
+_TOKEN = {"type": "integer", "minimum": 0}
+_TOKENS = _list_of(_TOKEN, least=1)
 _PARTS = {"text": "text", "refusal": "refusal"}
 _ITEM_PARTS = {"input_text": "text", "output_text": "text", "refusal": "refusal"}
 
-Text = Annotated[str | None, BeforeValidator(partial(_joined_text, fields=_PARTS))]
-ItemText = Annotated[str | None, BeforeValidator(partial(_joined_text, fields=_ITEM_PARTS))]
+
+def _text_schema(parts: Mapping[str, str]) -> WithJsonSchema:
+    part = [
+        {"type": "object", "required": ["type", field], "properties": {"type": {"const": kind}, field: _STRING}}
+        for kind, field in parts.items()
+    ]
+    return _any_of(_STRING, _list_of({"anyOf": part}, MAX_CONTENT_PARTS), {"type": "null"})
+
+
+Text = Annotated[str | None, BeforeValidator(partial(_joined_text, fields=_PARTS)), _text_schema(_PARTS)]
+ItemText = Annotated[str | None, BeforeValidator(partial(_joined_text, fields=_ITEM_PARTS)), _text_schema(_ITEM_PARTS)]
 """The same in an item of /v1/responses."""
-Stops = Annotated[list[str], PlainValidator(_stops)]
-StopTokenIds = Annotated[list[int], PlainValidator(_stop_token_ids)]
-LogitBias = Annotated[dict[int, float], PlainValidator(_logit_bias)]
-Prompts = Annotated[list[str] | list[list[int]], PlainValidator(_prompts)]
+Stops = Annotated[list[str], PlainValidator(_stops), _any_of(_STOP, _list_of(_STOP, MAX_STOPS))]
+StopTokenIds = Annotated[list[int], PlainValidator(_stop_token_ids), WithJsonSchema(_list_of(_TOKEN, MAX_STOP_TOKENS))]
+LogitBias = Annotated[
+    dict[int, float],
+    PlainValidator(_logit_bias),
+    WithJsonSchema(
+        {
+            "type": "object",
+            "propertyNames": {"pattern": "^[0-9]{1,9}$"},
+            "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
+            "maxProperties": MAX_BIASES,
+        }
+    ),
+]
+Prompts = Annotated[
+    list[str] | list[list[int]],
+    PlainValidator(_prompts),
+    _any_of(_STRING, _TOKENS, _list_of(_STRING, MAX_PROMPTS, 1), _list_of(_TOKENS, MAX_PROMPTS, 1)),
+]
 """Always a list, of texts or of token ids."""

@@ -8,11 +8,12 @@ import re
 import time
 import uuid
 
+from anyio import fail_after
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from buddy_server.api.errors_handler import render_error
-from buddy_server.errors import BodyTooLarge, InternalError
+from buddy_server.errors import BodyTooLarge, BodyTooSlow, InternalError
 
 _log = logging.getLogger(__name__)
 
@@ -58,14 +59,16 @@ class RequestContext:
 
 
 class BodyLimit:
-    """Refuses bodies over `max_bytes`, whether announced by content-length or not.
+    """Refuses bodies over `max_bytes`, whether announced by content-length or not, and bodies that stop arriving for
+    `max_pause_s`.
 
-    Raises BodyTooLarge inside the app, where the error handler renders it.
+    Raises BodyTooLarge or BodyTooSlow inside the app, where the error handler renders it.
     """
 
-    def __init__(self, app: ASGIApp, max_bytes: int):
+    def __init__(self, app: ASGIApp, max_bytes: int, max_pause_s: float):
         self._app = app
         self._max_bytes = max_bytes
+        self._max_pause_s = max_pause_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -73,12 +76,20 @@ class BodyLimit:
             return
         announced = Headers(scope=scope).get("content-length", "")
         num_bytes = int(announced) if announced.isascii() and announced.isdigit() else 0
+        is_complete = False
 
         async def receive_limited() -> Message:
-            nonlocal num_bytes
+            nonlocal num_bytes, is_complete
+            if is_complete:
+                return await receive()
             if num_bytes > self._max_bytes:
                 raise BodyTooLarge(self._max_bytes)
-            message = await receive()
+            try:
+                with fail_after(self._max_pause_s):
+                    message = await receive()
+            except TimeoutError:
+                raise BodyTooSlow(self._max_pause_s) from None
+            is_complete = not message.get("more_body", False)
             if not announced:
                 num_bytes += len(message.get("body", b""))
                 if num_bytes > self._max_bytes:

@@ -115,10 +115,15 @@ class StructuredFields(Schema):
 
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
+    """The form of the answer, in vLLM's notation."""
     guided_json: dict[str, Any] | str | None = None
+    """The same as json in structured_outputs."""
     guided_regex: str | None = None
+    """The same as regex in structured_outputs."""
     guided_grammar: str | None = None
+    """The same as grammar in structured_outputs."""
     guided_choice: list[str] | None = None
+    """The same as choice in structured_outputs."""
 
 
 class GrammarCompiler:

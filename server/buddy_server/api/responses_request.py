@@ -1,8 +1,9 @@
 """The body of POST /v1/responses, and how it becomes a job."""
 
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from buddy_server.api.field_types import Count, ItemText
 from buddy_server.api.job import Conversation, Job
@@ -13,20 +14,22 @@ from buddy_server.api.schemas import (
     MAX_LOGPROBS,
     MAX_MESSAGES,
     GenerationFields,
-    Harmless,
-    refuse_unsupported,
 )
 from buddy_server.api.tool_fields import FlatToolFields
+from buddy_server.api.unsupported_fields import UNSUPPORTED_FIELDS, Unsupported
 from buddy_server.errors import UnsupportedField, shown
 
-_NOT_STORED = "null; this server stores no responses, so send all earlier items as input"
-_HARMLESS: Harmless = {
-    "previous_response_id": (lambda _: False, _NOT_STORED),
-    "conversation": (lambda _: False, _NOT_STORED),
-    "background": (lambda value: value is False, "false; this server stores no responses"),
-    "prompt": (lambda _: False, "null; this server stores no prompts"),
-    "moderation": (lambda _: False, "null; moderation is not supported"),
-    "response_format": (lambda _: False, "null; the name of this field here is text.format"),
+_NOT_STORED = "the server stores no responses, so send all earlier items as input"
+_UNSUPPORTED: Mapping[str, Unsupported] = {
+    "previous_response_id": ((), _NOT_STORED),
+    "conversation": ((), _NOT_STORED),
+    "background": ((False,), "the server stores no responses"),
+    "prompt": ((), "the server stores no prompts"),
+    "response_format": ((), "the name of this field here is text.format"),
+    "max_tokens": ((), "the name of this field here is max_output_tokens"),
+    "max_completion_tokens": ((), "the name of this field here is max_output_tokens"),
+    "messages": ((), "the name of this field here is input"),
+    "n": ((1,), "a response has one answer"),
 }
 _NEEDED = {
     "message": ("role", "content"),
@@ -35,9 +38,19 @@ _NEEDED = {
 }
 
 
+def _needs(kind: str) -> dict[str, Any]:
+    """The JSON schema of what an item of this kind must have."""
+    present = {field: {"not": {"type": "null"}} for field in _NEEDED[kind]}
+    types: list[str | None] = ["message", None] if kind == "message" else [kind]
+    required = [*_NEEDED[kind], *(() if kind == "message" else ["type"])]
+    return {"required": required, "properties": {"type": {"enum": types}, **present}}
+
+
 class InputItem(Schema):
     """A message, a call that the model made earlier, or what came of one. After validation, `content` and `output` are
     single texts."""
+
+    model_config = ConfigDict(json_schema_extra={"anyOf": [_needs(kind) for kind in _NEEDED]})
 
     type: Literal["message", "function_call", "function_call_output"] | None = None
     role: Literal["user", "assistant", "system", "developer"] | None = None
@@ -64,9 +77,8 @@ def _as_items(value: object) -> object:
     return [{"role": "user", "content": value}] if isinstance(value, str) else value
 
 
-Input = Annotated[
-    list[InputItem], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True), BeforeValidator(_as_items)
-]
+_Items = Annotated[list[InputItem], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
+Input = Annotated[_Items, BeforeValidator(_as_items, json_schema_input_type=str | _Items)]
 MetadataKey = Annotated[str, Field(max_length=64)]
 MetadataValue = Annotated[str, Field(max_length=512)]
 
@@ -80,13 +92,16 @@ class ResponsesRequest(GenerationFields, FlatToolFields):
     max_output_tokens: Count | None = None
     text: TextOptions | None = None
     include: list[str] | None = None
+    """"message.output_text.logprobs" asks for log probabilities."""
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     metadata: Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)] | None = None
     user: str | None = None
 
+    unsupported: ClassVar[Mapping[str, Unsupported]] = {**UNSUPPORTED_FIELDS, **_UNSUPPORTED}
+
     @model_validator(mode="before")
     @classmethod
-    def _refuse_unsupported(cls, raw: object) -> object:
+    def _refuse_built_in_tools(cls, raw: object) -> object:
         tools = raw.get("tools") if isinstance(raw, dict) else None
         for index, tool in enumerate(tools if isinstance(tools, list) else ()):
             kind = tool.get("type") if isinstance(tool, dict) else None
@@ -96,7 +111,7 @@ class ResponsesRequest(GenerationFields, FlatToolFields):
                     f'{field}: {shown(kind)} is not supported: allowed is "function"; there are no built-in tools',
                     param=field,
                 )
-        return refuse_unsupported(raw, _HARMLESS)
+        return raw
 
     @model_validator(mode="after")
     def _bounded_arguments(self) -> Self:

@@ -6,4 +6,4 @@ from pydantic import BaseModel, ConfigDict
 class Schema(BaseModel):
     """Unknown fields are ignored. Values are of their type, not merely convertible to it."""
 
-    model_config = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)

@@ -4,10 +4,11 @@ Fields not named here are ignored: unknown ones, and known ones that cannot chan
 """
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
+from pydantic.config import JsonDict
 
 from buddy_server.api.field_types import (
     Count,
@@ -25,8 +26,8 @@ from buddy_server.api.json_bound import JsonBound
 from buddy_server.api.response_format import StructuredFields, form_of
 from buddy_server.api.schema import Schema
 from buddy_server.api.tool_fields import ToolFields
+from buddy_server.api.unsupported_fields import UNSUPPORTED_FIELDS, Unsupported, refuse_unsupported
 from buddy_server.engine.messages import SamplingParams
-from buddy_server.errors import UnsupportedField, shown
 
 MAX_CHOICES = 8
 MAX_LOGPROBS = 20
@@ -45,8 +46,18 @@ class ToolCall(Schema):
     function: FunctionCall
 
 
+_SAYS_SOMETHING: JsonDict = {"required": ["content"], "properties": {"content": {"type": ["string", "array"]}}}
+_CALLS_SOMETHING: JsonDict = {
+    "required": ["tool_calls"],
+    "properties": {"role": {"const": "assistant"}, "tool_calls": {"type": "array", "minItems": 1}},
+}
+
+
 class ChatMessage(Schema):
-    """One message; roles may come in any order. After validation, `content` is a single text."""
+    """One message; roles may come in any order. Only an assistant's message with tool calls may have no content. After
+    validation, `content` is a single text."""
+
+    model_config = ConfigDict(json_schema_extra={"anyOf": [_SAYS_SOMETHING, _CALLS_SOMETHING]})
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Text = None
@@ -61,12 +72,20 @@ class ChatMessage(Schema):
         return self
 
 
+Messages = Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
+
+
 class StreamOptions(Schema):
     include_usage: bool | None = None
+    """Whether a last chunk, without choices, has the usage."""
 
 
 class BuddyOptions(Schema):
+    # Nothing else is allowed, see below; the OpenAPI document says so by this.
+    model_config = ConfigDict(json_schema_extra={"additionalProperties": False})
+
     trace: bool | None = None
+    """Whether the response lists the layers that every generated token ran."""
 
     @model_validator(mode="before")
     @classmethod
@@ -78,28 +97,21 @@ class BuddyOptions(Schema):
         return raw
 
 
-Harmless = Mapping[str, tuple[Callable[[Any], bool], str]]
-"""Known fields that this server cannot honour: which values change nothing, and the error text for all others."""
+class RequestFields(Schema):
+    """The body of a request. Validation raises UnsupportedField for fields that would give a wrong answer if they were
+    silently ignored: the `unsupported` ones that are no fields of the class."""
 
-_HARMLESS: Harmless = {
-    "modalities": (lambda value: value == ["text"], '["text"]; other output is not supported'),
-    "audio": (lambda _: False, "null; audio output is not supported"),
-    "functions": (lambda value: value == [], "null; give tools instead"),
-    "function_call": (lambda value: value == "none", '"none"; give tools and tool_choice instead'),
-    "web_search_options": (lambda _: False, "null; web search is not supported"),
-}
+    unsupported: ClassVar[Mapping[str, Unsupported]] = UNSUPPORTED_FIELDS
 
-
-def refuse_unsupported(raw: object, harmless: Harmless) -> object:
-    """Returns `raw`, or raises UnsupportedField if it has a field with a value that is not harmless."""
-    for field, (is_harmless, allowed) in harmless.items():
-        value = raw.get(field) if isinstance(raw, dict) else None
-        if value is not None and not is_harmless(value):
-            raise UnsupportedField(f"{field}: {shown(value)} is not supported: allowed is {allowed}", param=field)
-    return raw
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unsupported(cls, raw: object) -> object:
+        if isinstance(raw, dict):
+            refuse_unsupported(raw, cls.unsupported, cls.model_fields)
+        return raw
 
 
-class GenerationFields(Schema):
+class GenerationFields(RequestFields):
     """The fields shared by all endpoints that generate. An explicit null is the same as leaving a field out.
 
     `budget` is checked later, against the model (`tenancy.depth.parse_budget`).
@@ -109,16 +121,25 @@ class GenerationFields(Schema):
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=-1, lt=2**31)] | None = None
+    """Sample from this many of the likeliest tokens; 0 and -1 are no limit."""
     min_p: Share | None = None
+    """Sample from tokens that are at least this likely, relative to the likeliest one."""
     stop: Stops | None = None
     seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
+    """The same request with the same seed gives the same text; with several choices, they have consecutive seeds."""
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     stop_token_ids: StopTokenIds | None = None
+    """Tokens that end the answer, besides the model's own end tokens."""
+    ignore_eos: bool | None = None
+    """Whether the model's own end tokens do not end the answer."""
     logit_bias: LogitBias | None = None
     stream: bool | None = None
     budget: Any = None
+    """The largest share of the model's layers that any token may run, or "auto" for a choice by the Budget Predictor.
+    The tenant's tier may clamp it."""
     buddy: BuddyOptions | None = None
+    """What else the `buddy` object of the response tells."""
 
     @property
     def trace(self) -> bool:
@@ -144,6 +165,7 @@ class GenerationFields(Schema):
             seed=self.seed,
             stop=tuple(self.stop or ()),
             stop_token_ids=tuple(self.stop_token_ids or ()),
+            ignore_eos=bool(self.ignore_eos),
             top_logprobs=top_logprobs,
             prompt_logprobs=prompt_logprobs,
         )
@@ -162,20 +184,14 @@ class _CompletionFields(GenerationFields, StructuredFields):
 
 
 class ChatRequest(_CompletionFields, ToolFields):
-    """The body of POST /v1/chat/completions.
+    """The body of POST /v1/chat/completions."""
 
-    Validation raises UnsupportedField for fields that would give a wrong answer if they were silently ignored.
-    """
-
-    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
+    messages: Messages
     max_completion_tokens: Count | None = None
+    """Counts in place of max_tokens if both are given."""
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_unsupported(cls, raw: object) -> object:
-        return refuse_unsupported(raw, _HARMLESS)
+    """Needs `"logprobs": true`."""
 
     @model_validator(mode="after")
     def _bounded_arguments(self) -> Self:
@@ -232,10 +248,12 @@ class CompletionRequest(_CompletionFields):
 
     prompt: Prompts
     max_tokens: Annotated[int, Field(ge=0)] | None = None
+    """By default 16. 0 needs `"echo": true`."""
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     suffix: Literal[""] | None = None
     best_of: int | None = None
+    """The value of n alone."""
 
     @model_validator(mode="after")
     def _is_possible(self) -> Self:

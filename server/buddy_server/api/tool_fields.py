@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PlainValidator, StringConstraints, model_validator
+from pydantic import Field, PlainValidator, StringConstraints, WithJsonSchema, model_validator
 
 from buddy_server.api.field_types import refused
 from buddy_server.api.json_bound import JsonBound
@@ -92,10 +92,18 @@ def _name(tool: object) -> str | None:
     return None
 
 
+_CHOICE = {
+    "anyOf": [
+        {"enum": ["none", "auto", "required"]},
+        {"type": "object", "required": ["type"], "properties": {"type": {"enum": ["function", "allowed_tools"]}}},
+    ]
+}
+
+
 class ToolChoiceFields(Schema):
     """The fields that choose among tools."""
 
-    tool_choice: Annotated[WantedCalls, PlainValidator(_wanted_calls)] | None = None
+    tool_choice: Annotated[WantedCalls, PlainValidator(_wanted_calls), WithJsonSchema(_CHOICE)] | None = None
     parallel_tool_calls: bool | None = None
 
     @property

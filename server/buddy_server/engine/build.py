@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 import torch
@@ -23,6 +24,7 @@ from buddy_server.engine.scheduler import Scheduler
 from buddy_server.engine.served_model import EngineBuildError, ServedModel, load_served_model
 from buddy_server.engine.settings import EngineSettings
 from buddy_server.engine.steppers import make_stepper
+from buddy_server.version import server_version
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +83,9 @@ def assemble(served: ServedModel, routing: Routing, settings: EngineSettings) ->
         device=str(served.device),
         dtype=served.dtype_name,
         arithmetic=stepper.arithmetic,
+        system_fingerprint=system_fingerprint(
+            served.loaded.fingerprint, routing.router.router_id, served.dtype_name, stepper.arithmetic
+        ),
         has_predictor=routing.predictor is not None,
     )
     directory = served.loaded.directory
@@ -91,6 +96,11 @@ def assemble(served: ServedModel, routing: Routing, settings: EngineSettings) ->
     grammars = Grammars(served.tokenizer, model.spec.vocab_size, end_tokens)
     engine = Engine(scheduler, ModelRunner(stepper), served.tokenizer, end_tokens, grammars, depth_predictor)
     return BuiltEngine(engine, info, directory)
+
+
+def system_fingerprint(*parts: str) -> str:
+    """Names what the answers are computed with: `parts`, and the version of this server."""
+    return f"fp_{sha256(repr((*parts, server_version())).encode()).hexdigest()[:12]}"
 
 
 def make_prefix_keys(routing: Routing, settings: EngineSettings) -> PrefixKeys | None:

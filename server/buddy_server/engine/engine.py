@@ -46,7 +46,7 @@ class Engine:
                 next(self._arrivals),
                 Sampler(params),
                 Detokenizer(self.tokenizer, params.stop, request.shown_tokens),
-                self.end_token_ids.union(params.stop_token_ids),
+                frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self.end_token_ids),
                 None if request.grammar is None else self.grammars.constraint(request.grammar),
             )
             self._limit(sequence)

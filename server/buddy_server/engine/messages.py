@@ -22,8 +22,9 @@ class SamplingParams:
     """How one request turns logits into tokens. Ranges are checked in the API, not here.
 
     `top_k` 0 switches it off; `temperature` 0 is greedy; `seed` None draws a fresh one. `stop_token_ids` end the
-    request besides the model's own end tokens. `top_logprobs` None requests no log probabilities, 0 only the sampled
-    token's, k those of the k likeliest as well; `prompt_logprobs` does the same for the prompt's tokens.
+    request besides the model's own end tokens, or instead of them with `ignore_eos`. `top_logprobs` None requests no
+    log probabilities, 0 only the sampled token's, k those of the k likeliest as well; `prompt_logprobs` does the same
+    for the prompt's tokens.
     """
 
     max_tokens: int
@@ -37,6 +38,7 @@ class SamplingParams:
     seed: int | None = None
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
     top_logprobs: int | None = None
     prompt_logprobs: int | None = None
 
@@ -171,7 +173,7 @@ class StepStats(Struct, frozen=True, array_like=True):
 class EngineInfo:
     """What the HTTP layer may know about the engine. `kv_capacity_tokens` limits any single request, `max_sequences`
     those that run side by side. `arithmetic` is what products are computed with: one of buddy_kernels.arithmetics, or
-    "torch"."""
+    "torch". `system_fingerprint` changes with everything that could change the answer to a seeded request."""
 
     model_id: str
     actions: ActionSpace
@@ -183,6 +185,7 @@ class EngineInfo:
     device: str
     dtype: str
     arithmetic: str
+    system_fingerprint: str
     has_predictor: bool = False
 
     @property
