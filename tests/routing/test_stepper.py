@@ -415,6 +415,34 @@ def test_only_allowed_tokens_are_made_at_any_temperature(native: WeightKind | No
         assert {row[0].token_id for row in output.tokens} <= {18, 32}
 
 
+class Ending(FixedMask):
+    """Allows nothing after so many tokens."""
+
+    def __init__(self, num_tokens: int) -> None:
+        super().__init__([255] * 13)
+        self._num_tokens = num_tokens
+
+    def accept(self, token: int) -> None:
+        super().accept(token)
+        if len(self.accepted) == self._num_tokens:
+            self._allowed[:] = bytes(13)
+
+
+@pytest.mark.parametrize("native", [None, "float32"])
+def test_constraint_is_told_every_token_and_ends_its_row_where_it_allows_no_more(
+    native: WeightKind | None, tmp_path: Path
+) -> None:
+    model = load_tiny("llama", tmp_path)
+    decode = SparseDecode(model, random_router(model), some_tokens(4, 32), [4] * 4, native)
+    num_steps = 1 if native is None else 6
+    constraints = [Ending(2), None, Ending(9), Ending(1)]
+    wanted = [{"constraint": constraint, "max_tokens": num_steps} for constraint in constraints]
+    output = decode.run([(row, 0, 1) for row in range(4)], wanted=wanted, most_s=60.0)
+    assert [len(made) for made in output.tokens] == [min(2, num_steps), num_steps, num_steps, 1]
+    for constraint, made in zip(constraints, output.tokens, strict=True):
+        assert constraint is None or constraint.accepted == [token.token_id for token in made]
+
+
 def test_samplings_without_numbers_are_refused(tmp_path: Path) -> None:
     decode = SparseDecode(load_tiny("llama", tmp_path), ties(None), some_tokens(1, 32), [4], "float32")
     with pytest.raises(ValueError, match="uniforms of row 0 are 0, allowed is one for each of 1 tokens"):

@@ -7,7 +7,7 @@ from functools import cached_property, lru_cache
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from tokenizers import Tokenizer
 
-MOST_COMPILED = 64
+MOST_COMPILED = 32
 """Grammars kept, since clients use the same few again and again."""
 MOST_MESSAGE_CHARS = 300
 
@@ -99,12 +99,14 @@ class Grammars:
 
 
 def limits(vocab_size: int) -> LLParserLimits:
-    """What a strangers' grammar may take: about a millisecond a token with a small vocabulary, where a step takes half
-    of one. A larger vocabulary needs more, and belongs to a slower model."""
+    """What a stranger's grammar may take: about a millisecond a token with a small vocabulary, where a step takes half
+    of one, and some ten megabytes. A larger vocabulary needs more, and belongs to a slower model."""
     return LLParserLimits(
         max_items_in_row=500,
         step_max_items=min(50_000, 2_000 + vocab_size // 3),
         step_lexer_fuel=min(200_000, 20_000 + vocab_size),
+        initial_lexer_fuel=min(1_000_000, 100_000 + 2 * vocab_size),
+        max_lexer_states=20_000,
         verbose_errors=False,
     )
 
