@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 _CORPUS = [
@@ -59,6 +59,16 @@ def llama3() -> PreTrainedTokenizerBase:
     tokenizer = _byte_level(ignore_merges=True)
     special = ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|python_tag|>"]
     return _published(tokenizer, special, [], LLAMA3, bos_token=special[0], eos_token=special[3])
+
+
+def llama3_with_beginning() -> PreTrainedTokenizerBase:
+    """As published: the tokenizer itself puts a token before every text."""
+    published = llama3()
+    begin = published.bos_token
+    published.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{begin} $A", special_tokens=[(begin, published.bos_token_id)]
+    )
+    return published
 
 
 def qwen3() -> PreTrainedTokenizerBase:

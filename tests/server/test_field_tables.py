@@ -43,10 +43,8 @@ def moving_rows() -> list[tuple[str, str, str]]:
     """Fields as JSON, what happens to them, and the path: of each row of each table."""
     rows = []
     for field, here, notes in re.findall(r"^\| `(.*?)` \| (\w+) \| (.*)\|$", MOVING, re.MULTILINE):
-        paths = re.findall("`(/[a-z0-9/]+)`", notes) if here == "honoured" or "best_of" in field else []
-        if field == '"echo": true':
-            paths = re.findall("`(/[a-z0-9/]+)`", notes)
-        rows += [(field, here, path) for path in paths or ("/v1/chat/completions", "/v1/completions")]
+        only = re.match("`(/[a-z0-9/]+)`", notes)
+        rows += [(field, here, path) for path in ([only[1]] if only else ("/v1/chat/completions", "/v1/completions"))]
     return rows
 
 

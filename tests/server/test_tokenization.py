@@ -82,6 +82,17 @@ def test_both_need_a_key_where_completions_do(serve: Serve) -> None:
         assert site.http.post(path, json=body, headers={"authorization": f"Bearer {key}"}).status_code == 200
 
 
+def test_special_tokens_are_those_of_a_completion_unless_left_out(serve: Serve) -> None:
+    site = serve(of_family=ChatTokenizer(families.llama3_with_beginning()))
+    tokens = tokenize(site, prompt="the cat")["tokens"]
+    assert tokenize(site, prompt="the cat", add_special_tokens=False)["tokens"] == tokens[1:]
+    asked = {"model": INFO.model_id, "prompt": "the cat"}
+    assert site.http.post("/v1/completions", json=asked | {"add_special_tokens": True}).status_code == 200
+    assert list(site.engine.requests[0].prompt_tokens) == tokens
+    refused = site.http.post("/v1/completions", json=asked | {"add_special_tokens": False}).json()["error"]
+    assert (refused["param"], refused["code"]) == ("add_special_tokens", "unsupported_parameter")
+
+
 def test_tools_are_counted_as_a_completion_has_them(serve: Serve) -> None:
     # The usual tokenizer's template tells nothing of tools.
     site = serve(of_family=ChatTokenizer(families.qwen3()))

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import processors
 from transformers import AutoTokenizer
 
 from buddy_server.chat_template import read_chat_template
@@ -83,11 +82,8 @@ def test_arguments_with_half_a_character_stay_a_text() -> None:
 
 
 def test_special_tokens_around_a_prompt_are_left_out_on_request_and_decoded_on_request() -> None:
-    published = families.llama3()
+    published = families.llama3_with_beginning()
     begin = published.bos_token_id
-    published.backend_tokenizer.post_processor = processors.TemplateProcessing(
-        single="<|begin_of_text|> $A", special_tokens=[("<|begin_of_text|>", begin)]
-    )
     tokenizer = ChatTokenizer(published)
     tokens = tokenizer.encode_prompt("the cat")
     assert tokens == (begin, *tokenizer.encode_prompt("the cat", add_special_tokens=False))

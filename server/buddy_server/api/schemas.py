@@ -255,6 +255,11 @@ class CompletionRequest(_CompletionFields):
     best_of: int | None = None
     """The value of n alone."""
 
+    unsupported: ClassVar[Mapping[str, Unsupported]] = {
+        **UNSUPPORTED_FIELDS,
+        "add_special_tokens": ((True,), "the tokenizer puts its special tokens around a text; give token ids instead"),
+    }
+
     @model_validator(mode="after")
     def _is_possible(self) -> Self:
         if self.best_of not in (None, self.n or 1):
