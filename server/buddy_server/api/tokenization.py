@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Annotated, ClassVar, Self
 
-from anyio import to_thread
+from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter, Request
 from pydantic import ConfigDict, Field, model_validator
 from pydantic.config import JsonDict
@@ -75,6 +75,8 @@ def tokenization_router(services: Services) -> APIRouter:
     router = APIRouter(tags=["tokens"])
     refusals = errors(*BODY_ERRORS, ContextLengthExceeded)
     info, tokenizer = services.engine.info, services.tokenizer
+    # Nobody pays for these requests, so they must not take the threads that tokenize the prompts of completions.
+    threads = CapacityLimiter(2)
 
     def check_model(asked: str | None) -> None:
         if asked not in (None, info.model_id):
@@ -86,13 +88,7 @@ def tokenization_router(services: Services) -> APIRouter:
         services.authenticate(request)
         body = await read_body(request, TokenizeRequest)
         check_model(body.model)
-        tokens = await to_thread.run_sync(_tokens, tokenizer, body)
-        return Tokens(
-            count=len(tokens),
-            max_model_len=context_limit(info)[0],
-            tokens=list(tokens),
-            token_strs=tokenizer.names(tokens) if body.return_token_strs else None,
-        )
+        return await to_thread.run_sync(_answer, tokenizer, body, context_limit(info)[0], limiter=threads)
 
     @router.post("/detokenize", responses=refusals, openapi_extra=keyed(DetokenizeRequest))
     async def detokenize(request: Request) -> Detokenized:
@@ -104,9 +100,19 @@ def tokenization_router(services: Services) -> APIRouter:
             if token >= info.vocab_size:
                 raise refused(f"tokens[{index}]", token, f"token ids of the model, 0 to {info.vocab_size - 1}")
         decode = partial(tokenizer.decode, body.tokens, skip_special_tokens=False)
-        return Detokenized(prompt=await to_thread.run_sync(decode))
+        return Detokenized(prompt=await to_thread.run_sync(decode, limiter=threads))
 
     return router
+
+
+def _answer(tokenizer: ChatTokenizer, body: TokenizeRequest, max_model_len: int) -> Tokens:
+    tokens = _tokens(tokenizer, body)
+    return Tokens(
+        count=len(tokens),
+        max_model_len=max_model_len,
+        tokens=list(tokens),
+        token_strs=tokenizer.names(tokens) if body.return_token_strs else None,
+    )
 
 
 def _tokens(tokenizer: ChatTokenizer, body: TokenizeRequest) -> tuple[int, ...]:
