@@ -128,6 +128,14 @@ def test_calls_are_items_beside_the_text(serve: Serve, group_size: int) -> None:
 
 
 @pytest.mark.usefixtures("with_calls")
+def test_log_probabilities_of_a_call_open_no_message(serve: Serve) -> None:
+    site = serve(FakeEngine(words=("", "<add>", "{}", "</>"), num_words=4, last_text=""))
+    options = {"include": ["message.output_text.logprobs"]}
+    for response in (post(site, **options).json(), events_of(site, **options)[-1]["response"]):
+        assert [item["type"] for item in response["output"]] == ["function_call"]
+
+
+@pytest.mark.usefixtures("with_calls")
 def test_official_stream_helper_reads_calls(serve: Serve) -> None:
     with serve(replace(CALLING)).client().responses.stream(model=INFO.model_id, input="hi") as stream:
         output = stream.get_final_response().output

@@ -24,6 +24,8 @@ class ResponsesFormat:
         self._tokenizer = tokenizer
         self._output: list[dict[str, Any]] = []
         self._item: OutputItem | None = None
+        self._entries: list[dict[str, Any]] = []
+        """Log probabilities of tokens whose text has not come yet."""
         self._is_cut_off = False
         self._num_events = 0
 
@@ -56,23 +58,24 @@ class ResponsesFormat:
 
     def _events(self, delta: Delta) -> Iterator[ItemEvent]:
         """What `delta` does to the items. Those that it completes go to the output."""
-        entries = self._entries(delta)
+        self._entries += self._new_entries(delta)
         for piece in delta.pieces or self._empty_text(delta):
             if self._item is None or not self._item.takes(piece):
                 yield from self._close("completed")
                 self._item = self._new_item(piece)
                 yield from self._item.open()
-            yield from self._item.add(piece, entries)
+            entries = []
             if isinstance(piece, TextPiece):
-                entries = []
+                entries, self._entries = self._entries, []
+            yield from self._item.add(piece, entries)
         if delta.finish_reason:
             self._is_cut_off = delta.finish_reason == "length"
             yield from self._close("incomplete" if self._is_cut_off else "completed")
 
     def _empty_text(self, delta: Delta) -> list[Piece]:
-        """Tokens without text may have log probabilities, and an answer that says nothing is an empty message."""
-        says_nothing = self._item is None and delta.finish_reason is not None
-        return [TextPiece("")] if says_nothing or (delta.tokens and not isinstance(self._item, CallItem)) else []
+        """An answer that says nothing is an empty message, and the last tokens of a text may have none of their own."""
+        is_wanted = self._item is None or (self._entries and isinstance(self._item, MessageItem))
+        return [TextPiece("")] if is_wanted and delta.finish_reason else []
 
     def _new_item(self, piece: Piece) -> OutputItem:
         position, admitted = len(self._output), self._generation.admitted
@@ -88,7 +91,7 @@ class ResponsesFormat:
             self._output.append(self._item.body(status))
             self._item = None
 
-    def _entries(self, delta: Delta) -> list[dict[str, Any]]:
+    def _new_entries(self, delta: Delta) -> list[dict[str, Any]]:
         """Log probabilities as in chat completions, except that bytes are always a list here."""
         entries = logprob_entries(delta.tokens, self._tokenizer)
         for entry in entries:
