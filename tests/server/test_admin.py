@@ -349,6 +349,12 @@ def test_store_that_is_away_is_a_503_that_reveals_nothing(admin: AdminSite) -> N
     assert str(admin.folder) not in response.text
 
 
+def test_admin_is_on_the_documentation_page(admin: AdminSite) -> None:
+    page = admin.site.http.get("/docs")
+    assert page.status_code == 200
+    assert "POST /admin/tenants" in page.text
+
+
 def test_admin_is_in_the_openapi_document(admin: AdminSite) -> None:
     document = admin.site.http.get("/openapi.json").json()
     documented = {

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -44,16 +44,20 @@ def add_pages(app: FastAPI, model_id: str) -> None:
         )
         return HTMLResponse(page, headers=_HEADERS)
 
-    @app.get("/docs", include_in_schema=False)
-    async def documentation_page() -> HTMLResponse:
+    @cache
+    def documentation() -> str:
         document = app.openapi()
-        page = templates.get_template("docs.html").render(
+        return templates.get_template("docs.html").render(
             title=f"{app.title} {app.version}",
             description=app.description,
             operations=list(_operations(document)),
             schemas=document["components"]["schemas"],
         )
-        return HTMLResponse(page, headers=_HEADERS)
+
+    # Rendered once: it takes tens of milliseconds, for which all streams would wait.
+    @app.get("/docs", include_in_schema=False)
+    async def documentation_page() -> HTMLResponse:
+        return HTMLResponse(documentation(), headers=_HEADERS)
 
 
 def _operations(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -67,7 +71,7 @@ def _fields(refused: bool, fields: dict[str, Any]) -> list[tuple[str, Any]]:
 
 
 def _prose(text: str) -> Markup:
-    """Of Markdown, descriptions have code alone."""
+    """The only Markdown in descriptions is code."""
     pieces = ((_CODE if index % 2 else _PLAIN).format(piece) for index, piece in enumerate(text.split("`")))
     return Markup("").join(pieces)
 
