@@ -30,6 +30,12 @@ def test_sixteen_tokens_are_the_default(site: Site) -> None:
     assert site.engine.requests[0].sampling.max_tokens == 16
 
 
+@pytest.mark.parametrize("older", [{}, {"max_tokens": 5}])
+def test_limit_may_have_the_name_that_chat_gives_it(site: Site, older: dict[str, int]) -> None:
+    complete(site, prompt="hi", extra_body={"max_completion_tokens": 3} | older)
+    assert site.engine.requests[0].sampling.max_tokens == 3
+
+
 def test_several_prompts_with_two_choices_each_stand_in_order(site: Site) -> None:
     answer = complete(site, prompt=["hi", "you are"], n=2)
     assert [choice.index for choice in answer.choices] == [0, 1, 2, 3]
@@ -109,6 +115,7 @@ def test_stream_ends_with_usage_and_done(site: Site) -> None:
         ({"prompt": ""}, "not a single token"),
         ({"prompt": [0, 10**6]}, "token 1000000"),
         ({"prompt": "hi", "max_tokens": 0}, "max_tokens: 0 is not allowed: give at least 1, or echo"),
+        ({"prompt": "hi", "max_completion_tokens": 10**6}, '"param": "max_completion_tokens"'),
         ({"prompt": "hi", "best_of": 3}, "best_of: 3 is not allowed: give the value of n, 1"),
         ({"prompt": "hi", "logprobs": 21}, "logprobs"),
         ({"prompt": "hi", "suffix": "end"}, "suffix"),

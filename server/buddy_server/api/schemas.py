@@ -175,6 +175,8 @@ class _CompletionFields(GenerationFields, StructuredFields):
     """The fields shared by chat and plain completions."""
 
     max_tokens: Count | None = None
+    max_completion_tokens: Count | None = None
+    """Counts in place of max_tokens if both are given."""
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
     stream_options: StreamOptions | None = None
 
@@ -187,8 +189,6 @@ class ChatRequest(_CompletionFields, ToolFields):
     """The body of POST /v1/chat/completions."""
 
     messages: Messages
-    max_completion_tokens: Count | None = None
-    """Counts in place of max_tokens if both are given."""
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     """Needs `"logprobs": true`."""
@@ -210,7 +210,6 @@ class ChatRequest(_CompletionFields, ToolFields):
         return self
 
     def job(self) -> Job:
-        # The newer field wins if both are set.
         newer = self.max_completion_tokens is not None or self.max_tokens is None
         return Job(
             id_prefix="chatcmpl-",
@@ -269,13 +268,15 @@ class CompletionRequest(_CompletionFields):
         return self
 
     def job(self) -> Job:
-        max_tokens = DEFAULT_COMPLETION_TOKENS if self.max_tokens is None else self.max_tokens
+        newer = self.max_completion_tokens is not None
+        limit = self.max_completion_tokens if newer else self.max_tokens
+        max_tokens = DEFAULT_COMPLETION_TOKENS if limit is None else limit
         return Job(
             id_prefix="cmpl-",
             model=self.model,
             prompts=self.prompt,
             prompt_field="prompt",
-            limit_field="max_tokens",
+            limit_field="max_completion_tokens" if newer else "max_tokens",
             sampling=self.sampling(
                 # The engine always makes a token; an unwanted one is dropped later.
                 max(1, max_tokens),
