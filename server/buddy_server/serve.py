@@ -17,6 +17,7 @@ from fastapi import FastAPI
 
 from buddy_server.api.admin import AdminServices
 from buddy_server.api.app import create_app
+from buddy_server.api.http_protocol import HttpProtocol
 from buddy_server.chat_template import read_chat_template
 from buddy_server.config import ServerConfig, load_config
 from buddy_server.engine.messages import Account, OwnedEngine
@@ -125,6 +126,7 @@ def make_server(options: ServeOptions) -> Server:
     _log_start(ready, config, options)
     settings = uvicorn.Config(
         app,
+        http=HttpProtocol,
         log_config=None,
         access_log=False,
         ws="none",

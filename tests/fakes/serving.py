@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from buddy_server.api.http_protocol import HttpProtocol
+
 T = TypeVar("T")
 
 
@@ -40,7 +42,9 @@ def listening() -> Iterator[Socket]:
     port = socket.socket()
     port.bind(("127.0.0.1", 0))
     served.url = f"http://127.0.0.1:{port.getsockname()[1]}"
-    config = uvicorn.Config(served, log_level="warning", ws="none", lifespan="off", timeout_graceful_shutdown=2)
+    config = uvicorn.Config(
+        served, http=HttpProtocol, log_level="warning", ws="none", lifespan="off", timeout_graceful_shutdown=2
+    )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, args=([port],), daemon=True)
     thread.start()

@@ -259,3 +259,10 @@ def test_body_that_ends_early_reaches_nobody(site: Site, path: str) -> None:
         connection.sendall((head + body).encode())
     assert site.http.get("/health").status_code == 200
     assert site.engine.requests == []
+
+
+@pytest.mark.parametrize("headers", ["no colon", "content-length: many", "content-length: 1\r\ncontent-length: 2"])
+def test_what_is_not_http_is_a_400_in_the_same_format(site: Site, headers: str) -> None:
+    status, error = sent(site, "/v1/models", headers, iter([]))
+    assert (status, error["type"], error["param"]) == (400, "invalid_request_error", None)
+    assert site.chat().status_code == 200
