@@ -111,7 +111,7 @@ def test_log_probability_that_is_no_number_is_the_lowest(serve: Serve) -> None:
 def test_sampling_parameters_reach_the_engine(site: Site) -> None:
     site.chat(
         temperature=0, top_p=0.5, top_k=5, min_p=0.1, seed=7, stop="x", logit_bias={"3": -100, "4": 1.5},
-        presence_penalty=-2, frequency_penalty=2, max_completion_tokens=3, max_tokens=9,
+        presence_penalty=-2, frequency_penalty=2, max_completion_tokens=3, max_tokens=9, top_logprobs=0,
     )  # fmt: skip
     sampling = site.engine.requests[0].sampling
     assert (sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p) == (0, 0.5, 5, 0.1)

@@ -205,7 +205,7 @@ class ChatRequest(_CompletionFields, ToolFields):
 
     @model_validator(mode="after")
     def _logprobs_asked_for(self) -> Self:
-        if self.top_logprobs is not None and not self.logprobs:
+        if self.top_logprobs and not self.logprobs:
             raise refused("top_logprobs", self.top_logprobs, "it together with logprobs: true")
         return self
 

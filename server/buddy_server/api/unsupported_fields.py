@@ -9,7 +9,7 @@ from buddy_server.errors import UnsupportedField, shown
 
 _NO_EXTRA_PENALTY = "use presence_penalty or frequency_penalty"
 _NO_SAMPLER = "use temperature, top_p, top_k or min_p"
-_STRUCTURE = "use response_format or structured_outputs of /v1/chat/completions"
+_STRUCTURE = "use response_format or structured_outputs; in /v1/responses, text.format"
 _TEMPLATE = "the server renders the model's own chat template"
 _LENGTH = "use max_completion_tokens, or max_tokens"
 _TOOLS = "use /v1/chat/completions"
