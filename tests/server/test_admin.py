@@ -363,7 +363,7 @@ def test_admin_is_in_the_openapi_document(admin: AdminSite) -> None:
     assert {path.count("/") for _, path in documented} == {2, 3, 4}
     assert len(documented) == len(PATHS)
     tenants = document["paths"]["/admin/tenants"]["post"]
-    assert tenants["security"] == [{"admin key": []}]
+    assert tenants["security"] == [{"admin-key": []}]
     assert set(tenants["responses"]) == {"201", "4XX", "500", "503"}
     assert not document["paths"]["/admin/tenants/{name}/keys"]["post"]["requestBody"].get("required", False)
     usage = document["paths"]["/admin/usage"]["get"]

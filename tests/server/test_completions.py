@@ -118,7 +118,7 @@ def test_stream_ends_with_usage_and_done(site: Site) -> None:
         ({"prompt": "hi", "max_completion_tokens": 10**6}, '"param": "max_completion_tokens"'),
         ({"prompt": "hi", "best_of": 3}, "best_of: 3 is not allowed: give the value of n, 1"),
         ({"prompt": "hi", "logprobs": 21}, "logprobs"),
-        ({"prompt": "hi", "suffix": "end"}, "suffix"),
+        ({"prompt": "hi", "suffix": "end"}, "unsupported_parameter"),
         ({"prompt": "hi", "budget": 0.01}, "budget"),
     ],
 )

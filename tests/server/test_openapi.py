@@ -93,7 +93,7 @@ def test_chunks_are_as_documented(site: Site, path: str, fields: dict[str, objec
     response = site.http.post(path, json={"model": INFO.model_id, "stream": True} | PROMPTS[path] | fields)
     document = document_of(site)
     content = document["paths"][path]["post"]["responses"]["200"]["content"]["text/event-stream"]
-    data = content["itemSchema"]["properties"]["data"]
+    data = content["x-itemSchema"]["properties"]["data"]
     chunk = data.get("anyOf", [data])[0]["contentSchema"]["anyOf"][0]
     events = re.findall("^data: (.*)$", response.text, re.MULTILINE)
     assert (events[-1] == "[DONE]") == ({"const": "[DONE]"} in data.get("anyOf", ()))
@@ -131,12 +131,12 @@ def test_statuses_are_those_of_the_errors(site: Site) -> None:
 
 
 def test_key_is_optional_where_none_is_needed(serve: Serve) -> None:
-    for config, expected in ((ServerConfig(), [{}, {"API key": []}]), (KEYED, [{"API key": []}])):
+    for config, expected in ((ServerConfig(), [{}, {"api-key": []}]), (KEYED, [{"api-key": []}])):
         document = document_of(serve(config=config))
         for path in (*PROMPTS, "/detokenize"):
             assert document["paths"][path]["post"]["security"] == expected
         assert "security" not in document["paths"]["/health"]["get"]
-        assert document["components"]["securitySchemes"]["API key"] == {"type": "http", "scheme": "bearer"}
+        assert document["components"]["securitySchemes"]["api-key"] == {"type": "http", "scheme": "bearer"}
 
 
 @pytest.mark.parametrize("path", ["/", "/docs"])

@@ -51,7 +51,7 @@ def admin_router(services: AdminServices, actions: ActionSpace) -> APIRouter:
         tags=["admin"],
         route_class=_guarded_route(services.key),
         # For the OpenAPI document alone; the route checks the key.
-        dependencies=[Security(HTTPBearer(scheme_name="admin key", auto_error=False))],
+        dependencies=[Security(HTTPBearer(scheme_name="admin-key", auto_error=False))],
         responses={"4XX": {"model": ErrorView, "description": "Refused"}, **errors(InternalError, StoreAway)},
     )
     _add_tenants(router, services.administration)

@@ -34,7 +34,7 @@ from buddy_server.errors import (
 )
 
 REF = "#/components/schemas/{model}"
-KEY = "API key"
+KEY = "api-key"
 REFUSED = "x-refused"
 """Marks a field that only has values that change nothing."""
 KEY_ERRORS = (InvalidApiKey, TenantDisabled, InternalError)
@@ -110,7 +110,8 @@ def completion_responses(
     answer = {
         "model": body,
         "description": 'The whole answer, or with `"stream": true` server-sent events',
-        "content": {"text/event-stream": {"itemSchema": event}},
+        # OpenAPI 3.2 calls it itemSchema; 3.1 has no word for it, and few tools read 3.2.
+        "content": {"text/event-stream": {"schema": {"type": "string"}, "x-itemSchema": event}},
         "headers": _headers(*_LIMIT_HEADERS),
     }
     return {200: answer, **errors(*COMPLETION_ERRORS)}

@@ -250,7 +250,6 @@ class CompletionRequest(_CompletionFields):
     """By default 16. 0 needs `"echo": true`."""
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
-    suffix: Literal[""] | None = None
     best_of: int | None = None
     """The value of n alone."""
 
