@@ -95,6 +95,12 @@ def test_grammar_with_a_mistake_or_without_a_text_or_too_large_is_refused(
         Grammars(tokenizer, VOCAB_SIZE).constraint(grammar)
 
 
+def test_panic_of_the_library_is_a_refusal_without_a_backtrace(tokenizer: Tokenizer) -> None:
+    with pytest.raises(GrammarError, match="panic: ") as raised:
+        Grammars(tokenizer, VOCAB_SIZE).constraint(LLMatcher.grammar_from_lark('start: a::0\na::_: "x" a::incr(_)'))
+    assert "backtrace" not in str(raised.value)
+
+
 def test_tokenizer_that_does_not_spell_bytes_is_refused() -> None:
     tokenizer = Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))
     tokenizer.decoder = decoders.Fuse()
@@ -192,6 +198,27 @@ def test_grammar_that_needs_too_much_work_ends_its_request_alone(engine: Engine,
     assert "Too many items" in end.error or "Current row has" in end.error
     assert set(run.answers["bad"].text) == {"a"}
     assert run.answers["good"].tokens == alone.tokens
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_grammar_of_tokens_that_only_the_tokenizer_has_ends_its_request_alone(
+    tiny: TinySite, engine: Engine, monkeypatch: pytest.MonkeyPatch, temperature: float
+) -> None:
+    tokenizer = Tokenizer.from_file(str(tiny.model / "tokenizer.json"))
+    tokenizer.add_special_tokens([f"<unknown {index}>" for index in range(20)])
+    tokenizer.add_special_tokens(["<beyond>"])
+    beyond = tokenizer.token_to_id("<beyond>")
+    assert beyond >= VOCAB_SIZE
+    monkeypatch.setattr(engine, "grammars", Grammars(tokenizer, VOCAB_SIZE, engine.end_token_ids))
+    good = make_request("good", max_tokens=20)
+    alone = run_engine(engine, [good]).answers["good"]
+    for text, grammar in (("", f"start: <[{beyond}]>"), ("abc", f'start: "abc" <[{beyond}]>')):
+        bad = constrained(LLMatcher.grammar_from_lark(grammar), "bad", max_tokens=20, temperature=temperature)
+        run = run_engine(engine, [bad, good])
+        end = run.answers["bad"].end
+        assert (end.reason, end.error) == ("grammar", "it allows only tokens that the model does not have")
+        assert run.answers["bad"].text == text
+        assert run.answers["good"].tokens == alone.tokens
 
 
 async def finish_of(service: EngineService, request: GenerationRequest) -> FinishEvent:

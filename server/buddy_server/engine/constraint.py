@@ -20,16 +20,18 @@ class Constraint:
     """What one answer may go on with: a buddy_kernels.Constraint.
 
     `num_accepted` counts the tokens that the grammar took. It takes no more where the next mask would need too much
-    work: `error` says so.
+    work, or tokens that only the tokenizer has, and not the model: `error` says so. `vocab_size` is the model's.
     """
 
-    def __init__(self, matcher: LLMatcher, num_bytes: int) -> None:
+    def __init__(self, matcher: LLMatcher, num_bytes: int, vocab_size: int) -> None:
         self._matcher = matcher
         self._mask = bytearray(num_bytes)
         self._address = ctypes.addressof(ctypes.c_uint8.from_buffer(self._mask))
+        self._vocab_size = vocab_size
         self._is_current = False
         self.num_accepted = 0
         self._is_complete = False
+        self._error: str | None = None
 
     def allowed(self) -> bytearray:
         if not self._is_current:
@@ -38,6 +40,10 @@ class Constraint:
                 self._mask[:] = bytes(len(self._mask))
             else:
                 self._matcher.unsafe_compute_mask_ptr(self._address, len(self._mask))
+                if not self._allows_any():
+                    # A row may not begin without a token. The grammar will not take this one.
+                    self._mask[0] = 1
+                    self._error = "it allows only tokens that the model does not have"
         return self._mask
 
     def accept(self, token: int) -> None:
@@ -52,7 +58,12 @@ class Constraint:
 
     @property
     def error(self) -> str:
-        return shortened(self._matcher.get_error())
+        return self._error or shortened(self._matcher.get_error())
+
+    def _allows_any(self) -> bool:
+        """Whether the mask has a bit for a token of the model."""
+        whole, rest = divmod(self._vocab_size, 8)
+        return not self._mask.startswith(bytes(whole)) or any(self._mask[whole] >> bit & 1 for bit in range(rest))
 
 
 class Grammars:
@@ -63,21 +74,26 @@ class Grammars:
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int, end_token_ids: Collection[int] = ()) -> None:
         self._tokenizer = tokenizer
-        self._vocab_size = max(vocab_size, tokenizer.get_vocab_size())
+        self._vocab_size = vocab_size
+        self._num_tokens = max(vocab_size, tokenizer.get_vocab_size())
         self._end_token_ids = sorted(end_token_ids)
-        self._limits = limits(self._vocab_size)
+        self._limits = limits(self._num_tokens)
         self.compiled = lru_cache(MOST_COMPILED)(self._compiled)
         """A matcher at the beginning of an answer, to be copied. Raises GrammarError. May take a second."""
 
     def constraint(self, grammar: str) -> Constraint:
         """At the beginning of an answer. Raises GrammarError. Takes microseconds if `grammar` is compiled."""
-        return Constraint(self.compiled(grammar).deep_copy(), self._num_bytes)
+        return self._constraint(self.compiled(grammar).deep_copy())
+
+    def _constraint(self, matcher: LLMatcher) -> Constraint:
+        # A mask is whole words of 32 tokens.
+        return Constraint(matcher, -(-self._num_tokens // 32) * 4, self._vocab_size)
 
     def _compiled(self, grammar: str) -> LLMatcher:
         matcher = LLMatcher(self._ll_tokenizer, grammar, log_level=0, limits=self._limits)
         if not matcher.is_error():
             # The first mask takes longest. It finds grammars that allow no text, too.
-            Constraint(matcher, self._num_bytes).allowed()
+            self._constraint(matcher).allowed()
         if matcher.is_error():
             raise GrammarError(shortened(matcher.get_error()))
         return matcher
@@ -87,15 +103,10 @@ class Grammars:
         """Raises GrammarError. Takes a second for a large vocabulary."""
         try:
             return LLTokenizer(
-                self._tokenizer.to_str(), self._vocab_size, self._end_token_ids or None, LLTokenizer.json_slices()
+                self._tokenizer.to_str(), self._num_tokens, self._end_token_ids or None, LLTokenizer.json_slices()
             )
         except ValueError as error:
             raise GrammarError(f"this model's tokenizer is not supported: {shortened(str(error))}") from None
-
-    @property
-    def _num_bytes(self) -> int:
-        """Of a mask: whole words of 32 tokens."""
-        return -(-self._vocab_size // 32) * 4
 
 
 def limits(vocab_size: int) -> LLParserLimits:
@@ -112,5 +123,6 @@ def limits(vocab_size: int) -> LLParserLimits:
 
 
 def shortened(message: str) -> str:
-    """llguidance's messages show the place of a mistake in several lines."""
+    """llguidance's messages show the place of a mistake in several lines, and after a panic where it happened."""
+    message = message.partition("<backtrace>")[0]
     return " ".join(message.replace("<non-verbose/>", "").split())[:MOST_MESSAGE_CHARS]
