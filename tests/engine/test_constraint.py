@@ -238,8 +238,10 @@ async def test_grammars_are_compiled_beside_the_steps_and_cancelled_there(
     built = build_tiny_engine(tiny.model, tiny.router)
     compiling, go_on = asyncio.Event(), asyncio.Event()
     loop, compiled = asyncio.get_running_loop(), built.engine.grammars.compiled
+    grammars: list[str] = []
 
     def slowly(grammar: str) -> LLMatcher:
+        grammars.append(grammar)
         loop.call_soon_threadsafe(compiling.set)
         asyncio.run_coroutine_threadsafe(go_on.wait(), loop).result(timeout=30)
         return compiled(grammar)
@@ -249,11 +251,13 @@ async def test_grammars_are_compiled_beside_the_steps_and_cancelled_there(
     service.start()
     try:
         waiting = asyncio.create_task(finish_of(service, constrained(WORD, "waits")))
-        leaving = asyncio.create_task(finish_of(service, constrained(WORD, "leaves")))
+        leaving = asyncio.create_task(finish_of(service, constrained(PERSON, "leaves")))
         await compiling.wait()
         assert (await finish_of(service, make_request("plain"))).reason == "length"
         assert not waiting.done()
         leaving.cancel()
+        # The engine hears of this one after the other has left.
+        await finish_of(service, make_request("later"))
         go_on.set()
         assert (await waiting).reason in ("stop", "length")
         refused = await finish_of(service, constrained("nonsense", "refused"))
@@ -261,3 +265,26 @@ async def test_grammars_are_compiled_beside_the_steps_and_cancelled_there(
     finally:
         await asyncio.to_thread(service.stop)
     assert not built.engine.has_work
+    # Nobody waits for the grammar of the request that was cancelled.
+    assert PERSON not in grammars
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_request_ends_where_compiling_its_grammar_fails_by_a_bug(
+    tiny: TinySite, monkeypatch: pytest.MonkeyPatch, anyio_backend: str
+) -> None:
+    built = build_tiny_engine(tiny.model, tiny.router)
+
+    def fail(grammar: str) -> LLMatcher:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(built.engine.grammars, "compiled", fail)
+    service = EngineService(built.engine, built.info)
+    service.start()
+    try:
+        async with asyncio.timeout(10):
+            assert (await finish_of(service, constrained(WORD, "bad"))).reason == "error"
+            assert (await finish_of(service, make_request("plain"))).reason == "length"
+    finally:
+        await asyncio.to_thread(service.stop)

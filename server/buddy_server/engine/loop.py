@@ -114,10 +114,14 @@ class EngineLoop:
         assert request.grammar is not None
         error = None
         try:
-            self._engine.grammars.compiled(request.grammar)
+            # Not for a client that has left while others' grammars were compiled.
+            if request.request_id in self._open:
+                self._engine.grammars.compiled(request.grammar)
         except GrammarError as refused:
             error = str(refused)
-        self.inbox.put(Compiled(request, error))
+        finally:
+            # After a bug too: adding the request will fail in the same way, and end it.
+            self.inbox.put(Compiled(request, error))
 
     def _cancel(self, request_id: str) -> list[tuple[str, Event]]:
         """The engine does not know a request yet whose grammar is being compiled."""
