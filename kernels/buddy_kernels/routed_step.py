@@ -423,14 +423,18 @@ def tell_constraints(wanted: Sequence[Wanted], step: interface.Step, next_tokens
     """Have `step` call back after each of its steps, if there are constraints: they take their rows' tokens and write
     what may come next."""
     constraints = [(index, row.constraint) for index, row in enumerate(wanted) if row.constraint is not None]
+    first = 0
 
     def accept() -> None:
-        first = step.num_steps * len(wanted)
+        # Does not ask `step` which of its steps this is: in a cycle with it, constraints, which hold megabytes, would
+        # live until a garbage collection.
+        nonlocal first
         for index, constraint in constraints:
             token = next_tokens[first + index]
             if token != NO_TOKEN:
                 constraint.accept(token)
                 constraint.allowed()
+        first += len(wanted)
 
     if constraints:
         step.accept = interface.Callback(accept)

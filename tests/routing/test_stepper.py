@@ -1,7 +1,9 @@
 """The native step against plain torch beyond what test_decoder.py holds together."""
 
+import gc
 import os
 import random
+import weakref
 from array import array
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -441,6 +443,19 @@ def test_constraint_is_told_every_token_and_ends_its_row_where_it_allows_no_more
     assert [len(made) for made in output.tokens] == [min(2, num_steps), num_steps, num_steps, 1]
     for constraint, made in zip(constraints, output.tokens, strict=True):
         assert constraint is None or constraint.accepted == [token.token_id for token in made]
+
+
+def test_step_keeps_no_constraint_alive(tmp_path: Path) -> None:
+    decode = SparseDecode(load_tiny("llama", tmp_path), ties(None), some_tokens(1, 32), [4], "float32")
+    constraint = FixedMask([255] * 13)
+    kept = weakref.ref(constraint)
+    gc.disable()
+    try:
+        decode.run([(0, 0, 1)], wanted=[{"constraint": constraint}])
+        del constraint
+        assert kept() is None
+    finally:
+        gc.enable()
 
 
 def test_samplings_without_numbers_are_refused(tmp_path: Path) -> None:
