@@ -135,6 +135,10 @@ SCHEMA = "response_format.json_schema.schema"
         (of_schema({"type": "object", "minProperties": 2}), SCHEMA, "minProperties 2; allowed is 1, or the numb"),
         (of_schema({"multipleOf": 99991}), SCHEMA, "it has 99991 as the product of multipleOf; allowed is up to 10000"),
         (of_schema({"multipleOf": 10**4300}), SCHEMA, "allowed is a JSON schema"),
+        (of_schema({"examples": [{"multipleOf": 0}], "multipleOf": 99991}), SCHEMA, "99991 as the product"),
+        (of_schema({"allOf": [{"multipleOf": -9973}, {"multipleOf": 9967}]}), SCHEMA, "99400891 as the product"),
+        (of_schema({"multipleOf": True}), SCHEMA, "allowed is the keywords"),
+        (of_schema({"type": "object", "minProperties": 2, "required": 5}), SCHEMA, "minProperties 2"),
         (of_schema({"$defs": {"a": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"}), SCHEMA, "is not supported"),
         (of_schema(nested(70)), SCHEMA, "nested too deep; allowed is 64 lists and objects"),
         (of_schema({"enum": [*words(1001)]}), SCHEMA, "1001 values of enum; allowed is up to 1000"),
@@ -181,6 +185,22 @@ def test_grammar_that_takes_too_long_to_prepare_is_refused(
     monkeypatch.setattr(grammars, "compiled", lambda grammar: time.sleep(0.5))
     with pytest.raises(InvalidRequest, match="takes longer than"):
         asked(GrammarCompiler(grammars), {"guided_regex": "a"})
+
+
+def test_waiting_for_the_grammars_of_others_takes_no_grammar_too_long(
+    embedded_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grammars = Grammars(embedded_tokenizer, VOCAB_SIZE)
+    monkeypatch.setattr(response_format, "COMPILE_S", 0.5)
+    monkeypatch.setattr(grammars, "compiled", lambda grammar: time.sleep(0.2))
+    compiler = GrammarCompiler(grammars)
+
+    async def make_together() -> None:
+        async with anyio.create_task_group() as tasks:
+            for _ in range(8):
+                tasks.start_soon(compiler.make, lambda: "grammar", "field", "others")
+
+    anyio.run(make_together)
 
 
 def test_both_endpoints_pass_the_grammar_on(site: Site) -> None:

@@ -127,11 +127,11 @@ class StructuredFields(Schema):
 
 
 class GrammarCompiler:
-    """Makes grammars and finds out whether the engine could use them. On two threads: that may take seconds."""
+    """Makes grammars and finds out whether the engine could use them. Two at a time: that may take seconds."""
 
     def __init__(self, grammars: Grammars) -> None:
         self._grammars = grammars
-        self._threads = CapacityLimiter(2)
+        self._turns = CapacityLimiter(2)
 
     async def make(self, grammar: Callable[[], str], param: str, allowed: str) -> str:
         """What `grammar` returns. Raises what it raises, and InvalidRequest for `param` if the engine could not use it;
@@ -143,8 +143,10 @@ class GrammarCompiler:
             return made
 
         try:
-            with fail_after(COMPILE_S):
-                return await to_thread.run_sync(compiled, limiter=self._threads, abandon_on_cancel=True)
+            # Waiting for others' grammars does not count.
+            async with self._turns:
+                with fail_after(COMPILE_S):
+                    return await to_thread.run_sync(compiled, abandon_on_cancel=True)
         except GrammarError as error:
             raise _refused(param, str(error), allowed) from None
         except TimeoutError:
@@ -184,9 +186,12 @@ def _check_objects(objects: Iterable[dict[str, Any]], param: str) -> None:
         num_choices += len(choices) if isinstance(choices, list) else 0
         num_chars += len(pattern) if isinstance(pattern := node.get("pattern"), str) else 0
         num_chars += sum(map(len, patterns)) if isinstance(patterns, dict) else 0
-        if isinstance(factor := node.get("multipleOf"), int | float):
-            factors.add(_without_point(factor))
-        if isinstance(least := node.get("minProperties"), int) and least > max(1, len(node.get("required") or ())):
+        factor = node.get("multipleOf")
+        # What is no number, and 0, the compiler refuses; negative ones work like positive ones.
+        if isinstance(factor, int | float) and not isinstance(factor, bool) and factor:
+            factors.add(_without_point(abs(factor)))
+        num_required = len(required) if isinstance(required := node.get("required"), list) else 0
+        if isinstance(least := node.get("minProperties"), int) and least > max(1, num_required):
             # Names that no property declares may be written twice.
             raise _refused(param, f"minProperties {least}", "1, or the number of required properties")
     for count, most, what in (
