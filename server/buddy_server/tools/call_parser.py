@@ -69,7 +69,7 @@ class CallParser:
 
     def _calls(self, opening: str, names: Collection[str] | None) -> Generator[None]:
         """The calls behind `opening`. If no call of one of `names` (None: of any) follows, it is text."""
-        while (yield from self._call(names)):
+        while (no_call := (yield from self._call(names))) is None:
             while (yield from self._take(CALL_END)):
                 pass
             if self._syntax.closing and (yield from self._take(self._syntax.closing)):
@@ -77,35 +77,34 @@ class CallParser:
             if not self._syntax.separator or not (separator := (yield from self._take(self._syntax.separator))):
                 return
             opening = separator[0]
-        self._say(opening)
+        self._say(opening + no_call)
 
-    def _call(self, names: Collection[str] | None) -> Generator[None, None, bool]:
-        """One call, up to the end of its arguments. Returns False, and leaves the text as it was, if there is none."""
+    def _call(self, names: Collection[str] | None) -> Generator[None, None, str | None]:
+        """One call, up to the end of its arguments. If there is none, returns the text in which one was looked for."""
         head = yield from self._take(self._syntax.head)
         if head is None:
-            return False
+            return ""
         if head["name"] is None:
             return (yield from self._call_named_late(head[0], names))
         if names is not None and head["name"] not in names:
-            self._text = head[0] + self._text
-            return False
+            return head[0]
         if self._text.startswith("{"):
             self._begin(head["name"], "")
             yield from self._object(self._argue)
         else:
             self._begin(head["name"], "{}")
-        return True
+        return None
 
-    def _call_named_late(self, head: str, names: Collection[str] | None) -> Generator[None, None, bool]:
+    def _call_named_late(self, head: str, names: Collection[str] | None) -> Generator[None, None, str | None]:
         """The same for a call that has its name behind its arguments, which are held back until then."""
         parts: list[str] = []
         yield from self._object(parts.append)
+        arguments = "".join(parts)
         late = yield from self._take(LATE_NAME)
         if late is None or (names is not None and late["name"] not in names):
-            self._text = head + "".join(parts) + (late[0] if late else "") + self._text
-            return False
-        self._begin(late["name"], "".join(parts))
-        return True
+            return head + arguments + (late[0] if late else "")
+        self._begin(late["name"], arguments)
+        return None
 
     def _object(self, receive: Callable[[str], object]) -> Generator[None]:
         """Passes a JSON object on, as it arrives."""

@@ -1,6 +1,7 @@
 """Calls are found in answers of every family, however the answers are cut, and nothing of an answer is lost."""
 
 import random
+import time
 
 import pytest
 
@@ -133,3 +134,10 @@ def test_white_space_without_end_is_passed_on() -> None:
     parser = CallParser(LLAMA3, {"fly"})
     texts = [piece for _ in range(1000) for piece in parser.add("\n\n")]
     assert len(texts) > 900
+
+
+def test_scraps_of_calls_without_end_take_time_in_proportion() -> None:
+    answer = '<tool_call>{"arguments": {' * 5000
+    started_s = time.perf_counter()
+    assert parsed(HERMES, [answer]) == [answer]
+    assert time.perf_counter() - started_s < 1
