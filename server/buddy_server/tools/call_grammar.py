@@ -13,6 +13,8 @@ _LARGEST = 2**53 - 1
 """Every client can read integers up to this. Without a bound, a weak model writes digits without end."""
 _DATA = ("const", "default", "enum", "examples")
 """Keywords whose values are no schemas."""
+_NAMED = ("properties", "patternProperties", "$defs", "definitions")
+"""Keywords whose values are objects of schemas, under names that are no keywords."""
 _CLOSED = {"type", "properties", "required", "title", "description", "$defs", "definitions", "$schema"}
 """A schema with these keywords alone means no other properties than it names, though JSON Schema would allow them."""
 
@@ -72,7 +74,12 @@ def _bounded(schema: Any) -> Any:
     if not isinstance(schema, Mapping):
         return schema
     bounded = {key: value if key in _DATA else _bounded(value) for key, value in schema.items()}
-    if schema.get("type") in ("integer", "number") and "multipleOf" not in schema:
+    for key in _NAMED:
+        if isinstance(named := schema.get(key), Mapping):
+            bounded[key] = {name: _bounded(part) for name, part in named.items()}
+    kinds = schema.get("type")
+    is_number = any(kind in ("integer", "number") for kind in (kinds if isinstance(kinds, list) else [kinds]))
+    if is_number and "multipleOf" not in schema:
         given = [schema.get(key, 0) for key in ("minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum")]
         if all(isinstance(bound, int | float) and abs(bound) < _LARGEST for bound in given):
             return {"minimum": -_LARGEST, "maximum": _LARGEST} | bounded

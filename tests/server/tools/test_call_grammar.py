@@ -135,6 +135,7 @@ def test_text_beside_calls_keeps_to_its_own_grammar(family: str, syntax: Syntax,
     [
         ({"type": "integer"}, ("3", "-9007199254740991"), ("9007199254740992", "1" * 30)),
         ({"type": "number"}, ("0.1", "-3"), ("9007199254740993", "1e400")),
+        ({"type": ["integer", "null"]}, ("3", "null"), ("1" * 30,)),
         ({"type": "integer", "exclusiveMinimum": 3}, ("4",), ("3", "1" * 30)),
         ({"type": "integer", "minimum": 10**17}, ("100000000000000000",), ("3",)),
         ({"type": "array", "items": {"anyOf": [{"type": "integer"}]}}, ("[1, 2]",), (f"[{'1' * 30}]",)),
@@ -147,6 +148,14 @@ def test_numbers_have_an_end(schema: dict[str, Any], right: tuple[str, ...], wro
     for value, is_allowed in (*((value, True) for value in right), *((value, False) for value in wrong)):
         call = f'{{"name": "add", "arguments": {{"n": {value}}}}}'
         assert allows("embedded", PLAIN, choice, call) == is_allowed, value
+
+
+def test_number_has_an_end_if_it_is_named_like_a_keyword_too() -> None:
+    parameters = {"type": "object", "properties": {"default": {"type": "integer"}}, "required": ["default"]}
+    choice = ToolChoice((Function("add", parameters),), must_call=True)
+    for value, is_allowed in (("3", True), ("1" * 30, False)):
+        call = f'{{"name": "add", "arguments": {{"default": {value}}}}}'
+        assert allows("embedded", PLAIN, choice, call) == is_allowed
 
 
 def test_of_a_function_that_is_not_strict_what_cannot_be_enforced_is_ignored() -> None:
