@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -93,6 +94,24 @@ async def test_rows_are_in_the_store_after_flush(site: Site) -> None:
     site.end("a")
     assert await site.ledger.flush()
     assert set(site.store.rows) == {"a"}
+
+
+async def test_flush_does_not_wait_for_rows_that_end_meanwhile(site: Site) -> None:
+    site.store.delay_s = 0.01
+
+    async def end_many() -> None:
+        for index in itertools.count():
+            site.end(f"later{index}")
+            await asyncio.sleep(0.002)
+
+    site.end("a")
+    ending = asyncio.create_task(end_many())
+    try:
+        for _ in range(5):
+            await asyncio.wait_for(site.ledger.flush(), 1)
+    finally:
+        ending.cancel()
+    assert "a" in site.store.rows
 
 
 async def test_row_that_is_not_in_the_store_is_in_the_journal(site: Site, tmp_path: Path) -> None:
