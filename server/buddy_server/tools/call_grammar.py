@@ -1,6 +1,7 @@
 """Grammars that make an answer consist of valid calls, for llguidance."""
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,6 +33,9 @@ def call_grammar(
     num_more = min(choice.max_calls, syntax.max_calls) - 1
     calls = f"{first} ({more}){{0,{num_more}}} {last}" if num_more else f"{first} {last}"
     opening = markers.get(syntax.marker, "")
+    # A marker spelled in other tokens would begin a call, too. Of text, a lazy rule stops at the first marker.
+    is_lazy = not syntax.may_be_bare and syntax.marker not in marker_ids
+    no_marker = "" if is_lazy or not syntax.marker else rf" & ~/(.|\n)*{re.escape(syntax.marker)}(.|\n)*/"
     text_grammars = [] if text_grammar is None or choice.must_call else json.loads(text_grammar)["grammars"]
     if choice.must_call:
         rules = [f"start: {'' if syntax.may_be_bare else opening} {calls}"]
@@ -41,10 +45,10 @@ def call_grammar(
     elif syntax.may_be_bare:
         # Text does not begin like a call, or it would not have to become one.
         marked = f"| {opening} {calls}" if opening else ""
-        rules = [f"start: TEXT? | {calls} {marked}", r"TEXT: /\s*[^\s{](.|\n)*/"]
+        rules = [f"start: TEXT? | {calls} {marked}", rf"TEXT: /\s*[^\s{{](.|\n)*/{no_marker}"]
     else:
-        options = "" if syntax.marker in marker_ids else "[lazy]"
-        rules = [f"start: TEXT | lead {calls}", f"lead{options}: TEXT {opening}", r"TEXT: /(.|\n)*/"]
+        options = "[lazy]" if is_lazy else ""
+        rules = [f"start: TEXT | lead {calls}", f"lead{options}: TEXT {opening}", rf"TEXT: /(.|\n)*/{no_marker}"]
     rules.append("call: " + " | ".join(f"call_{index}" for index in range(len(choice.functions))))
     for index, function in enumerate(choice.functions):
         rules.append(f"call_{index}: {_call(syntax, function, markers)}")

@@ -98,6 +98,17 @@ def test_an_answer_that_may_call_is_text_or_valid_calls(family: str, syntax: Syn
         assert not allows(family, syntax, choice, wrong), wrong
 
 
+@pytest.mark.parametrize(("family", "syntax"), [case[:2] for case in CASES if case[1].marker and case[0] != "mistral"])
+def test_a_marker_spelled_in_other_tokens_does_not_free_a_call_of_its_grammar(family: str, syntax: Syntax) -> None:
+    published, tokenizer = loaded(family)
+    vocabulary = published.get_vocab()
+    markers = {marker: vocabulary[marker] for marker in syntax.markers if marker in vocabulary}
+    answer = f'so {syntax.marker}[{{"name": "fly", "arguments": {{"n": 3}}}}'
+    tokens = [token for char in answer for token in published.encode(char, add_special_tokens=False)]
+    matcher = llguidance.LLMatcher(tokenizer, call_grammar(syntax, ToolChoice(FUNCTIONS), markers))
+    assert matcher.try_consume_tokens(tokens) < len(tokens)
+
+
 @pytest.mark.parametrize(("family", "syntax", "write"), CASES)
 @pytest.mark.parametrize("must_call", [True, False])
 def test_a_single_call_is_a_single_one(family: str, syntax: Syntax, write: Any, must_call: bool) -> None:
