@@ -54,7 +54,7 @@ class ChatTemplate:
 def read_chat_template(path: Path) -> str:
     """The template in a file. Raises ConfigError if it cannot be read or has an error in its syntax."""
     try:
-        source = path.read_text()
+        source = path.read_text(encoding="utf-8")
         ChatTemplate(source, {})
     except OSError as error:
         raise ConfigError(f"chat template {path}: {error.strerror}") from None
