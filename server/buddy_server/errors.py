@@ -32,6 +32,7 @@ BuddyError
 """
 
 import itertools
+import json
 import math
 import reprlib
 from collections.abc import Mapping
@@ -70,7 +71,10 @@ _shortened = _Shortened()
 
 
 def shown(value: object) -> str:
-    """`value` for an error message: its repr, shortened. Never use it for secrets."""
+    """`value` for an error message: its repr, shortened, but null, true and false as in JSON and YAML. Never use it for
+    secrets."""
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
     text = _shortened.repr(value)
     return text if len(text) <= _SHOWN_CHARS else text[:_SHOWN_CHARS] + "..."
 

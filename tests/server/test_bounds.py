@@ -65,12 +65,12 @@ def test_refusal_names_the_place_the_value_and_what_is_allowed(
     [
         ([], "prompt", "prompt: [] is not allowed: give a text, a list of token ids, or a list of 1 to 128"),
         (3, "prompt", "prompt: 3 is not allowed"),
-        (None, "prompt", "prompt: None is not allowed"),
+        (None, "prompt", "prompt: null is not allowed"),
         ([1, "a"], "prompt[1]", "prompt[1]: 'a' is not allowed: give token ids"),
         ([[1], [2, -3]], "prompt[1][1]", "prompt[1][1]: -3 is not allowed"),
         ([[1], []], "prompt[1]", "prompt[1]: [] is not allowed"),
         (["a", [1]], "prompt[1]", "prompt[1]: [1] is not allowed"),
-        ([True], "prompt[0]", "True"),
+        ([True], "prompt[0]", "true"),
         (["a"] * 129, "prompt", "there are 129"),
         ([HUGE // 1000], "prompt", "There is token 1111"),
     ],
@@ -100,7 +100,7 @@ def test_values_are_shown_shortened_whatever_they_are() -> None:
     for value in (HUGE, -HUGE * 10**5, "x" * 10**6, list(range(10**6)), dict.fromkeys(map(str, range(10**6))), deep):
         assert 10 < len(shown(value)) <= 83
     assert shown(HUGE).startswith("1" * 60)
-    assert (shown("a"), shown([1, "b"]), shown(1.5), shown(None)) == ("'a'", "[1, 'b']", "1.5", "None")
+    assert (shown("a"), shown([1, "b"]), shown(1.5), shown(None)) == ("'a'", "[1, 'b']", "1.5", "null")
 
 
 def test_body_as_large_as_is_allowed_is_taken(serve: Serve) -> None:

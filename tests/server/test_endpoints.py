@@ -8,7 +8,9 @@ from fakes.site import Serve, Site
 
 def test_model_is_found_by_its_id_with_a_slash(site: Site) -> None:
     Model.model_validate(site.http.get(f"/v1/models/{INFO.model_id}").json(), strict=True)
-    assert site.client().models.retrieve(INFO.model_id).owned_by == "buddy-serve"
+    model = site.client().models.retrieve(INFO.model_id)
+    assert model.owned_by == "buddy-serve"
+    assert model.model_extra == {"max_model_len": min(INFO.max_context, INFO.kv_capacity_tokens)}
     response = site.http.get("/v1/models/other/model")
     assert (response.status_code, response.json()["error"]["code"]) == (404, "model_not_found")
 

@@ -61,7 +61,9 @@ class Pet(BaseModel):
         ({"response_format": {"type": "json_object"}}, ['{}', '{"a": [1, {"b": null}]}', '{\n "a": 1\n}'], ["[]"]),
         (of_schema({"type": "integer"}), ["12", "-3"], ["1.5", '"1"']),
         (of_schema(Pet.model_json_schema()), ['{"kind": "cat", "name": "x", "friends": []}'], ['{"kind": "cow"}']),
-        ({"response_format": {"type": "json_schema", "json_schema": {"name": "any"}}}, ["1", "[null]"], ["x"]),
+        (of_schema({}), ["1", "[null]"], ["x"]),
+        ({"response_format": {"type": "json_object", "schema": {"const": 7}}}, ["7"], ["{}"]),
+        ({"response_format": {"type": "json_schema", "schema": {"const": 7}}}, ["7"], ["{}"]),
         ({"guided_json": {"const": 1}}, ["1"], ["2"]),
         ({"guided_json": '{"const": 1}'}, ["1"], ["2"]),
         ({"guided_regex": "a+b"}, ["aab"], ["b", "aa"]),
@@ -162,7 +164,9 @@ SCHEMA = "response_format.json_schema.schema"
         ({"response_format": {"type": "json_object"}, "structured_outputs": {"regex": "a"}}, "structured_outputs.regex",
          "is not allowed beside response_format"),
         ({"structured_outputs": {"structural_tag": "{}"}}, "structured_outputs.structural_tag", "give one of json,"),
-        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema", "give an object with name"),
+        ({"response_format": {"type": "json_schema"}}, SCHEMA, "null is not allowed: give a JSON schema"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"schem": {}}}}, SCHEMA, "give a JSON schema"),
+        (of_schema({"oneOf": [{"const": 1}, {"const": 2}]}), SCHEMA, "oneOf constraints are not supported; allowed"),
     ],
 )  # fmt: skip
 def test_form_that_cannot_be_kept_is_refused_soon_and_named(

@@ -200,6 +200,7 @@ def test_items_become_the_messages_that_chat_takes(site: Site) -> None:
         ({"tool_choice": "required"}, "tool_choice"),
         ({"text": {"format": {"type": "xml"}}}, "text.format.type"),
         ({"text": {"format": {"type": "json_schema", "schema": {"not": {}}}}}, "text.format.schema"),
+        ({"text": {"format": {"type": "json_schema", "json_schema": {"schema": {}}}}}, "text.format.schema"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"input": None}, "input"),
         ({"input": []}, "input"),

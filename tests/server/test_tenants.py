@@ -71,7 +71,7 @@ def test_file_without_tenants_is_open_with_the_tier_named_default(tmp_path: Path
     [
         ("tiers: {a: {max_budget: 1.5}}", r"tiers\.a\.max_budget: 1\.5 is not allowed.*or equal to 1"),
         ("tiers: {a: {default_budget: half}}", r"tiers\.a\.default_budget: 'half' is not allowed.*\"auto\""),
-        ("tiers: {a: {default_budget: true}}", r"tiers\.a\.default_budget: True is not allowed"),
+        ("tiers: {a: {default_budget: true}}", r"tiers\.a\.default_budget: true is not allowed"),
         ("tiers: {a: {min_budget: .nan}}", r"tiers\.a\.min_budget: nan is not allowed"),
         ("tiers: {a: {max_budget: 0.3, default_budget: 0.5}}", r"tiers\.a: .*min_budget <= default_budget"),
         ("tiers: {a: {max_buget: 1}}", r"tiers\.a\.max_buget: is not a known field"),

@@ -134,7 +134,11 @@ def tool(**function: object) -> list[dict[str, Any]]:
             "tools[0].function.parameters",
             "allowed are 65536",
         ),
-        ({"tools": tool(parameters={"a": "x" * 60_000}) * 5}, "tools[4].function.parameters", "and 262144 in all"),
+        (
+            {"tools": [one for name in "abcde" for one in tool(name=name, parameters={"a": "x" * 60_000})]},
+            "tools[4].function.parameters",
+            "and 262144 in all",
+        ),
         (
             {"tools": tool(parameters=json.loads('{"a":' * 65 + "1" + "}" * 65))},
             "tools[0].function.parameters",
@@ -153,6 +157,12 @@ def tool(**function: object) -> list[dict[str, Any]]:
             "tool_choice",
             "allowed_tools",
         ),
+        (
+            {"tools": [FLY, *tool(parameters={"properties": {"a": {"type": "strin"}}})], "tool_choice": "required"},
+            "tools[1].function.parameters",
+            "is not supported: Invalid type: strin; allowed is the keywords type,",
+        ),
+        ({"tools": [FLY, FLY]}, "tools[1].function.name", "'fly' is not allowed: give a name that no other tool has"),
         ({"functions": [{"name": "f"}]}, "functions", "give tools instead"),
         ({"function_call": "auto"}, "function_call", "give tools and tool_choice instead"),
     ],
@@ -164,7 +174,7 @@ def test_what_tools_cannot_be_is_refused_by_place(serve: Serve, fields: dict[str
     error = response.json()["error"]
     assert (response.status_code, error["param"]) == (400, param)
     assert told in error["message"]
-    assert len(error["message"]) < 400
+    assert len(error["message"]) < 600
     assert site.engine.requests == []
 
 

@@ -1,9 +1,12 @@
 """The grammar that keeps the answers of a job to what it asks for: the form of their text, and valid calls."""
 
+from dataclasses import replace
 from functools import partial
 
 from buddy_server.api.job import Job
 from buddy_server.api.response_format import KEYWORDS, GrammarCompiler, grammar_of, json_grammar
+from buddy_server.errors import InvalidRequest
+from buddy_server.tools.call_grammar import call_grammar
 from buddy_server.tools.tool_format import ToolFormat
 
 
@@ -23,8 +26,15 @@ async def answer_grammar(job: Job, tool_format: ToolFormat | None, compiler: Gra
         if function.parameters is not None:
             checked = partial(json_grammar, function.parameters, function.field)
             if function.is_strict:
-                # Compiled alone as well, so that an error names the function.
                 await compiler.make(checked, function.field, f"the keywords {KEYWORDS}")
             else:
                 checked()
-    return await compiler.make(lambda: grammar, "tools", "smaller schemas, or fewer tools")
+    try:
+        return await compiler.make(lambda: grammar, "tools", "smaller schemas, or fewer tools")
+    except InvalidRequest:
+        # Each alone, so that the error names the function.
+        for function in choice.functions:
+            of_one = replace(choice, functions=(function,))
+            alone = partial(call_grammar, tool_format.syntax, of_one, tool_format.marker_ids, None)
+            await compiler.make(alone, function.field, f"the keywords {KEYWORDS}")
+        raise

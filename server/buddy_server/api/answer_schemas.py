@@ -200,6 +200,8 @@ class ModelView(Answer):
     object: Literal["model"] = "model"
     created: int
     owned_by: str
+    max_model_len: int
+    """vLLM's: tokens that prompt and answer may have together."""
 
 
 class ModelList(Answer):

@@ -37,8 +37,8 @@ MAX_MULTIPLE = 10_000
 COMPILE_S = 3.0
 KEYWORDS = (
     "type, properties, required, additionalProperties, patternProperties, minProperties, maxProperties, items, "
-    "prefixItems, minItems, maxItems, enum, const, anyOf, allOf, oneOf of alternatives that exclude each other, "
-    "$ref to the schema itself, minLength, maxLength, pattern, format, minimum, maximum, exclusiveMinimum, "
+    "prefixItems, minItems, maxItems, enum, const, anyOf, allOf, oneOf of other types or other constant texts, $ref "
+    "to the schema itself, minLength, maxLength, pattern, format, minimum, maximum, exclusiveMinimum, "
     "exclusiveMaximum, multipleOf"
 )
 _WHITESPACE = r"[ ]|\n[ ]{0,16}"
@@ -52,7 +52,7 @@ _ANY_OBJECT: dict[str, Any] = {"type": "object"}
 
 
 class JsonSchemaFormat(Schema):
-    """`strict` changes nothing: a schema is always kept. Without one, the answer is any JSON value."""
+    """`strict` changes nothing: a schema is always kept."""
 
     name: str | None = None
     description: str | None = None
@@ -61,14 +61,29 @@ class JsonSchemaFormat(Schema):
 
 
 class ResponseFormat(Schema):
+    """`schema` is where llama.cpp has it."""
+
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchemaFormat | None = None
+    schema_: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
 
     @model_validator(mode="after")
     def _has_schema(self) -> "ResponseFormat":
-        if self.type == "json_schema" and self.json_schema is None:
-            raise refused("response_format.json_schema", None, "an object with name and schema")
+        self.form()
         return self
+
+    def form(self) -> "Form | None":
+        """What it asks for; None for plain text. Raises for a schema that is missing."""
+        match self.type, self.json_schema, self.schema_:
+            case "text", _, _:
+                return None
+            case "json_schema", JsonSchemaFormat(schema_=dict(schema)), _:
+                return Form("response_format.json_schema.schema", "json", schema)
+            case _, _, dict(schema):
+                return Form("response_format.schema", "json", schema)
+            case "json_object", _, _:
+                return Form("response_format", "json", _ANY_OBJECT)
+        raise refused("response_format.json_schema.schema", None, "a JSON schema")
 
 
 class TextFormat(JsonSchemaFormat):
@@ -76,15 +91,21 @@ class TextFormat(JsonSchemaFormat):
 
     type: Literal["text", "json_object", "json_schema"]
 
+    @model_validator(mode="after")
+    def _has_schema(self) -> "TextFormat":
+        self.form()
+        return self
+
     def form(self) -> "Form | None":
-        """What it asks for; None for plain text."""
-        match self.type:
-            case "text":
+        """As ResponseFormat.form."""
+        match self.type, self.schema_:
+            case "text", _:
                 return None
-            case "json_object":
+            case "json_object", _:
                 return Form("text.format", "json", _ANY_OBJECT)
-            case "json_schema":
-                return Form("text.format.schema", "json", self.schema_ or {})
+            case "json_schema", dict(schema):
+                return Form("text.format.schema", "json", schema)
+        raise refused("text.format.schema", None, "a JSON schema")
 
     def body(self) -> dict[str, Any]:
         """As the response repeats it."""
@@ -214,20 +235,17 @@ class Form:
 
 
 def _forms(fields: StructuredFields) -> Iterator[Form]:
-    match fields.response_format:
-        case ResponseFormat(type="json_object"):
-            yield Form("response_format", "json", _ANY_OBJECT)
-        case ResponseFormat(type="json_schema", json_schema=JsonSchemaFormat(schema_=schema)):
-            yield Form("response_format.json_schema.schema", "json", schema or {})
+    if fields.response_format is not None and (form := fields.response_format.form()) is not None:
+        yield form
     outputs = fields.structured_outputs or StructuredOutputs()
     if outputs.json_object:
         yield Form("structured_outputs.json_object", "json", _ANY_OBJECT)
     for kind in ("json", "regex", "grammar", "choice"):
         older = getattr(fields, f"guided_{kind}")
         newer = outputs.json_ if kind == "json" else getattr(outputs, kind)
-        for param, form in ((f"guided_{kind}", older), (f"structured_outputs.{kind}", newer)):
-            if form is not None:
-                yield Form(param, kind, form)
+        for param, value in ((f"guided_{kind}", older), (f"structured_outputs.{kind}", newer)):
+            if value is not None:
+                yield Form(param, kind, value)
 
 
 def _regex_grammar(regex: str, param: str) -> str:

@@ -117,6 +117,12 @@ class ToolChoiceFields(Schema):
 
     @model_validator(mode="after")
     def _possible_calls(self) -> Self:
+        names: set[str] = set()
+        for index, function in enumerate(self.functions):
+            if function.name in names:
+                field = f"{self.functions_field.format(index)}.name"
+                raise refused(field, function.name, "a name that no other tool has")
+            names.add(function.name)
         _check_schemas(self.functions, self.functions_field)
         self.chosen_tools()
         return self

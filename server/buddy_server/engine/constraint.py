@@ -10,6 +10,7 @@ from tokenizers import Tokenizer
 MOST_COMPILED = 32
 """Grammars kept, since clients use the same few again and again."""
 MOST_MESSAGE_CHARS = 300
+_IN_GRAMMAR = "failed to compile JSON schema: "
 
 
 class GrammarError(Exception):
@@ -123,6 +124,9 @@ def limits(vocab_size: int) -> LLParserLimits:
 
 
 def shortened(message: str) -> str:
-    """llguidance's messages show the place of a mistake in several lines, and after a panic where it happened."""
-    message = message.partition("<backtrace>")[0]
+    """llguidance's messages show the place of a mistake in several lines, and after a panic where it happened. What is
+    wrong with a schema inside a grammar is on one line; its options are not our clients'."""
+    message = message.partition("<backtrace>")[0].partition(". Enable '")[0]
+    if _IN_GRAMMAR in message:
+        message = message.partition(_IN_GRAMMAR)[2].partition("\n")[0]
     return " ".join(message.replace("<non-verbose/>", "").split())[:MOST_MESSAGE_CHARS]

@@ -20,12 +20,13 @@ class CallParser:
     A call begins with its name and the bracket of its arguments; whatever begins like one and goes on otherwise is
     text, marker included. Arguments are passed on as they arrive, so they are what the model made of them. After a
     marker, a call of an unknown function is a call too, since the client can tell the model. White space around calls
-    is dropped.
+    is dropped; with `only_calls` all text is, since it can only be the beginning of a call that was cut off.
     """
 
-    def __init__(self, syntax: Syntax, names: Collection[str]) -> None:
+    def __init__(self, syntax: Syntax, names: Collection[str], only_calls: bool = False) -> None:
         self._syntax = syntax
         self._names = names
+        self._only_calls = only_calls
         self._opening = regex.compile(SPACE + regex.escape(syntax.marker)) if syntax.marker else None
         self._text = ""
         self._has_ended = False
@@ -134,7 +135,7 @@ class CallParser:
     def _say(self, text: str) -> None:
         if self._is_after_call:
             text = text.lstrip()
-        if text:
+        if text and not self._only_calls:
             self._is_after_call = False
             self._pieces.append(TextPiece(text))
 

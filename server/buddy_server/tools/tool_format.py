@@ -28,7 +28,7 @@ class ToolFormat:
         """A parser for one answer; None if there cannot be calls in it."""
         if not (self.is_rendered or choice.must_call):
             return None
-        return CallParser(self.syntax, {function.name for function in choice.functions})
+        return CallParser(self.syntax, {function.name for function in choice.functions}, choice.must_call)
 
     def grammar(self, choice: ToolChoice, text_grammar: str | None = None) -> str | None:
         """The grammar, serialized for llguidance, that keeps an answer to `choice`, and its text to `text_grammar`;

@@ -77,8 +77,8 @@ ANSWERS: list[tuple[Syntax, str, Parsed]] = [
 ]  # fmt: skip
 
 
-def parsed(syntax: Syntax, parts: list[str]) -> Parsed:
-    parser = CallParser(syntax, {"fly", "now"})
+def parsed(syntax: Syntax, parts: list[str], only_calls: bool = False) -> Parsed:
+    parser = CallParser(syntax, {"fly", "now"}, only_calls)
     pieces: list[Piece] = [piece for part in parts for piece in parser.add(part)]
     merged: Parsed = []
     for piece in [*pieces, *parser.finish()]:
@@ -91,6 +91,14 @@ def parsed(syntax: Syntax, parts: list[str]) -> Parsed:
             assert isinstance(last, tuple)
             merged[-1] = (last[0], last[1] + piece.arguments)
     return merged
+
+
+@pytest.mark.parametrize("syntax", [HERMES, LLAMA3, MISTRAL, PLAIN])
+def test_a_call_that_is_cut_off_is_no_text_where_there_can_be_calls_only(syntax: Syntax) -> None:
+    whole = f"{syntax.marker}{FLY}"
+    for cut in range(len(whole)):
+        assert not any(isinstance(piece, str) for piece in parsed(syntax, [whole[:cut]], only_calls=True))
+    assert parsed(syntax, [f"{whole}\n{FLY[:5]}"], only_calls=True) == [("fly", ARGUMENTS)]
 
 
 @pytest.mark.parametrize(("syntax", "answer", "expected"), ANSWERS)
