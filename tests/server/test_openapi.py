@@ -93,7 +93,7 @@ def test_chunks_are_as_documented(site: Site, path: str, fields: dict[str, objec
     response = site.http.post(path, json={"model": INFO.model_id, "stream": True} | PROMPTS[path] | fields)
     document = document_of(site)
     content = document["paths"][path]["post"]["responses"]["200"]["content"]["text/event-stream"]
-    data = content["x-itemSchema"]["properties"]["data"]
+    data = content["schema"]["properties"]["data"]
     chunk = data.get("anyOf", [data])[0]["contentSchema"]["anyOf"][0]
     events = re.findall("^data: (.*)$", response.text, re.MULTILINE)
     assert (events[-1] == "[DONE]") == ({"const": "[DONE]"} in data.get("anyOf", ()))

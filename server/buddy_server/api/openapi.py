@@ -110,8 +110,8 @@ def completion_responses(
     answer = {
         "model": body,
         "description": 'The whole answer, or with `"stream": true` server-sent events',
-        # OpenAPI 3.2 calls it itemSchema; 3.1 has no word for it, and few tools read 3.2.
-        "content": {"text/event-stream": {"schema": {"type": "string"}, "x-itemSchema": event}},
+        # Of one event. OpenAPI 3.2 calls this itemSchema; 3.1, which more tools read, has no other word.
+        "content": {"text/event-stream": {"schema": event}},
         "headers": _headers(*_LIMIT_HEADERS),
     }
     return {200: answer, **errors(*COMPLETION_ERRORS)}
