@@ -52,7 +52,7 @@ class SparseDecode:
             else torch_stepper(model, planner, num_blocks)
         )
         for lane in range(num_sequences):
-            planner.start(lane)
+            planner.start(lane, MILLI_LAYERS * self.num_run[lane])
 
     def step(
         self,

@@ -14,10 +14,11 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from buddy_kernels.arithmetics import AUTO, arithmetics
 from buddy_kernels.routed_step import BLOCK_SIZE as NATIVE_BLOCK_SIZE
 from buddy_routing.action_space import MILLI_LAYERS, ActionSpace
-from buddy_routing.artifact import save_router
+from buddy_routing.artifact import save_exits, save_router
 from buddy_routing.checkpoint import load_model
+from buddy_routing.exits import new_exits
 from buddy_routing.router import DecisionModule, LearnedRouter
-from buddy_routing.router_config import RouterConfig
+from buddy_routing.router_config import ExitsConfig, RouterConfig
 from buddy_routing.stepper import NativeStepper
 from buddy_server.engine.build import BuiltEngine, build_engine
 from buddy_server.engine.detokenizer import Detokenizer
@@ -99,6 +100,18 @@ def save_random_router(model: Path, directory: Path, reroute_every: int = 1) -> 
         fingerprint, NUM_LAYERS, KV_DIM, 32, "cosine", 0.1, route_block=ROUTE_BLOCK, reroute_every=reroute_every
     )
     save_router(directory, router, config)
+
+
+def save_random_exits(model: Path, directory: Path, exits: tuple[int, ...]) -> None:
+    """Each is a layer of its own, so that none can be taken for another."""
+    loaded = load_model(model, torch.float32, torch.device("cpu"))
+    torch.manual_seed(2)
+    made = new_exits(loaded.model, exits)
+    with torch.no_grad():
+        for exit_ in made.values():
+            for name, parameter in exit_.named_parameters():
+                parameter.normal_(1.0 if "norm" in name else 0.0, 0.2)
+    save_exits(directory, made, ExitsConfig(loaded.fingerprint, exits, route_block=ROUTE_BLOCK), torch.float32)
 
 
 def build_tiny_engine(

@@ -26,6 +26,8 @@ class Layer(ctypes.Structure):
         ("k", c_void_p),
         ("v", c_void_p),
         ("window", c_int64),
+        ("writes_all", c_int64),
+        ("exit_norm", c_void_p),
     )
 
 

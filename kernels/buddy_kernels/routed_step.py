@@ -49,7 +49,10 @@ class Projection:
 
 @dataclass(frozen=True, slots=True)
 class LayerWeights:
-    """One decoder layer. `q_norm` and `k_norm` [Dh] are Qwen3's; `window` None sees all."""
+    """One decoder layer. `q_norm` and `k_norm` [Dh] are Qwen3's; `window` None sees all.
+
+    With `writes_all`, needed in the first layer, rows that skip the layer write K/V too. Behind a layer with an
+    `exit_norm` its rows go on to the head by this norm; they skip the layers after it."""
 
     input_norm: Tensor
     post_norm: Tensor
@@ -63,6 +66,8 @@ class LayerWeights:
     q_norm: Tensor | None = None
     k_norm: Tensor | None = None
     window: int | None = None
+    writes_all: bool = True
+    exit_norm: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +205,7 @@ class RoutedStep:
         self._library.buddy_pin(self._decoder)
 
     def __call__(self, rows: StepRows, router: RouterWeights | ChoosePaths) -> RoutedOutput:
-        """Run the rows; K/V of each are written at every layer.
+        """Run the rows.
 
         Raises ValueError for rows that name what does not exist or do not belong together; what the router raises.
         """
@@ -402,6 +407,8 @@ class RoutedStep:
             k=self.cache_k[index].data_ptr(),
             v=self.cache_v[index].data_ptr(),
             window=layer.window or 0,
+            writes_all=layer.writes_all,
+            exit_norm=None if layer.exit_norm is None else self._norm(layer.exit_norm),
         )
 
     def _matrix(self, weight: Tensor, bias: Tensor | None, kind: str) -> interface.Matrix:

@@ -1,7 +1,8 @@
 """The actions of a path's layers and their costs (design section 1). Imports no torch.
 
-A path names an action for each layer: `SKIP` or `RUN`. An action costs an integer number of milli-layers, so that the
-cost of a token adds up exactly, from the step to the accounts. A budget is a limit that is never exceeded. The paper
+A path names an action for each of its columns, which are the layers and, behind them, the model's exits: `SKIP` or
+`RUN`. An action costs an integer number of milli-layers, so that the cost of a token adds up exactly, from the step to
+the accounts. A budget is a limit that is never exceeded. The paper
 rounds to the nearest layer (arXiv 2606.09514, section 3), which can exceed the budget by half a layer, so we round
 down.
 """
@@ -24,35 +25,73 @@ class BudgetError(ValueError):
 
 @dataclass(frozen=True)
 class ActionSpace:
-    """`costs` [L][A] are the milli-layers of each action at each layer. `forced` layers run in every path; the others
-    are free."""
+    """`costs` [C][A] are the milli-layers of each action at each column of a path. `forced` columns run in every path;
+    the others are free.
+
+    The i-th of the `exits` stands for all layers after the first `exits[i]`, in column num_layers + i. A model with
+    exits has one path for each, and the path of all layers: a budget takes the deepest that it pays for."""
 
     costs: tuple[tuple[int, ...], ...]
     forced: frozenset[int]
+    exits: tuple[int, ...] = ()
 
     @classmethod
     def skip_or_run(cls, num_layers: int) -> "ActionSpace":
         """Every layer except the first and the last may be skipped."""
         return cls(((0, MILLI_LAYERS),) * num_layers, frozenset({0, num_layers - 1}))
 
+    @classmethod
+    def of_exits(cls, num_layers: int, exits: tuple[int, ...]) -> "ActionSpace":
+        """An exit after each of the numbers of layers in `exits`; it costs a layer (Balcony, arXiv 2503.05005).
+
+        Raises ValueError for exits that are not in rising order, or no cheaper than all layers.
+        """
+        if not exits or list(exits) != sorted(set(exits)) or not 0 < exits[0] <= exits[-1] < num_layers - 1:
+            raise ValueError(
+                f"exits {list(exits)} are not allowed: give one or more numbers of layers in rising order, "
+                f"from 1 to {num_layers - 2} in a model of {num_layers} layers"
+            )
+        return cls(((0, MILLI_LAYERS),) * (num_layers + len(exits)), frozenset(range(exits[0])), exits)
+
+    @property
+    def num_columns(self) -> int:
+        """The length of a path."""
+        return len(self.costs)
+
     @property
     def num_layers(self) -> int:
-        return len(self.costs)
+        return len(self.costs) - len(self.exits)
 
     @cached_property
     def free(self) -> list[int]:
-        """The layers that are not forced, in order."""
-        return [layer for layer in range(self.num_layers) if layer not in self.forced]
+        """The columns that are not forced, in order."""
+        return [column for column in range(self.num_columns) if column not in self.forced]
 
     @cached_property
     def full_cost(self) -> int:
         """The cost of a token that runs every layer."""
-        return sum(of_layer[RUN] for of_layer in self.costs)
+        return sum(of_layer[RUN] for of_layer in self.costs[: self.num_layers])
 
     @cached_property
     def smallest_cost(self) -> int:
-        """The cost of a token that runs only the forced layers."""
+        """The cost of a token that leaves at the first exit; without exits, of one that runs only the forced layers."""
+        if self.exits:
+            return self.path_costs[self.exit_paths[0]]
         return sum(of_layer[RUN if layer in self.forced else SKIP] for layer, of_layer in enumerate(self.costs))
+
+    @cached_property
+    def exit_paths(self) -> tuple[bytes, ...]:
+        """The paths of a model with exits, cheapest first; the last one runs all layers."""
+        last = [self.num_layers + index for index in range(len(self.exits))]
+        ran = [{*range(exit_), column} for exit_, column in zip(self.exits, last, strict=True)]
+        ran.append(set(range(self.num_layers)))
+        return tuple(bytes(RUN if column in path else SKIP for column in range(self.num_columns)) for path in ran)
+
+    def exit_path(self, max_cost: int) -> bytes:
+        """The deepest path of a model with exits that `max_cost` pays for."""
+        return max(
+            (path for path in self.exit_paths if self.path_costs[path] <= max_cost), key=self.path_costs.__getitem__
+        )
 
     @property
     def smallest_budget(self) -> float:
@@ -61,26 +100,31 @@ class ActionSpace:
     @property
     def allowed_budgets(self) -> str:
         """The allowed range, for error messages."""
-        return f"a number from {self.smallest_budget:.4g} ({len(self.forced)} of {self.num_layers} layers) to 1"
+        num_layers = f"{self.smallest_cost / MILLI_LAYERS:g} of {self.num_layers} layers"
+        return f"a number from {self.smallest_budget:.4g} ({num_layers}) to 1"
 
     def max_cost(self, budget: float) -> int:
-        """The milli-layers that a token may cost at `budget`, in steps of the smallest cost difference between actions.
+        """The milli-layers that a token may cost at `budget`: what the deepest exit costs that it pays for, or a
+        multiple of the smallest cost difference between actions.
 
         The epsilon keeps products such as 0.7 * 10 = 6.999... from losing a layer that the budget pays for.
 
-        Raises BudgetError for a budget that does not pay for the forced layers, is above 1, or not finite.
+        Raises BudgetError for a budget that does not pay for the cheapest path, is above 1, or not finite.
         """
         if not (math.isfinite(budget) and self.smallest_budget - 1e-9 <= budget <= 1.0):
             raise BudgetError(f"budget {budget!r} is outside the allowed range: {self.allowed_budgets}")
+        paid = max(self.smallest_cost, math.floor(budget * self.full_cost + 1e-6))
+        if self.exits:
+            return self.path_costs[self.exit_path(paid)]
         step = math.gcd(*(cost for of_layer in self.costs for cost in of_layer))
-        return max(self.smallest_cost, math.floor(budget * self.full_cost + 1e-6) // step * step)
+        return paid // step * step
 
     def cost(self, path: Iterable[int]) -> int:
-        """The milli-layers that a path [L] costs."""
+        """The milli-layers that a path [C] costs."""
         return sum(of_layer[action] for of_layer, action in zip(self.costs, path, strict=True))
 
     def layers_run(self, path: Iterable[int]) -> tuple[int, ...]:
-        """The indices of the layers that a path [L] runs."""
+        """The columns that a path [C] runs: the indices of its layers, and num_layers + i for the i-th exit."""
         return tuple(layer for layer, action in enumerate(path) if action != SKIP)
 
     @cached_property

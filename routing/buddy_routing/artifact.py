@@ -1,22 +1,35 @@
-"""Router artifacts: a directory with `router_config.json`, `router.safetensors` and, if a predictor was trained,
-`predictor.safetensors` (design section 6)."""
+"""Router artifacts: a directory with `router_config.json` and, for a learned router, `router.safetensors` and, if a
+predictor was trained, `predictor.safetensors` (design section 6); for exits, `exits.safetensors`."""
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import cast
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from buddy_routing.action_space import ActionSpace
+from buddy_routing.decoder import Exit, RoutedDecoder
+from buddy_routing.exits import ExitRouter
 from buddy_routing.features import feature_dim
 from buddy_routing.predictor import BudgetPredictor
 from buddy_routing.router import DecisionModule, LearnedRouter
-from buddy_routing.router_config import CONFIG_NAME, ArtifactError, RouterConfig, read_router_config
+from buddy_routing.router_config import (
+    CONFIG_NAME,
+    ArtifactError,
+    ExitsConfig,
+    RouterConfig,
+    read_exits_config,
+    read_router_config,
+)
 
 PREDICTOR_NAME = "predictor.safetensors"
+EXITS_NAME = "exits.safetensors"
 
 
 def save_router(directory: Path, router: LearnedRouter, config: RouterConfig) -> None:
@@ -28,22 +41,42 @@ def save_router(directory: Path, router: LearnedRouter, config: RouterConfig) ->
 def load_router(directory: Path, base_fingerprint: str, device: torch.device) -> tuple[LearnedRouter, RouterConfig]:
     """Raises ArtifactError if the artifact is incomplete, of an unknown format, or made for another model."""
     config = read_router_config(directory)
-    if not _weights(directory).exists():
-        raise ArtifactError(f"{directory} is not a router artifact: it has no {_weights(directory).name}")
-    if config.base_fingerprint != base_fingerprint:
-        raise ArtifactError(
-            f"router {directory} was made for a model with fingerprint {config.base_fingerprint}, "
-            f"this model has {base_fingerprint}"
-        )
+    _check_base(directory, _weights(directory), config.base_fingerprint, base_fingerprint)
     prior = torch.zeros(len(ActionSpace.skip_or_run(config.num_layers).free))
     decision = DecisionModule(feature_dim(config.kv_dim, config.features), config.num_layers, config.rank)
-    digest = hashlib.sha256(_weights(directory).read_bytes()).hexdigest()[:12]
-    router = LearnedRouter(decision, prior, config.prior_weight, f"learned:{digest}", config.reroute_every)
+    router_id = f"learned:{_digest(_weights(directory))}"
+    router = LearnedRouter(decision, prior, config.prior_weight, router_id, config.reroute_every)
     try:
         router.load_state_dict(load_file(_weights(directory)))
     except (SafetensorError, RuntimeError) as error:
         raise ArtifactError(f"{_weights(directory)} does not fit {CONFIG_NAME}: {error}") from error
     return router.to(device).eval().requires_grad_(False), config
+
+
+def save_exits(directory: Path, exits: Mapping[int, Exit], config: ExitsConfig, dtype: torch.dtype) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    modules = nn.ModuleDict({str(num_layers): exit_ for num_layers, exit_ in exits.items()})
+    state = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in modules.state_dict().items()}
+    save_file(state, directory / EXITS_NAME)
+    text = json.dumps({"kind": "exits", **asdict(config)}, indent=2)
+    (directory / CONFIG_NAME).write_text(text + "\n", encoding="utf-8")
+
+
+def load_exits(directory: Path, model: RoutedDecoder, base_fingerprint: str) -> tuple[ExitRouter, ExitsConfig]:
+    """The exits of `model`, in its dtype. Raises ArtifactError as `load_router` does."""
+    config = read_exits_config(directory)
+    path = directory / EXITS_NAME
+    _check_base(directory, path, config.base_fingerprint, base_fingerprint)
+    try:
+        ActionSpace.of_exits(model.spec.num_layers, config.exits)
+        state = load_file(path)
+        exits = nn.ModuleDict({str(num_layers): Exit(model.spec) for num_layers in config.exits})
+        exits.load_state_dict(state)
+    except (SafetensorError, RuntimeError, ValueError) as error:
+        raise ArtifactError(f"{path} does not fit {CONFIG_NAME} and the model: {error}") from error
+    exits.to(model.embed_tokens.weight).eval().requires_grad_(False)
+    made = {num_layers: cast(Exit, exits[str(num_layers)]) for num_layers in config.exits}
+    return ExitRouter(made, f"exits:{_digest(path)}"), config
 
 
 def save_predictor(directory: Path, predictor: BudgetPredictor) -> None:
@@ -71,3 +104,16 @@ def load_predictor(directory: Path, config: RouterConfig, device: torch.device) 
 
 def _weights(directory: Path) -> Path:
     return directory / "router.safetensors"
+
+
+def _check_base(directory: Path, weights: Path, made_for: str, base_fingerprint: str) -> None:
+    if not weights.exists():
+        raise ArtifactError(f"{directory} is not a router artifact: it has no {weights.name}")
+    if made_for != base_fingerprint:
+        raise ArtifactError(
+            f"router {directory} was made for a model with fingerprint {made_for}, this model has {base_fingerprint}"
+        )
+
+
+def _digest(weights: Path) -> str:
+    return hashlib.sha256(weights.read_bytes()).hexdigest()[:12]

@@ -7,10 +7,10 @@ checkpoints load without renaming.
 """
 
 # N rows of a ragged step, B sequences, T tokens, D model dim, Hq query heads, Hkv key/value heads, Dh head dim,
-# W rows of them wanted, S segments, L layers
+# W rows of them wanted, S segments, L layers, C columns of a path (layers, then exits)
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -29,12 +29,13 @@ from buddy_kernels import (
     swiglu,
     write_kv,
 )
+from buddy_routing.action_space import SKIP
 from buddy_routing.kv_cache import KVCache
 from buddy_routing.model_spec import ModelSpec
 from buddy_routing.segments import LayerRows, SegmentBatch, rows_by_layer
 
 PathChooser = Callable[[Tensor], Tensor]
-"""Maps the first layer's V states to paths: [N, Hkv, Dh] -> paths [S, L] in `forward`, [B, T, Hkv, Dh] -> shares [B, T,
+"""Maps the first layer's V states to paths: [N, Hkv, Dh] -> paths [S, C] in `forward`, [B, T, Hkv, Dh] -> shares [B, T,
 L] of each layer's output in `dense`."""
 
 
@@ -127,6 +128,16 @@ class DecoderLayer(nn.Module):
         return self.run(h, normed, cos, sin, lambda q: dense_attention(q, k, v, visible)), v
 
 
+class Exit(nn.Module):
+    """What stands for the layers behind it: a layer with K/V of its own, then a norm before the model's head (Balcony,
+    arXiv 2503.05005)."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.layer = DecoderLayer(spec, spec.windows[-1])
+        self.norm = RMSNorm(spec.hidden_size, spec.norm_eps)
+
+
 def dense_attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
     """Attention over whole sequences: q [B, T, Hq, Dh], k and v [B, T, Hkv, Dh] -> [B, T, Hq, Dh].
 
@@ -171,7 +182,8 @@ class PagedContext:
 
 
 class RoutedDecoder(nn.Module):
-    """A dense Llama, Mistral, Qwen2/2.5 or Qwen3 decoder whose layers can be skipped per token."""
+    """A dense Llama, Mistral, Qwen2/2.5 or Qwen3 decoder whose layers can be skipped per token, or, with exits, left
+    early by whole sequences."""
 
     inv_freq: Tensor
 
@@ -182,6 +194,7 @@ class RoutedDecoder(nn.Module):
         self.layers = nn.ModuleList(DecoderLayer(spec, window) for window in spec.windows)
         self.norm = RMSNorm(spec.hidden_size, spec.norm_eps)
         self.lm_head = Linear(spec.hidden_size, spec.vocab_size, bias=False)
+        self.exits = nn.ModuleList(Exit(spec) for _ in spec.exits)
         inv_freq, self.attention_factor = rotary_inv_freq(spec.head_dim, spec.rope_theta, spec.rope_scaling)
         self.register_buffer("inv_freq", inv_freq, persistent=False)
         self._tie()
@@ -201,34 +214,64 @@ class RoutedDecoder(nn.Module):
         model.inv_freq = rotary_inv_freq(spec.head_dim, spec.rope_theta, spec.rope_scaling)[0].to(device)
         return model
 
+    def with_exits(self, exits: Mapping[int, Exit]) -> "RoutedDecoder":
+        """A decoder with the same weights that can be left after these numbers of layers."""
+        spec = replace(self.spec, exits=tuple(exits))
+        with torch.device("meta"):
+            model = RoutedDecoder(spec)
+        for name, module in self.named_children():
+            setattr(model, name, module)
+        model.exits = nn.ModuleList(exits.values())
+        model.inv_freq = self.inv_freq
+        return model.eval()
+
     @property
     def blocks(self) -> list[DecoderLayer]:
         """The layers in order, with their type."""
         return [cast(DecoderLayer, layer) for layer in self.layers]
 
-    def forward(self, batch: SegmentBatch, cache: KVCache, choose_paths: PathChooser) -> tuple[Tensor, Tensor]:
-        """One step: logits [W, V] after the wanted rows, and the paths [S, L] that were run.
+    @property
+    def exit_modules(self) -> list[Exit]:
+        """The exits in order, with their type."""
+        return [cast(Exit, exit_) for exit_ in self.exits]
 
-        K/V of every row are written at every layer, skipped or not ("project" policy), so the cache has no gaps.
+    @property
+    def columns(self) -> list[DecoderLayer]:
+        """What the columns of a path run: the layers, then those of the exits."""
+        return [*self.blocks, *(exit_.layer for exit_ in self.exit_modules)]
+
+    def forward(self, batch: SegmentBatch, cache: KVCache, choose_paths: PathChooser) -> tuple[Tensor, Tensor]:
+        """One step: logits [W, V] after the wanted rows, and the paths [S, C] that were run.
+
+        K/V of every row are written at every layer, skipped or not ("project" policy), so the cache has no gaps. With
+        exits, which a sequence does not change, nobody reads those of a skipped layer, and they are not computed.
         """
         h = self.embed_tokens(batch.tokens)  # [N, D]
         cos, sin = rotary_cos_sin(batch.positions, self.inv_freq, self.attention_factor)
         scale = self.spec.head_dim**-0.5
         slots = batch.slots(cache.block_size)
-        for index, layer in enumerate(self.blocks):
+        plan: list[LayerRows] = []
+        for index, layer in enumerate(self.columns):
             cache_k, cache_v = cache.k[index], cache.v[index]
-            normed = layer.input_layernorm(h)
-            k, v = layer.self_attn.key_value(normed, cos, sin)
-            write_kv(cache_k, cache_v, slots, k, v)
+            only_running = index > 0 and bool(self.spec.exits)
+            if only_running and not plan[index].num_rows:
+                continue
+            written = [h, cos, sin, batch.positions, slots]
+            if only_running:
+                written = picked(written, plan[index].rows)
+            x, x_cos, x_sin, x_positions, x_slots = written
+            normed = layer.input_layernorm(x)
+            k, v = layer.self_attn.key_value(normed, x_cos, x_sin)
+            write_kv(cache_k, cache_v, x_slots, k, v)
             if index == 0:
                 ahead = layer.value(self.embed_tokens(batch.ahead_tokens))  # [A, Hkv, Dh]
-                paths = choose_paths(torch.cat((v, ahead)))  # [S, L]
+                paths = choose_paths(torch.cat((v, ahead)))  # [S, C]
                 plan = rows_by_layer(batch, paths)
-            if plan[index].num_rows:
-                todo = plan[index]
-                inputs: list[Tensor] = [h, normed, cos, sin, batch.positions]
-                if todo.rows is not None:
-                    inputs = [gather_rows(x, todo.rows) for x in inputs]
+            todo = plan[index]
+            if todo.num_rows:
+                inputs = [x, normed, x_cos, x_sin, x_positions]
+                if not only_running:
+                    inputs = picked(inputs, todo.rows)
                 rows, rows_normed, rows_cos, rows_sin, positions = inputs
                 attend = PagedContext(cache_k, cache_v, todo, positions, scale, layer.self_attn.window)
                 ran = layer.run(rows, rows_normed, rows_cos, rows_sin, attend)
@@ -236,7 +279,17 @@ class RoutedDecoder(nn.Module):
                     h = ran
                 else:
                     scatter_rows(h, todo.rows, ran)
-        return self.lm_head(self.norm(gather_rows(h, batch.wanted))), paths
+        return self.lm_head(self._final_norm(h, batch, paths)), paths
+
+    def _final_norm(self, h: Tensor, batch: SegmentBatch, paths: Tensor) -> Tensor:
+        """[N, D] -> the wanted rows [W, D], ready for the head: an exit's by its norm, the others by the model's."""
+        rows = gather_rows(h, batch.wanted)
+        normed: Tensor = self.norm(rows)
+        if self.spec.exits:
+            of_rows = paths.to(h.device)[batch.segment_of_row[batch.wanted]]  # [W, C]
+            for column, exit_ in enumerate(self.exit_modules, self.spec.num_layers):
+                normed = torch.where(of_rows[:, column : column + 1] != SKIP, exit_.norm(rows), normed)
+        return normed
 
     def dense(
         self,
@@ -245,19 +298,14 @@ class RoutedDecoder(nn.Module):
         layers_on: Sequence[bool] | None = None,
         starts: Tensor | None = None,
     ) -> Tensor:
-        """Whole sequences: tokens [B, T] -> final hidden states [B, T, D], the input of `lm_head`.
+        """Whole sequences: tokens [B, T] -> final hidden states [B, T, D], the input of `lm_head`. Without exits.
 
         `choose_paths` gives the mask of every token's path; gradients reach its scores through the masks
         (straight-through). `layers_on` [L] drops layers for the whole batch without computing them (random depth in
         pretraining). `starts` [B, T] is where each token's sequence starts, for several sequences in a row that do not
         attend to each other; without it a row is one sequence.
         """
-        num_tokens, device = tokens.shape[1], tokens.device
-        positions = torch.arange(num_tokens, device=device).expand_as(tokens)
-        if starts is not None:
-            positions = positions - starts
-        cos, sin = rotary_cos_sin(positions.flatten(), self.inv_freq, self.attention_factor)
-        visible = {window: visible_keys(num_tokens, window, starts, device) for window in set(self.spec.windows)}
+        cos, sin, visible = self._dense_positions(tokens, starts)
         h = self.embed_tokens(tokens)  # [B, T, D]
         masks: Tensor | None = None
         for index, layer in enumerate(self.blocks):
@@ -268,6 +316,44 @@ class RoutedDecoder(nn.Module):
                 masks = choose_paths(v)  # [B, T, L]
             h = ran if masks is None else masked_residual(h, ran, masks[..., index : index + 1])
         return self.norm(h)
+
+    def dense_exits(self, tokens: Tensor, starts: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
+        """Whole sequences at full depth and at each exit: final hidden states [B, T, D], and as many for every exit.
+
+        Only exits have gradients; they may be of another dtype than the model. `starts` as in `dense`.
+        """
+        cos, sin, visible = self._dense_positions(tokens, starts)
+        before: dict[int, Tensor] = {}
+        with torch.no_grad():
+            h = self.embed_tokens(tokens)  # [B, T, D]
+            for index, layer in enumerate(self.blocks):
+                if index in self.spec.exits:
+                    before[index] = h
+                h, _ = layer.dense(h, cos, sin, visible[layer.self_attn.window])
+            full: Tensor = self.norm(h)
+        left = []
+        for num_layers, exit_ in zip(self.spec.exits, self.exit_modules, strict=True):
+            given = before[num_layers].to(exit_.norm.weight.dtype)
+            ran, _ = exit_.layer.dense(given, cos, sin, visible[exit_.layer.self_attn.window])
+            left.append(exit_.norm(ran).to(full.dtype))
+        return full, left
+
+    def _dense_positions(
+        self, tokens: Tensor, starts: Tensor | None
+    ) -> tuple[Tensor, Tensor, dict[int | None, Tensor | None]]:
+        """Rotation of all tokens [B, T], and by window what each one sees."""
+        num_tokens, device = tokens.shape[1], tokens.device
+        positions = torch.arange(num_tokens, device=device).expand_as(tokens)
+        if starts is not None:
+            positions = positions - starts
+        cos, sin = rotary_cos_sin(positions.flatten(), self.inv_freq, self.attention_factor)
+        visible = {window: visible_keys(num_tokens, window, starts, device) for window in set(self.spec.windows)}
+        return cos, sin, visible
+
+
+def picked(tensors: Sequence[Tensor], rows: Tensor | None) -> list[Tensor]:
+    """The `rows` [M] of each tensor [N, ...]; None picks all."""
+    return list(tensors) if rows is None else [gather_rows(x, rows) for x in tensors]
 
 
 def masked_residual(h: Tensor, ran: Tensor, mask: Tensor) -> Tensor:

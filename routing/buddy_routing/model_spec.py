@@ -22,7 +22,7 @@ class UnsupportedModelError(ValueError):
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
     """Shape and numerics of one dense decoder. Sizes are counts; `windows` has one entry per layer (positions a token
-    may look back, None for all)."""
+    may look back, None for all). `exits` as in ActionSpace."""
 
     family: str
     num_layers: int
@@ -42,11 +42,19 @@ class ModelSpec:
     mlp_bias: bool
     qk_norm: bool
     windows: tuple[int | None, ...]
+    exits: tuple[int, ...] = ()
 
     @property
     def actions(self) -> ActionSpace:
-        """The actions that a path may take at each layer."""
+        """The actions that a path may take at each column."""
+        if self.exits:
+            return ActionSpace.of_exits(self.num_layers, self.exits)
         return ActionSpace.skip_or_run(self.num_layers)
+
+    @property
+    def num_columns(self) -> int:
+        """Layers and exits: each has K/V of its own."""
+        return self.num_layers + len(self.exits)
 
     @property
     def kv_dim(self) -> int:

@@ -12,6 +12,8 @@ from buddy_routing.action_space import ActionSpace
 
 NEVER = 2**31
 """Value of `reroute_every` with which an answer keeps the path chosen at its prompt's end."""
+FIXED = 0
+"""Value of `reroute_every` with which a sequence has its path from the start, and no step chooses."""
 
 
 class Router(Protocol):

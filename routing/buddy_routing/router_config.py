@@ -1,9 +1,10 @@
-"""`router_config.json` of a router artifact (design section 6), and its allowed values; imports no torch."""
+"""`router_config.json` of a router artifact of either kind (design section 6), and its allowed values; imports no
+torch."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 FORMAT_VERSION = 1
 KV_POLICIES = ("project",)
@@ -15,7 +16,13 @@ FEATURES: tuple[FeatureKind, ...] = get_args(FeatureKind)
 
 Indicator = Literal["cosine", "ppl", "taylor", "greedy"]
 """Ways for a static prior to measure the importance of layers."""
+
+RouterKind = Literal["router", "exits"]
+"""What an artifact is: a learned router, if its config names no kind, or exits."""
 INDICATORS: tuple[Indicator, ...] = get_args(Indicator)
+
+
+Config = TypeVar("Config")
 
 
 class ArtifactError(ValueError):
@@ -40,15 +47,29 @@ class RouterConfig:
     format_version: int = FORMAT_VERSION
 
 
+@dataclass(frozen=True, slots=True)
+class ExitsConfig:
+    """`exits` are numbers of layers in rising order, as in ActionSpace. A sequence writes K/V only where it runs."""
+
+    base_fingerprint: str
+    exits: tuple[int, ...]
+    route_block: int = 128
+    format_version: int = FORMAT_VERSION
+
+
+def read_kind(directory: Path) -> RouterKind:
+    """Raises ArtifactError if the file is missing or names another kind."""
+    kind = _read_fields(directory).get("kind", "router")
+    if kind not in get_args(RouterKind):
+        allowed = get_args(RouterKind)
+        raise ArtifactError(f"{directory / CONFIG_NAME}: kind {kind!r} is not supported; allowed: {allowed}")
+    return kind
+
+
 def read_router_config(directory: Path) -> RouterConfig:
-    """Raises ArtifactError if the file is missing or contains unsupported values."""
+    """Raises ArtifactError if the file is missing, of another kind, or contains unsupported values."""
+    config = _read_config(directory, "router", RouterConfig)
     path = directory / CONFIG_NAME
-    if not path.exists():
-        raise ArtifactError(f"{directory} is not a router artifact: it has no {CONFIG_NAME}")
-    try:
-        config = RouterConfig(**json.loads(path.read_text(encoding="utf-8")))
-    except (json.JSONDecodeError, TypeError) as error:
-        raise ArtifactError(f"{path} cannot be read: {error}") from error
     for name, value, allowed in (
         ("format_version", config.format_version, (FORMAT_VERSION,)),
         ("kv_policy", config.kv_policy, KV_POLICIES),
@@ -60,3 +81,38 @@ def read_router_config(directory: Path) -> RouterConfig:
         if getattr(config, name) < 1:
             raise ArtifactError(f"{path}: {name} is {getattr(config, name)}; allowed is 1 or more")
     return config
+
+
+def read_exits_config(directory: Path) -> ExitsConfig:
+    """Raises ArtifactError if the file is missing, of another kind, or contains unsupported values."""
+    config = _read_config(directory, "exits", ExitsConfig)
+    path = directory / CONFIG_NAME
+    if config.format_version != FORMAT_VERSION:
+        allowed = (FORMAT_VERSION,)
+        raise ArtifactError(f"{path}: format_version {config.format_version!r} is not supported; allowed: {allowed}")
+    if config.route_block < 1:
+        raise ArtifactError(f"{path}: route_block is {config.route_block}; allowed is 1 or more")
+    return replace(config, exits=tuple(config.exits))
+
+
+def _read_config(directory: Path, kind: RouterKind, config_type: type[Config]) -> Config:
+    fields = _read_fields(directory)
+    if (found := fields.pop("kind", "router")) != kind:
+        raise ArtifactError(f"{directory} is an artifact of the kind {found!r}; allowed here: {kind!r}")
+    try:
+        return config_type(**fields)
+    except TypeError as error:
+        raise ArtifactError(f"{directory / CONFIG_NAME} cannot be read: {error}") from error
+
+
+def _read_fields(directory: Path) -> dict[str, Any]:
+    path = directory / CONFIG_NAME
+    if not path.exists():
+        raise ArtifactError(f"{directory} is not a router artifact: it has no {CONFIG_NAME}")
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ArtifactError(f"{path} cannot be read: {error}") from error
+    if not isinstance(fields, dict):
+        raise ArtifactError(f"{path} cannot be read: it is not a JSON object")
+    return fields

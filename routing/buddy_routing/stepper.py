@@ -21,10 +21,11 @@ from buddy_kernels import (
 )
 from buddy_kernels.routed_step import ChoosePaths
 from buddy_kernels.sampling import adjusted, with_logprobs
-from buddy_routing.decoder import DecoderLayer, Linear, RoutedDecoder
+from buddy_routing.decoder import DecoderLayer, Linear, RMSNorm, RoutedDecoder
+from buddy_routing.exits import ExitRouter
 from buddy_routing.kv_cache import KVCache
 from buddy_routing.planner import PathPlanner, Planner
-from buddy_routing.router import NEVER, LearnedRouter, StaticRouter
+from buddy_routing.router import FIXED, NEVER, LearnedRouter, StaticRouter
 from buddy_routing.segments import SegmentBatch
 
 
@@ -33,9 +34,6 @@ class Stepper(Protocol):
 
     @property
     def planner(self) -> Planner: ...
-
-    @property
-    def num_layers(self) -> int: ...
 
     @property
     def arithmetic(self) -> str:
@@ -58,10 +56,6 @@ class TorchStepper:
     cache: KVCache
     planner: Planner
     arithmetic: str = "torch"
-
-    @property
-    def num_layers(self) -> int:
-        return self.model.spec.num_layers
 
     @property
     def multi_step(self) -> bool:
@@ -105,11 +99,10 @@ class NativeStepper:
     def __init__(self, routed_step: RoutedStep, planner: PathPlanner) -> None:
         self.routed_step = routed_step
         self.planner = planner
-        self.num_layers = routed_step.num_layers
         self.arithmetic = routed_step.arithmetic
         self._router_weights = router_weights(planner)
         # If some steps choose paths and others keep them, a multi-step call cannot treat its steps alike.
-        self.multi_step = self._router_weights is not None and planner.router.reroute_every in (1, NEVER)
+        self.multi_step = self._router_weights is not None and planner.router.reroute_every in (1, FIXED, NEVER)
 
     def step(self, rows: StepRows) -> RoutedOutput:
         return self.routed_step(rows, self._router_weights or self._asking_planner(rows))
@@ -126,13 +119,16 @@ def router_weights(planner: PathPlanner) -> RouterWeights | None:
     choice = RouterWeights(
         prior=torch.empty(0),
         costs=torch.tensor(actions.costs, dtype=torch.int64),
-        forced=torch.tensor([layer in actions.forced for layer in range(actions.num_layers)]),
+        forced=torch.tensor([layer in actions.forced for layer in range(actions.num_columns)]),
         sums=planner.features.sums,
         last_paths=planner.last_paths,
     )
     match planner.router:
         case StaticRouter() as router:
             return replace(choice, prior=router.prior.float().contiguous())
+        case ExitRouter():
+            # Not read: every segment keeps its path.
+            return replace(choice, prior=torch.zeros(len(actions.free)))
         case LearnedRouter() as router:
             down, up = (Projection(layer.weight, layer.bias) for layer in (router.decision.down, router.decision.up))
             return replace(choice, prior=router.prior_weight * router.prior, down=down, up=up)
@@ -143,6 +139,10 @@ def router_weights(planner: PathPlanner) -> RouterWeights | None:
 def decoder_weights(model: RoutedDecoder) -> DecoderWeights:
     """A decoder's parameters under the op's names."""
     spec = model.spec
+    layers = [
+        _layer_weights(layer, writes_all=index == 0 or not spec.exits) for index, layer in enumerate(model.blocks)
+    ]
+    exits = [_layer_weights(exit_.layer, writes_all=False, exit_norm=exit_.norm) for exit_ in model.exit_modules]
     return DecoderWeights(
         num_heads=spec.num_heads,
         num_kv_heads=spec.num_kv_heads,
@@ -152,13 +152,13 @@ def decoder_weights(model: RoutedDecoder) -> DecoderWeights:
         attention_factor=model.attention_factor,
         inv_freq=model.inv_freq,
         embeddings=model.embed_tokens.weight,
-        layers=[_layer_weights(layer) for layer in model.blocks],
+        layers=[*layers, *exits],
         norm=model.norm.weight,
         head=_projection(model.lm_head),
     )
 
 
-def _layer_weights(layer: DecoderLayer) -> LayerWeights:
+def _layer_weights(layer: DecoderLayer, writes_all: bool, exit_norm: RMSNorm | None = None) -> LayerWeights:
     attention, mlp = layer.self_attn, layer.mlp
     return LayerWeights(
         input_norm=layer.input_layernorm.weight,
@@ -173,6 +173,8 @@ def _layer_weights(layer: DecoderLayer) -> LayerWeights:
         q_norm=attention.q_norm.weight if attention.qk_norm else None,
         k_norm=attention.k_norm.weight if attention.qk_norm else None,
         window=attention.window,
+        writes_all=writes_all,
+        exit_norm=None if exit_norm is None else exit_norm.weight,
     )
 
 

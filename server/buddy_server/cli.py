@@ -40,6 +40,7 @@ def make_parser() -> argparse.ArgumentParser:
     train = commands.add_parser("train", help="train models and routers").add_subparsers(required=True, metavar="WHAT")
     _add_train_router(train.add_parser("router", help="make a router for your model from your conversations"))
     _add_train_predictor(train.add_parser("predictor", help="teach a router to choose budgets itself"))
+    _add_train_exits(train.add_parser("exits", help="give your model exits, to leave it early, in place of a router"))
     _add_train_demo(train.add_parser("demo", help="make the embedded model and its router from the texts"))
     return parser
 
@@ -122,6 +123,13 @@ def _add_train_predictor(parser: argparse.ArgumentParser) -> None:
 
     add_arguments(parser)
     parser.set_defaults(run=_train_predictor)
+
+
+def _add_train_exits(parser: argparse.ArgumentParser) -> None:
+    from buddy_routing.train.exits_plan import add_arguments
+
+    add_arguments(parser)
+    parser.set_defaults(run=_train_exits)
 
 
 def _add_train_demo(parser: argparse.ArgumentParser) -> None:
@@ -224,6 +232,19 @@ def _train_predictor(parsed: argparse.Namespace) -> None:
         make_predictor(parsed.model, parsed.router, parsed.data, plan, device, dtype)
     except (ValueError, OSError, TrainingError) as error:
         sys.exit(f"buddy train predictor: {error}")
+
+
+def _train_exits(parsed: argparse.Namespace) -> None:
+    from buddy_routing.train.exits_job import make_exits
+    from buddy_routing.train.exits_plan import plan_from
+    from buddy_routing.train.router_job import TrainingError
+    from buddy_server.engine.served_model import DTYPES, resolve_device
+
+    try:
+        plan = plan_from(parsed)
+        make_exits(parsed.model, parsed.data, parsed.out, plan, resolve_device(parsed.device), DTYPES[parsed.dtype])
+    except (ValueError, OSError, TrainingError) as error:
+        sys.exit(f"buddy train exits: {error}")
 
 
 def _train_demo(parsed: argparse.Namespace) -> None:

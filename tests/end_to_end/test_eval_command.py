@@ -5,7 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
+from buddy_routing.artifact import save_exits
+from buddy_routing.checkpoint import load_model
+from buddy_routing.embedded import embedded_model
+from buddy_routing.exits import new_exits
+from buddy_routing.router_config import ExitsConfig
 from buddy_server.cli import main
 
 
@@ -45,6 +51,23 @@ def test_methods_budgets_and_seeds_become_rows_a_table_and_plots(
         assert (report / name).stat().st_size > 100
 
 
+def test_exits_are_measured_beside_a_router_at_what_they_cost(tmp_path: Path, refused: Callable[..., str]) -> None:
+    loaded = load_model(embedded_model(), torch.float32, torch.device("cpu"))
+    exits, out, text = tmp_path / "exits", tmp_path / "rows.jsonl", tmp_path / "text.txt"
+    save_exits(exits, new_exits(loaded.model, (7, 11)), ExitsConfig(loaded.fingerprint, (7, 11)), torch.bfloat16)
+    text.write_text("The dog sat in the sun.")
+    common = ("--limit", "10", "--exits", str(exits), "--text", str(text), "--json", str(out))
+    run_eval(*common, "--budgets", "0.75,0.7", "--methods", "exits,prior:ppl")
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    depths = {(row["method"], row["budget"]): row["mean_depth"] for row in rows}
+    assert depths["full", 1.0] == 1.0
+    assert (depths["exits", 0.75], depths["exits", 0.7]) == (0.75, 0.5)
+    assert (depths["prior:ppl", 0.75], depths["prior:ppl", 0.7]) == (0.75, 0.6875)
+    bits = {row["bits_per_byte"] for row in rows if row["task"] == "text"}
+    assert len(bits) == 5
+    assert "budget 0.4 is outside" in refused("eval", *common, "--budgets", "0.75,0.4", "--methods", "exits")
+
+
 def test_resumed_evaluation_measures_what_its_rows_lack_and_keeps_the_rest(
     tmp_path: Path, refused: Callable[..., str]
 ) -> None:
@@ -76,6 +99,7 @@ def test_questions_of_ones_own_are_answered_or_chosen(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
+        (("--methods", "exits"), "method 'exits' needs exits: give --exits DIR"),
         (("--methods", "router,magic"), "method 'magic' is unknown; allowed: router"),
         (("--budgets", "0.05"), "0.05"),
         (("--limit", "0"), "--limit is 0"),

@@ -1,4 +1,4 @@
-"""`buddy train router` and `buddy train predictor`: data in, artifact out, and it serves."""
+"""`buddy train router`, `predictor` and `exits`: data in, artifact out, and it serves."""
 
 import json
 import random
@@ -13,7 +13,7 @@ import pytest
 from safetensors.torch import load_file
 
 from buddy_process import BUDDY, serving
-from buddy_routing.train import router_training
+from buddy_routing.train import batch_training
 from buddy_server.cli import main
 from buddy_server.engine.build import build_engine
 from buddy_server.engine.settings import EngineSettings
@@ -64,7 +64,7 @@ def run(arguments: list[str]) -> None:
 def test_a_router_and_its_predictor_are_trained_by_two_commands_and_load(
     refused: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(router_training, "CHECKPOINT_EVERY", 10)
+    monkeypatch.setattr(batch_training, "CHECKPOINT_EVERY", 10)
     model, data = save_chat_model("qwen3", tmp_path / "model"), save_conversations(tmp_path / "data.jsonl")
     router = tmp_path / "router"
     common = ("--model", model, "--data", data, "--num-tokens", "128")
@@ -75,6 +75,23 @@ def test_a_router_and_its_predictor_are_trained_by_two_commands_and_load(
     built = build_engine(str(model), str(router), EngineSettings(), "cpu", "float32")
     assert built.info.has_predictor
     assert not built.info.router_id.startswith("prior")
+
+
+def test_exits_are_trained_by_one_command_and_load(
+    refused: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch_training, "CHECKPOINT_EVERY", 10)
+    model, data = save_chat_model("llama", tmp_path / "model"), save_conversations(tmp_path / "data.jsonl")
+    exits = tmp_path / "exits"
+    training = train("exits", "--model", model, "--data", data, "--out", exits, "--num-tokens", "128", "--epochs", "1")
+    main([*training, "--exits", "2,4"])
+    assert list(exits.glob("**/events.out.tfevents.*"))
+    assert "is of a training with another model, other data or other settings" in refused(*training, "--exits", "3")
+    assert "exits [5] are not allowed" in refused(*training, "--exits", "5", "--out", str(tmp_path / "other"))
+    assert "'2,x' is not a list of whole numbers" in refused(*training, "--exits", "2,x")
+    built = build_engine(str(model), str(exits), EngineSettings(), "cpu", "float32")
+    assert built.info.actions.exits == (2, 4)
+    assert not built.info.has_predictor
 
 
 @pytest.mark.slow

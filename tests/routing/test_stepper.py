@@ -29,6 +29,7 @@ from buddy_kernels import (
     draw,
 )
 from buddy_kernels.sampling import adjusted, with_logprobs
+from buddy_routing.action_space import MILLI_LAYERS
 from buddy_routing.checkpoint import load_model
 from buddy_routing.decoder import RoutedDecoder
 from buddy_routing.features import causal_features
@@ -115,7 +116,7 @@ def test_running_sums_are_told_after_every_segment_and_a_lane_can_go_on_from_the
     assert torch.equal(before.sums[[2, 1]], lanes)
     after = sparse.run([(0, 32, 48), (0, 48, 50)])
     assert torch.equal(after.sums[1], lanes[0])
-    sparse.stepper.planner.start(0, array("d", before.sums[2].tolist()))
+    sparse.stepper.planner.start(0, 4 * MILLI_LAYERS, array("d", before.sums[2].tolist()))
     assert torch.equal(before.sums[2], lanes[0])
     again = sparse.run([(0, 32, 48), (0, 48, 50)])
     assert torch.equal(again.sums, after.sums)

@@ -1,7 +1,7 @@
 """The training loops at a tiny size: they learn, and an interrupted run ends where an uninterrupted one does."""
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from itertools import cycle, islice
 from pathlib import Path
@@ -14,14 +14,18 @@ from torch import Tensor
 from buddy_routing.action_space import ActionSpace
 from buddy_routing.artifact import load_router, save_router
 from buddy_routing.checkpoint import LoadedModel, load_model
-from buddy_routing.decoder import RoutedDecoder
+from buddy_routing.decoder import Exit, RoutedDecoder
+from buddy_routing.exits import new_exits
 from buddy_routing.model_spec import ModelSpec
 from buddy_routing.router import LearnedRouter, Router, StaticRouter
-from buddy_routing.router_config import RouterConfig
-from buddy_routing.train import example, pretrain, router_training
+from buddy_routing.router_config import ExitsConfig, RouterConfig
+from buddy_routing.train import batch_training, example, pretrain, router_training
 from buddy_routing.train.corpus import PackedTokens
 from buddy_routing.train.demo import router_from_prior
 from buddy_routing.train.document import Document
+from buddy_routing.train.example import packed_batches
+from buddy_routing.train.exits_plan import ExitsPlan
+from buddy_routing.train.exits_training import ExitsLoss, train_exits
 from buddy_routing.train.pretrain import FitPlan, fit, initialise, random_depth
 from buddy_routing.train.routed_paths import routed_paths
 from buddy_routing.train.router_plan import RouterPlan
@@ -152,6 +156,7 @@ def loaded(tmp_path: Path, tokenizer: TrainingTokenizer, monkeypatch: pytest.Mon
     return load_model(tmp_path / "model", torch.float32, CPU)
 
 
+EXITS_PLAN = ExitsPlan((2, 4), num_rows=3, num_tokens=32, learning_rate=1e-2)
 ROUTER_PLAN = RouterPlan(num_rows=3, num_tokens=32, rank=4, route_block=8)
 NUM_STEPS = 12
 
@@ -166,7 +171,7 @@ def router_of(
 def test_an_interrupted_router_training_ends_where_an_uninterrupted_one_does(
     loaded: LoadedModel, tokenizer: TrainingTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(router_training, "CHECKPOINT_EVERY", 2)
+    monkeypatch.setattr(batch_training, "CHECKPOINT_EVERY", 2)
     monkeypatch.setattr(router_training, "CALIBRATION_TOKENS", 64)
     monkeypatch.setattr(example, "POOL_BATCHES", 4)
     drawn = []
@@ -175,6 +180,47 @@ def test_an_interrupted_router_training_ends_where_an_uninterrupted_one_does(
         router_of(loaded, tokenizer, tmp_path / "cut.safetensors", interrupted_after(len(drawn) * 2 // 3))
     resumed, _ = router_of(loaded, tokenizer, tmp_path / "cut.safetensors")
     torch.testing.assert_close(parameters(resumed), parameters(whole), rtol=0, atol=0)
+
+
+def exits_of(
+    loaded: LoadedModel, tokenizer: TrainingTokenizer, checkpoint: Path, documents: Iterator[Document] | None = None
+) -> torch.nn.ModuleDict:
+    examples = map(tokenizer.encode_example, documents or cycle(DOCUMENTS))
+    exits, config = train_exits(loaded, examples, EXITS_PLAN, NUM_STEPS, checkpoint)
+    assert config == ExitsConfig(loaded.fingerprint, EXITS_PLAN.exits)
+    return torch.nn.ModuleDict({str(number): exit_ for number, exit_ in exits.items()})
+
+
+def test_an_interrupted_training_of_exits_ends_where_an_uninterrupted_one_does(
+    loaded: LoadedModel, tokenizer: TrainingTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch_training, "CHECKPOINT_EVERY", 2)
+    monkeypatch.setattr(example, "POOL_BATCHES", 4)
+    drawn = []
+    whole = exits_of(loaded, tokenizer, tmp_path / "whole.safetensors", noted(drawn))
+    with pytest.raises(Interrupted):
+        exits_of(loaded, tokenizer, tmp_path / "cut.safetensors", interrupted_after(len(drawn) * 2 // 3))
+    assert (tmp_path / "cut.safetensors").exists()
+    resumed = exits_of(loaded, tokenizer, tmp_path / "cut.safetensors")
+    torch.testing.assert_close(parameters(resumed), parameters(whole), rtol=0, atol=0)
+
+
+def test_trained_exits_come_nearer_to_full_depth_and_leave_the_model_bit_for_bit(
+    loaded: LoadedModel, tokenizer: TrainingTokenizer, tmp_path: Path
+) -> None:
+    untouched = load_model(tmp_path / "model", torch.float32, CPU).model
+    held_out = next(packed_batches(map(tokenizer.encode_example, DOCUMENTS), 3, 32, seed=9))
+
+    def loss(exits: Mapping[int, Exit]) -> float:
+        with torch.no_grad():
+            return float(ExitsLoss(loaded.model.with_exits(exits))(held_out))
+
+    exits, _ = train_exits(
+        loaded, map(tokenizer.encode_example, cycle(DOCUMENTS)), EXITS_PLAN, 60, tmp_path / "state.safetensors"
+    )
+    assert loss(exits) < 0.7 * loss(new_exits(loaded.model, EXITS_PLAN.exits))
+    for name, parameter in untouched.named_parameters():
+        assert torch.equal(loaded.model.get_parameter(name), parameter), name
 
 
 def noted(drawn: list[Document]) -> Iterator[Document]:

@@ -26,6 +26,8 @@ struct Layer {
     Matrix q, kv, o, gate_up, down;                         // kv: K's outputs, then V's; gate_up: panels in turn
     void *k, *v;                                            // cache: [block][Hkv], each a panel of 16 keys; Dh / 16 of 16 tokens
     int64_t window;                                         // 0: all
+    int64_t writes_all;                                     // whether rows that skip the layer write K/V too
+    const float* exit_norm;                                 // of its rows, before the head; null: the model's
 };
 
 struct Model {

@@ -17,6 +17,7 @@ inline const int64_t LAYOUT[] = {
 
     SIZE(Layer), AT(Layer, input_norm), AT(Layer, post_norm), AT(Layer, q_norm), AT(Layer, k_norm), AT(Layer, q),
     AT(Layer, kv), AT(Layer, o), AT(Layer, gate_up), AT(Layer, down), AT(Layer, k), AT(Layer, v), AT(Layer, window),
+    AT(Layer, writes_all), AT(Layer, exit_norm),
 
     SIZE(Model), AT(Model, kind), AT(Model, cache_kind), AT(Model, num_layers), AT(Model, dim), AT(Model, num_heads),
     AT(Model, num_kv_heads), AT(Model, head_dim), AT(Model, mlp_dim), AT(Model, vocab), AT(Model, num_blocks),

@@ -224,6 +224,14 @@ class Decoder {
     const Inputs& inputs(
         const float* x, int64_t x_width, int64_t dim, const int32_t* rows, int64_t count, const float* norm, int thread
     ) {
+        return normed_inputs(x, x_width, dim, rows, count, [norm](int32_t) { return norm; }, thread);
+    }
+
+    // The same, each row by its own norm.
+    template <class NormOf>
+    const Inputs& normed_inputs(
+        const float* x, int64_t x_width, int64_t dim, const int32_t* rows, int64_t count, const NormOf& norm_of, int thread
+    ) {
         const bool alone = count <= ALONE;
         Inputs& into = alone ? workers[thread].inputs : shared;
         if (alone) {
@@ -236,6 +244,7 @@ class Decoder {
         float* const normed = workers[thread].normed.data();
         for (int64_t i = first; i < last; ++i) {
             const float* const row = x + rows[i] * x_width;
+            const float* const norm = norm_of(rows[i]);
             if (norm) rms_norm(row, norm, dim, x_width, m.eps, normed);
             into.set(i, norm ? normed : row);
         }
@@ -258,8 +267,11 @@ class Decoder {
         barrier.wait();
         for (int64_t index = 0; index < m.num_layers; ++index) {
             const Layer& layer = layers[index];
-            const int64_t n = s.num_rows + (index == 0 ? s.num_ahead : 0);
-            const Inputs& normed = inputs(hidden.data(), width, m.dim, all_rows.data(), n, layer.input_norm, thread);
+            const bool all = layer.writes_all;
+            if (!all && running[index].empty()) continue;
+            const int64_t n = all ? s.num_rows + (index == 0 ? s.num_ahead : 0) : static_cast<int64_t>(running[index].size());
+            const int32_t* const written = all ? all_rows.data() : running[index].data();
+            const Inputs& normed = inputs(hidden.data(), width, m.dim, written, n, layer.input_norm, thread);
             product(layer.kv, normed, all_rows.data(), n, thread, Write{kv.data(), kv_width});
             if (index == 0) {
                 barrier.wait();
@@ -268,7 +280,7 @@ class Decoder {
             }
             const std::vector<int32_t>& rows = running[index];
             const auto count = static_cast<int64_t>(rows.size());
-            product(layer.q, normed, rows.data(), count, thread, Write{q.data(), q_width});
+            product(layer.q, normed, all ? rows.data() : all_rows.data(), count, thread, Write{q.data(), q_width});
             barrier.wait();
             if (m.cache_kind == BF16)
                 attention<uint16_t>(s, layer, index, thread);
@@ -296,13 +308,13 @@ class Decoder {
             barrier.wait();
         }
         if (s.num_wanted == 0) return;
-        product(
-            m.head, inputs(hidden.data(), width, m.dim, wanted.data(), s.num_wanted, m.norm, thread), all_rows.data(),
-            s.num_wanted, thread, WriteLogits{s.logits, m.vocab}
+        const Inputs& last = normed_inputs(
+            hidden.data(), width, m.dim, wanted.data(), s.num_wanted, [this](int32_t row) { return last_norms[row]; }, thread
         );
+        product(m.head, last, all_rows.data(), s.num_wanted, thread, WriteLogits{s.logits, m.vocab});
         barrier.wait();
-        const auto [first, last] = share(s.num_wanted, thread);
-        for (int64_t i = first; i < last; ++i) take_token(steps, i, workers[thread].sampler);
+        const auto [first, end] = share(s.num_wanted, thread);
+        for (int64_t i = first; i < end; ++i) take_token(steps, i, workers[thread].sampler);
     }
 
     // The next token of the wanted row `index`, and its log probability.
@@ -354,11 +366,14 @@ class Decoder {
     void attention(const Step& s, const Layer& layer, int64_t index, int thread) {
         const int64_t heads = m.num_kv_heads, half = m.head_dim / 2;
         const int64_t k_size = m.head_dim * LANES, v_size = v_width * LANES;
+        const std::vector<int32_t>& place = place_of_row[index];
         const auto write = [&](int64_t row, int64_t head) {
+            const int64_t at = layer.writes_all ? row : place[row];
+            if (at < 0) return;
             const int64_t position = s.positions[row], slot = position % LANES;
             const int64_t block = segments[segment_of_row[row]].table[position / LANES];
             float rotated[MAX_HEAD_DIM];
-            const float* const states = &kv[row * kv_width + head * m.head_dim];
+            const float* const states = &kv[at * kv_width + head * m.head_dim];
             normed_and_rotated(states, layer.k_norm, m.head_dim, m.eps, &cos[row * half], &sin[row * half], rotated);
             // Panels of keys, and of values: in bf16 with pairs of inputs side by side.
             constexpr int64_t PAIR = sizeof(Element) == 2 ? 2 : 1;
@@ -370,7 +385,6 @@ class Decoder {
                 put(value + d / LANES * LANES * LANES + d % LANES * PAIR, states[kv_dim + d]);
             }
         };
-        const std::vector<int32_t>& place = place_of_row[index];
         if (one_row_each) {
             // Nobody else looks at what this thread's head of this row has written.
             const int64_t items = s.num_rows * heads;
@@ -441,6 +455,7 @@ class Decoder {
         }
         running.resize(m.num_layers);
         place_of_row.resize(m.num_layers);
+        last_norms.assign(s.num_rows, m.norm);
         for (int64_t layer = 0; layer < m.num_layers; ++layer) {
             running[layer].clear();
             place_of_row[layer].assign(s.num_rows, -1);
@@ -449,6 +464,7 @@ class Decoder {
                 for (int64_t row = segments[i].start; row < segments[i].start + segments[i].length; ++row) {
                     place_of_row[layer][row] = static_cast<int32_t>(running[layer].size());
                     running[layer].push_back(static_cast<int32_t>(row));
+                    if (layers[layer].exit_norm) last_norms[row] = layers[layer].exit_norm;
                 }
             }
         }
@@ -478,6 +494,7 @@ class Decoder {
     std::vector<int64_t> segment_of_row;
     std::vector<int32_t> all_rows, wanted;
     std::vector<Segment> segments;
+    std::vector<const float*> last_norms;                     // by row, before the head
     std::vector<std::vector<int32_t>> running, place_of_row;  // by layer: rows that run it, and each row's place there
 };
 

@@ -2,7 +2,7 @@
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,8 +12,10 @@ T = TypeVar("T")
 def add_plan(
     parser: ArgumentParser, plan_type: type[Any], meanings: Mapping[str, str], choices: Mapping[str, Sequence[str]]
 ) -> None:
-    """Add a flag for each field, with its default; `meanings` and `choices` are by field name."""
+    """Add a flag for each field that has a default; `meanings` and `choices` are by field name."""
     for field in fields(plan_type):
+        if field.default is MISSING:
+            continue
         parser.add_argument(
             _flag(field.name),
             type=type(field.default),

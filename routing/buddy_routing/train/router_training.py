@@ -8,15 +8,12 @@ comparison.
 
 # B rows of examples, T tokens, V vocabulary, L layers, F width of one token's V
 
-import random
 import sys
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -29,12 +26,12 @@ from buddy_routing.prior import measure_prior
 from buddy_routing.route_sources import conversation_starts
 from buddy_routing.router import DecisionModule, LearnedRouter
 from buddy_routing.router_config import FeatureKind, RouterConfig
+from buddy_routing.train.batch_training import train_on_batches
 from buddy_routing.train.example import Example, ExampleBatch, packed_batches
 from buddy_routing.train.routed_paths import cost_per_conversation, routed_paths
 from buddy_routing.train.router_plan import RouterPlan
-from buddy_routing.train.training_state import load_training_state, run_name, save_training_state
+from buddy_routing.train.training_state import run_name
 
-CHECKPOINT_EVERY = 50
 CALIBRATION_TOKENS = 4096
 
 
@@ -81,58 +78,31 @@ def train_router(
 ) -> tuple[LearnedRouter, RouterConfig]:
     """Train a router, starting from `decision` if given; resumes from `checkpoint` if it exists.
 
-    The same seed gives the same router. Under `accelerate launch` the processes share the batches. `log_directory`
-    receives TensorBoard's files; `data_name` identifies the examples. Raises OtherTrainingError for a checkpoint of
-    another model, other data or another plan.
+    The same seed gives the same router. As train_on_batches; `data_name` identifies the examples. Raises
+    OtherTrainingError for a checkpoint of another model, other data or another plan.
     """
-    device = loaded.model.inv_freq.device
-    tracker = "tensorboard" if log_directory else None
-    accelerator = Accelerator(cpu=device.type == "cpu", log_with=tracker, project_dir=log_directory)
-    if log_directory:
-        accelerator.init_trackers("router")
     router = _new_router(loaded.model, examples, plan, decision)
     torch.manual_seed(plan.seed)
     adapter = add_adapter(loaded.model, plan.lora_rank) if plan.lora_rank else []
-    loss_module = RouterLoss(loaded.model, router, adapter, plan)
-    optimizer = torch.optim.AdamW(loss_module.parameters(), lr=plan.learning_rate, weight_decay=0.0)
-    run = run_name(loaded.fingerprint, data_name, plan, num_steps)
-    start = load_training_state(checkpoint, loss_module, [optimizer], run)
-    loss_of, prepared = accelerator.prepare(loss_module, optimizer)
-    # Batches already trained on are drawn again, so that a resumed run continues with the batches it would have seen.
-    batches = packed_batches(examples, plan.num_rows, plan.num_tokens, plan.seed)
-    share = islice(batches, accelerator.process_index, None, accelerator.num_processes)
-    todo = islice(share, start, num_steps)
-    bar = tqdm(
-        todo,
-        initial=start,
-        total=num_steps,
-        desc="router",
-        unit="step",
-        mininterval=5,
-        disable=not accelerator.is_main_process,
-    )
-    num_layers = loaded.model.spec.num_layers
-    # A frozen model has nothing to learn at full depth.
-    highest = num_layers if plan.lora_rank else num_layers - 1
-    mean_loss: float | None = None
-    step = start
-    for step, host_batch in enumerate(bar, start + 1):
-        batch = host_batch.to(device)
-        for group in optimizer.param_groups:
-            group["lr"] = plan.learning_rate * (1 - (step - 1) / num_steps)
-        seed = random.Random(f"{plan.seed}:{step}:{accelerator.process_index}").getrandbits(63)
-        max_cost = cost_per_conversation(batch.begins, loaded.model.spec.actions, plan.lowest_budget, highest, seed)
-        loss = loss_of(batch, max_cost)
-        accelerator.backward(loss)
-        prepared.step()
-        prepared.zero_grad(set_to_none=True)
-        mean_loss = loss.item() if mean_loss is None else 0.95 * mean_loss + 0.05 * loss.item()
-        bar.set_postfix(loss=f"{mean_loss:.4f}", refresh=False)
-        accelerator.log({"loss": loss.item(), "learning_rate": optimizer.param_groups[0]["lr"]}, step=step)
-        if step % CHECKPOINT_EVERY == 0 and accelerator.is_main_process:
-            save_training_state(checkpoint, loss_module, [optimizer], step, run)
-    accelerator.end_training()
     spec = loaded.model.spec
+    # A frozen model has nothing to learn at full depth.
+    highest = spec.num_layers if plan.lora_rank else spec.num_layers - 1
+    train_on_batches(
+        "router",
+        RouterLoss(loaded.model, router, adapter, plan),
+        lambda batch, seed: (
+            batch,
+            cost_per_conversation(batch.begins, spec.actions, plan.lowest_budget, highest, seed),
+        ),
+        lambda done: 1 - done,
+        examples,
+        plan,
+        num_steps,
+        checkpoint,
+        run_name(loaded.fingerprint, data_name, plan, num_steps),
+        loaded.model.inv_freq.device,
+        log_directory,
+    )
     config = RouterConfig(
         base_fingerprint=loaded.fingerprint,
         num_layers=spec.num_layers,

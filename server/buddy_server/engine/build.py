@@ -1,13 +1,14 @@
 """Puts an engine together: model, router, stepper, KV cache, scheduler."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 
 import torch
 
 from buddy_routing.checkpoint import CheckpointError, end_token_ids
+from buddy_routing.exits import ExitRouter
 from buddy_routing.first_layer import FirstLayer
 from buddy_routing.model_spec import ModelSpec, UnsupportedModelError
 from buddy_routing.planner import PathPlanner
@@ -57,6 +58,9 @@ def build_engine(
 
 def assemble(served: ServedModel, routing: Routing, settings: EngineSettings) -> BuiltEngine:
     """An engine of its own around a model that may be in several. Raises EngineBuildError."""
+    if isinstance(routing.router, ExitRouter):
+        loaded = replace(served.loaded, model=served.loaded.model.with_exits(routing.router.exits))
+        served = replace(served, loaded=loaded)
     model = served.loaded.model
     num_blocks = _num_blocks(model.spec, served.dtype, settings)
     if num_blocks < 1:
@@ -115,7 +119,7 @@ def make_prefix_keys(routing: Routing, settings: EngineSettings) -> PrefixKeys |
 
 
 def _num_blocks(spec: ModelSpec, dtype: torch.dtype, settings: EngineSettings) -> int:
-    block_bytes = 2 * spec.num_layers * spec.kv_dim * dtype.itemsize * settings.block_size
+    block_bytes = 2 * spec.num_columns * spec.kv_dim * dtype.itemsize * settings.block_size
     affordable = int(settings.kv_cache_gib * 2**30) // block_bytes
     wanted = settings.max_sequences * -(-spec.max_context // settings.block_size)
     return min(affordable, wanted)

@@ -1,16 +1,17 @@
-"""What chooses the paths in an engine: a trained artifact, or a static prior measured now."""
+"""What chooses the paths in an engine: a trained artifact of either kind, or a static prior measured now."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from buddy_routing.artifact import load_predictor, load_router
+from buddy_routing.artifact import load_exits, load_predictor, load_router
 from buddy_routing.embedded import embedded_router
+from buddy_routing.exits import ExitRouter
 from buddy_routing.predictor import BudgetPredictor
 from buddy_routing.prior import bundled_text, measure_prior
 from buddy_routing.router import Router, StaticRouter
-from buddy_routing.router_config import INDICATORS
+from buddy_routing.router_config import INDICATORS, read_kind
 from buddy_server.engine.served_model import EngineBuildError, ServedModel
 
 DEFAULT_ROUTE_BLOCK = 128
@@ -21,7 +22,7 @@ PRIOR_TOKENS = 256
 class Routing:
     """The source of masks, its route block, and the predictor for requests without a budget."""
 
-    router: Router
+    router: Router | ExitRouter
     route_block: int = DEFAULT_ROUTE_BLOCK
     predictor: BudgetPredictor | None = None
 
@@ -35,6 +36,9 @@ def make_routing(router: str, served: ServedModel) -> Routing:
     """`router` is an artifact's directory or "prior:" and an indicator. Raises EngineBuildError, ArtifactError."""
     if not router.startswith("prior:"):
         artifact = Path(router).expanduser()
+        if read_kind(artifact) == "exits":
+            exits, exits_config = load_exits(artifact, served.loaded.model, served.loaded.fingerprint)
+            return Routing(exits, exits_config.route_block)
         learned, config = load_router(artifact, served.loaded.fingerprint, served.device)
         return Routing(learned, config.route_block, load_predictor(artifact, config, served.device))
     indicator = router.removeprefix("prior:")

@@ -1,11 +1,12 @@
 """Turns a batch into rows, runs the model, and sorts its output by work. Never asks about tenants' policies."""
 
-# S works, W wanted rows, L layers
+# S works, W wanted rows, C columns of a path
 
 import time
 
 from buddy_kernels import GREEDY, PathAction, RoutedOutput, SampledToken, Sampling, StepRows, Wanted
 from buddy_routing.action_space import SKIP
+from buddy_routing.router import FIXED
 from buddy_routing.stepper import Stepper
 from buddy_server.engine.batch import Batch, BatchResult, Work, WorkResult
 from buddy_server.engine.messages import SamplingParams
@@ -17,19 +18,15 @@ class ModelRunner:
     def __init__(self, stepper: Stepper) -> None:
         self.stepper = stepper
 
-    @property
-    def num_layers(self) -> int:
-        return self.stepper.num_layers
-
     def run(self, batch: Batch) -> BatchResult:
         """Run one step, or up to the batch's `most_steps`."""
         started = time.perf_counter()
         planner = self.stepper.planner
         for work in batch.works:
             if work.start == work.sequence.num_restored:
-                planner.start(work.sequence.lane, work.sequence.restored_sums)
+                planner.start(work.sequence.lane, work.max_cost, work.sequence.restored_sums)
         output = self.stepper.step(step_rows(batch, planner.router.reroute_every))
-        runs = output.paths != SKIP  # [steps, S, L]
+        runs = output.paths != SKIP  # [steps, S, C]
         return BatchResult(
             works=work_results(batch, output),
             num_steps=len(output.paths),
@@ -41,16 +38,16 @@ class ModelRunner:
 
 def work_results(batch: Batch, output: RoutedOutput) -> list[WorkResult]:
     """What each work ran and made. In the output, a work's scored prompt tokens precede its own."""
-    num_steps, num_works, num_layers = output.paths.shape
+    num_steps, num_works, num_columns = output.paths.shape
     paths = output.paths.numpy().tobytes()
     made = iter(output.tokens)
     results = []
     for index, work in enumerate(batch.works):
         scored = [next(made)[0] for _ in work.scored]
         tokens: list[SampledToken] = list(next(made)) if work.makes_token else []
-        starts = range(index * num_layers, len(paths), num_works * num_layers)
+        starts = range(index * num_columns, len(paths), num_works * num_columns)
         # A work that ended before the last of several steps ran no path in the later ones.
-        own = [paths[start : start + num_layers] for start in starts[: len(tokens) if num_steps > 1 else 1]]
+        own = [paths[start : start + num_columns] for start in starts[: len(tokens) if num_steps > 1 else 1]]
         results.append(WorkResult(own, tokens, scored, output.sums[index]))
     return results
 
@@ -96,6 +93,8 @@ def step_rows(batch: Batch, reroute_every: int) -> StepRows:
 def path_action_of(work: Work, reroute_every: int) -> PathAction:
     if work.continues:
         return PathAction.CONTINUE
+    if reroute_every == FIXED:
+        return PathAction.KEEP
     num_output = work.start - work.sequence.num_prompt
     chooses = num_output < 0 or (num_output + 1) % reroute_every == 0 or work.begins_depth
     return PathAction.CHOOSE if chooses else PathAction.KEEP

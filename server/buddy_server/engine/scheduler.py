@@ -87,7 +87,10 @@ class Scheduler:
         self.fair_share.push(sequence)
 
     def change_depth(self, sequence: Sequence, max_cost: int) -> None:
-        """Limit the sequence's tokens that no step has run yet to `max_cost` milli-layers."""
+        """Limit the sequence's tokens that no step has run yet to `max_cost` milli-layers. A sequence that has begun
+        keeps its exit, if the model has exits: another one needs K/V of its own for all tokens so far."""
+        if self.actions.exits and (sequence.num_computed or sequence.num_charged):
+            return
         # Before add() a sequence has no keys.
         has_keys = bool(sequence.prefix_keys)
         sequence.change_depth(max_cost, self.route_block)

@@ -10,13 +10,14 @@ CALIBRATION_QUESTIONS = 200
 def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--model", metavar="PATH_OR_ID", help="model directory or hub id (default: the embedded model)")
     parser.add_argument("--router", metavar="DIR", help="router artifact (default: the embedded model's)")
+    parser.add_argument("--exits", metavar="DIR", help="artifact of `buddy train exits`, for the method exits")
     parser.add_argument("--budgets", type=_budgets, default="0.875,0.75,0.625,0.5", help="default: %(default)s")
     parser.add_argument(
         "--methods",
         type=lambda text: tuple(text.split(",")),
         default="router,prior:cosine,prior:ppl,prior:taylor,prior:greedy,random",
         help="what to compare at each budget, besides full depth (default: %(default)s); "
-        "also: router:once, router:zero-kv, auto, prompt-sets, bound",
+        "also: router:once, router:zero-kv, auto, exits, prompt-sets, bound",
     )
     parser.add_argument("--tasks", type=Path, metavar="FILE", help="JSONL of questions (default: held-out tasks)")
     parser.add_argument(
@@ -82,7 +83,17 @@ def run(parsed: Namespace) -> None:
         calibration = questions_from_file(parsed.calibration, CALIBRATION_QUESTIONS, 0, tokenizer)
     texts = [parsed.text.read_text(encoding="utf-8")] if parsed.text else []
     rows = read_rows(parsed.json) if parsed.resume and parsed.json.exists() else []
-    plan = EvalPlan(parsed.methods, parsed.budgets, parsed.seed, router, questions_of, calibration, texts, tuple(rows))
+    plan = EvalPlan(
+        parsed.methods,
+        parsed.budgets,
+        parsed.seed,
+        router,
+        questions_of,
+        calibration,
+        texts,
+        tuple(rows),
+        parsed.exits,
+    )
     if parsed.json:
         write_rows(parsed.json, rows, "w")
     for measured in evaluate(served, tokenizer, plan):

@@ -12,7 +12,6 @@ from tqdm import tqdm
 
 from buddy_routing.action_space import MILLI_LAYERS, SKIP
 from buddy_routing.checkpoint import end_token_ids
-from buddy_routing.decoder import RoutedDecoder
 from buddy_routing.train.example import ExampleBatch, packed_in_order
 from buddy_server.engine.build import BuiltEngine, assemble
 from buddy_server.engine.routing import Routing
@@ -35,8 +34,9 @@ BATCH_ROWS, BATCH_TOKENS = 16, 512
 
 @dataclass(frozen=True, slots=True)
 class EvalPlan:
-    """`questions_of` draws the questions of a seed, `calibration` is for baselines that learn, `texts` for bits per
-    byte. Full depth is measured once per seed, under the name "full". Runs with rows in `measured` are skipped."""
+    """`router` and `exits` are artifacts. `questions_of` draws the questions of a seed, `calibration` is for baselines
+    that learn, `texts` for bits per byte. Full depth is measured once per seed, under the name "full". Runs with rows
+    in `measured` are skipped."""
 
     methods: tuple[str, ...]
     budgets: tuple[float, ...]
@@ -46,6 +46,7 @@ class EvalPlan:
     calibration: Sequence[Question] = ()
     texts: Sequence[str] = ()
     measured: Sequence[EvalRow] = ()
+    exits: str | None = None
 
     def budgets_of(self, method: str, seed: int) -> list[float | None]:
         """The budgets at which `method` still has to be measured; None lets the predictor choose."""
@@ -57,13 +58,19 @@ class EvalPlan:
 def evaluate(served: ServedModel, tokenizer: ChatTokenizer, plan: EvalPlan) -> Iterator[list[EvalRow]]:
     """The rows of one run, or of a seed's search bound, as they are measured.
 
-    Raises MethodError and ArtifactError; ValueError if `plan.measured` covers another number of questions.
+    Raises MethodError and ArtifactError; ValueError if `plan.measured` covers another number of questions, or if exits
+    cannot keep to a budget.
     """
-    source = MethodSource(served, plan.router, _batches(plan.calibration, served, tokenizer))
+    source = MethodSource(served, plan.router, plan.exits, _batches(plan.calibration, served, tokenizer))
     drawn = {seed: plan.questions_of(seed) for seed in plan.seeds}
     _check_measured(plan, drawn)
+    # What these raise, they raise before anything is measured.
     if "auto" in plan.methods:
-        source.routing("auto", 0)  # raises before anything is measured
+        source.routing("auto", 0)
+    if "exits" in plan.methods:
+        actions = assemble(served, source.routing("exits", 0), SETTINGS).info.actions
+        for asked in plan.budgets:
+            actions.max_cost(asked)
     methods = ("full", *(method for method in plan.methods if method != "bound"))
     num_answers = sum(len(plan.budgets_of(m, seed)) * len(drawn[seed]) for m in methods for seed in drawn)
     with tqdm(total=num_answers, desc="eval", unit="answer", mininterval=2) as bar:
@@ -82,9 +89,7 @@ def evaluate(served: ServedModel, tokenizer: ChatTokenizer, plan: EvalPlan) -> I
                         # Runs in plain torch, so its speed is not comparable with the others'.
                         rows = [replace(row, tokens_per_s=None) for row in rows]
                     if plan.texts and budget is not None:
-                        rows.append(
-                            _text_row(served.loaded.model, tokenizer, plan.texts, routing, method, budget, seed)
-                        )
+                        rows.append(_text_row(built, served, tokenizer, plan.texts, routing, method, budget, seed))
                     yield rows
             if "bound" in plan.methods and (budgets := plan.budgets_of("bound", seed)):
                 yield list(_bound(served, tokenizer, questions, [b for b in budgets if b], seed))
@@ -102,7 +107,8 @@ def _check_measured(plan: EvalPlan, drawn: Mapping[int, Sequence[Question]]) -> 
 
 
 def _text_row(
-    model: RoutedDecoder,
+    built: BuiltEngine,
+    served: ServedModel,
     tokenizer: ChatTokenizer,
     texts: Sequence[str],
     routing: Routing,
@@ -110,9 +116,9 @@ def _text_row(
     budget: float,
     seed: int,
 ) -> EvalRow:
-    actions = model.spec.actions
+    actions = built.info.actions
     max_cost = actions.max_cost(budget)
-    bits = bits_per_byte(model, tokenizer, texts, routing.router, max_cost)
+    bits = bits_per_byte(served.loaded.model, tokenizer, texts, routing.router, max_cost)
     return EvalRow(method, budget, "text", None, max_cost / actions.full_cost, len(texts), seed, bits_per_byte=bits)
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from buddy_routing.exits import ExitRouter
 from buddy_routing.router import NEVER, LearnedRouter, StaticRouter
 from buddy_routing.router_config import INDICATORS
 from buddy_routing.train.example import ExampleBatch
@@ -18,6 +19,7 @@ METHODS = (
     "router:aligned",
     "router:zero-kv",
     "auto",
+    "exits",
     "prompt-sets",
     "random",
     *(f"prior:{name}" for name in INDICATORS),
@@ -38,28 +40,36 @@ def check_methods(methods: Sequence[str]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class MethodSource:
-    """The sources of methods: the artifact that `router` names, and examples to calibrate baselines on."""
+    """The sources of methods: the artifacts that `router` and `exits` name, and examples to calibrate baselines on."""
 
     served: ServedModel
     router: str
+    exits: str | None
     calibration: Sequence[ExampleBatch]
 
     def routing(self, method: str, seed: int) -> Routing:
         """The routing of a method that `check_methods` accepts, except "bound". Raises MethodError, ArtifactError.
 
-        "router" is the artifact, also for "router:zero-kv" (zero_filling.py) and "router:aligned", where all answers of
-        a batch share paths; "router:once" keeps the path chosen at the prompt's end; "auto" is the artifact with its
-        Budget Predictor; "prompt-sets" chooses one of a few rankings for each prompt; "random" is a ranking drawn by
-        the seed; "prior:" plus an indicator is a measured ranking.
+        "router" is the first artifact, also for "router:zero-kv" (zero_filling.py) and "router:aligned", where all
+        answers of a batch share paths; "router:once" keeps the path chosen at the prompt's end; "auto" is the artifact
+        with its Budget Predictor; "exits" is the second artifact; "prompt-sets" chooses one of a few rankings for each
+        prompt; "random" is a ranking drawn by the seed; "prior:" plus an indicator is a measured ranking.
         """
         match method:
             case "router" | "router:zero-kv" | "router:aligned":
-                return make_routing(self.router, self.served)
+                routing = make_routing(self.router, self.served)
+                if method != "router" and isinstance(routing.router, ExitRouter):
+                    raise MethodError(f"method {method!r} needs a router, and {self.router} are exits")
+                return routing
             case "auto":
                 routing = make_routing(self.router, self.served)
                 if routing.predictor is None:
                     raise MethodError(f"method 'auto' needs a Budget Predictor, and {self.router} has none")
                 return routing
+            case "exits":
+                if self.exits is None:
+                    raise MethodError("method 'exits' needs exits: give --exits DIR")
+                return make_routing(self.exits, self.served)
             case "router:once":
                 routing = make_routing(self.router, self.served)
                 if not isinstance(routing.router, LearnedRouter):

@@ -1,9 +1,9 @@
 """Measures without a single right answer: stories written to a request, and bits per byte of text."""
 
-# T tokens
+# T tokens, D model dim
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from statistics import mean
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from buddy_routing.decoder import RoutedDecoder
+from buddy_routing.exits import ExitRouter
 from buddy_routing.features import causal_features
 from buddy_routing.router import Router
 from buddy_routing.selection import select_path
@@ -37,24 +38,40 @@ def story_obedience(
 
 @torch.inference_mode()
 def bits_per_byte(
-    model: RoutedDecoder, tokenizer: ChatTokenizer, texts: Sequence[str], router: Router, max_cost: int
+    model: RoutedDecoder, tokenizer: ChatTokenizer, texts: Sequence[str], router: Router | ExitRouter, max_cost: int
 ) -> float:
     """Bits per byte that the model needs for `texts`, in windows of `CONTEXT_TOKENS`, routed at every token.
 
     Every window starts without context, at the tokenizer's start token, so the figure errs on the high side.
     """
     total_bits, total_bytes = 0.0, 0
-
-    def choose(v: Tensor) -> Tensor:
-        features = causal_features(v)[0]  # [T, 2F]
-        return select_path(router.scores(features), torch.tensor(max_cost, device=v.device), model.spec.actions)[None]
-
+    hidden_of = _hidden_states(model, router, max_cost)
     for text in texts:
         tokens = tokenizer.encode_text(text)
         total_bytes += len(text.encode("utf-8"))
         for start in range(0, len(tokens), CONTEXT_TOKENS - 1):
             ids = [tokenizer.start_token_id, *tokens[start : start + CONTEXT_TOKENS - 1]]
             window = torch.tensor([ids], device=model.inv_freq.device)  # [1, T]
-            logits = model.lm_head(model.dense(window[:, :-1], choose)).float()
+            logits = model.lm_head(hidden_of(window[:, :-1])).float()
             total_bits += F.cross_entropy(logits[0], window[0, 1:], reduction="sum").item() / math.log(2)
     return total_bits / total_bytes
+
+
+def _hidden_states(model: RoutedDecoder, router: Router | ExitRouter, max_cost: int) -> Callable[[Tensor], Tensor]:
+    """Maps tokens [1, T] to final hidden states [1, T, D]."""
+    if isinstance(router, ExitRouter):
+        with_exits = model.with_exits(router.exits)
+        actions = with_exits.spec.actions
+        number = actions.exit_paths.index(actions.exit_path(max_cost))
+
+        def at_exit(tokens: Tensor) -> Tensor:
+            full, left = with_exits.dense_exits(tokens)
+            return [*left, full][number]
+
+        return at_exit
+
+    def choose(v: Tensor) -> Tensor:
+        features = causal_features(v)[0]  # [T, 2F]
+        return select_path(router.scores(features), torch.tensor(max_cost, device=v.device), model.spec.actions)[None]
+
+    return lambda tokens: model.dense(tokens, choose)

@@ -24,8 +24,8 @@ class NotingPlanner:
         self.router = planner.router
         self.row_paths = torch.empty(0, 0)  # [N, L]
 
-    def start(self, lane: int, sums: "array[float] | None" = None) -> None:
-        self._planner.start(lane, sums)
+    def start(self, lane: int, max_cost: int, sums: "array[float] | None" = None) -> None:
+        self._planner.start(lane, max_cost, sums)
 
     def choose(self, batch: SegmentBatch, v: Tensor) -> tuple[Tensor, Tensor]:
         paths, sums = self._planner.choose(batch, v)

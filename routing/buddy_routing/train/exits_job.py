@@ -1,0 +1,45 @@
+"""`buddy train exits`, for any checkpoint, from a file of conversations."""
+
+import sys
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from tqdm import tqdm
+
+from buddy_routing.artifact import save_exits
+from buddy_routing.checkpoint import load_model
+from buddy_routing.embedded import model_directory
+from buddy_routing.train.exits_plan import ExitsPlan
+from buddy_routing.train.exits_training import train_exits
+from buddy_routing.train.router_job import endless, name_of, num_steps, out_of_memory_explained, read_examples
+
+
+def make_exits(
+    model: str | None, data: Path, out: Path, plan: ExitsPlan, device: torch.device, dtype: torch.dtype
+) -> None:
+    """Train and save an artifact in `out`, together with `training.safetensors` for resuming and TensorBoard's log. The
+    exits are saved in `dtype`.
+
+    Raises DataError, CheckpointError, UnsupportedModelError and others (all of them ValueErrors), TrainingError.
+    """
+    # Before the model is loaded, because it assigns each process its GPU.
+    process = PartialState(cpu=device.type == "cpu")
+    directory = model_directory(model)
+    examples = read_examples(data, directory, plan.num_tokens)
+    loaded = load_model(directory, dtype, device)
+    steps = num_steps(examples, plan)
+    out.mkdir(parents=True, exist_ok=True)
+    with out_of_memory_explained(plan):
+        exits, config = train_exits(
+            loaded,
+            endless(examples, plan.seed),
+            plan,
+            steps,
+            out / "training.safetensors",
+            log_directory=out,
+            data_name=name_of(data),
+        )
+    if process.is_main_process:
+        save_exits(out, exits, config, dtype)
+        tqdm.write(f"{steps} steps; the exits are in {out}", file=sys.stderr)
