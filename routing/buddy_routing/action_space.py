@@ -2,9 +2,8 @@
 
 A path names an action for each of its columns, which are the layers and, behind them, the model's exits: `SKIP` or
 `RUN`. An action costs an integer number of milli-layers, so that the cost of a token adds up exactly, from the step to
-the accounts. A budget is a limit that is never exceeded. The paper
-rounds to the nearest layer (arXiv 2606.09514, section 3), which can exceed the budget by half a layer, so we round
-down.
+the accounts. A budget is a limit that is never exceeded. The paper rounds to the nearest layer (arXiv 2606.09514,
+section 3), which can exceed the budget by half a layer, so we round down.
 """
 
 import math

@@ -44,6 +44,18 @@ def test_budgets_batches_dtypes_and_a_peer_become_rows_and_a_table(
     assert "| buddy | buddy-7m | int8 | 4 | 16 | 0.5 |" in printed
 
 
+def test_exits_are_timed_beside_the_router_and_read_less(tmp_path: Path, refused: Callable[..., str]) -> None:
+    out = tmp_path / "rows.jsonl"
+    command = ("bench", "engine", "--batch", "2", "--prompt", "16", "--new-tokens", "4", "--rounds", "1")
+    main([*command, "--budgets", "0.5", "--exits", "7,11", "--predict", "--json", str(out)])
+    rows = {(row["engine"], row["budget"]): row for row in map(json.loads, out.read_text().splitlines())}
+    assert set(rows) == {("buddy", 1.0), ("buddy", 0.5), ("buddy, exits", 0.5)}
+    assert rows["buddy, exits", 0.5]["ideal_speedup"] > 1.03 * rows["buddy", 0.5]["ideal_speedup"]
+    assert rows["buddy, exits", 0.5]["share_of_predicted"] is None
+    assert "exits [15] are not allowed" in refused(*command, "--exits", "15")
+    assert "budget 0.5 is outside the allowed range" in refused(*command, "--exits", "11", "--budgets", "0.5")
+
+
 def test_a_shape_has_random_weights_that_transformers_reads_as_we_do(tmp_path: Path) -> None:
     out = tmp_path / "rows.jsonl"
     shape = ("--shape", "16x256", "--peers", "transformers")

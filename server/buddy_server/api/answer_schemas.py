@@ -57,7 +57,7 @@ class BuddyView(Answer):
     distinct_paths: int
     paths: list[list[int]] | list[list[list[int]]] = Field(default_factory=list)
     """With `"trace": true`: the indices of the layers that each generated token ran; with several choices, a list of
-    those for each."""
+    those for each. An exit is a layer behind the model's: the first one is number `layers`."""
 
 
 class TopLogprob(Answer):

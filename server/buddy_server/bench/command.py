@@ -23,6 +23,9 @@ def add_engine_arguments(parser: ArgumentParser) -> None:
         "--predict", action="store_true", help="also compare batches with what their row counts predict"
     )
     parser.add_argument("--align", action="store_true", help="also batches whose paths are aligned (align_paths)")
+    parser.add_argument(
+        "--exits", type=counts, default=(), metavar="E,E,...", help="also untrained exits after so many layers"
+    )
     parser.add_argument("--rounds", type=int, default=5, help="rounds that all take part in (default: %(default)s)")
     add_output_arguments(parser)
 
@@ -103,6 +106,7 @@ def run_engine(parsed: Namespace) -> None:
         align=parsed.align,
         predict=parsed.predict,
         rounds=parsed.rounds,
+        exits=parsed.exits,
     )
     rows: list[BenchRow] = []
     for row in bench_engine(plan):

@@ -41,6 +41,7 @@ class EngineBenchPlan:
     align: bool
     predict: bool
     rounds: int
+    exits: tuple[int, ...] = ()
 
 
 def bench_engine(plan: EngineBenchPlan) -> Iterator[BenchRow]:
@@ -76,6 +77,10 @@ def _contenders(plan: EngineBenchPlan, dtype: str, work: Path) -> list[Contender
     if plan.align:
         shared = replace(ours, engine="buddy, aligned", align_paths=True)
         contenders += [replace(shared, budgets=(budget,)) for budget in plan.budgets if budget < 1]
+    if plan.exits:
+        leaving = OurEngine.load(directory, None, dtype, DTYPES[dtype], most, exits=plan.exits)
+        leaving = replace(leaving, engine="buddy, exits")
+        contenders += [replace(leaving, budgets=(budget,)) for budget in plan.budgets if budget < 1]
     if "llama.cpp" in plan.peers:
         if dtype == "fp32":
             raise PeerError("peer llama.cpp is timed in bf16 and int8 only")
@@ -104,7 +109,7 @@ def _rows(plan: EngineBenchPlan, contenders: Sequence[Contender], batch: int, nu
         budgets = ours.budgets if ours else (1.0,)
         predicted = (
             [ours.predicted_s(t.layer_rows, batch, s) / t.decode_s for t, s in zip(times, step_s, strict=True)]
-            if ours and step_s
+            if ours and step_s and not ours.built.info.actions.exits
             else []
         )
         yield BenchRow(

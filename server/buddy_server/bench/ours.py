@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from buddy_routing.action_space import MILLI_LAYERS, SKIP
+from buddy_routing.exits import ExitRouter, new_exits
 from buddy_routing.model_spec import ModelSpec
 from buddy_routing.router import DecisionModule, LearnedRouter
 from buddy_server.bench.contender import Timing, Tokens
@@ -43,12 +44,20 @@ class OurEngine:
         dtype_name: str,
         max_sequences: int,
         max_step_tokens: int = MAX_STEP_TOKENS,
+        exits: tuple[int, ...] = (),
     ) -> "OurEngine":
-        """The engine of a checkpoint. `router` None is a random router, which changes its paths all the time. A step
-        computes `max_step_tokens`, or more if `max_sequences` needs it."""
+        """The engine of a checkpoint. `router` None is a random router, which changes its paths all the time. With
+        `exits` there are untrained exits instead. A step computes `max_step_tokens`, or more if `max_sequences` needs
+        it. Raises ValueError for exits that the model cannot have."""
         served = load_served_model(str(directory), router, "cpu", dtype_name)
         spec = served.loaded.model.spec
-        routing = make_routing(router, served) if router else Routing(random_router(spec))
+        if exits:
+            made = new_exits(served.loaded.model, exits)
+            routing = Routing(
+                ExitRouter({number: exit_.to(served.dtype) for number, exit_ in made.items()}, "untrained")
+            )
+        else:
+            routing = make_routing(router, served) if router else Routing(random_router(spec))
         step_tokens = max(max_step_tokens, max_sequences + routing.route_block)
         # Every round repeats the same prompts, and should compute them again.
         settings = EngineSettings(max_sequences=max_sequences, max_step_tokens=step_tokens, prefix_cache=False)
@@ -60,7 +69,7 @@ class OurEngine:
     def answer(self, prompts: list[Tokens], new_tokens: int) -> Timing:
         engine = self.built.engine
         sampling = SamplingParams(max_tokens=new_tokens, temperature=0.0)
-        actions = self.spec.actions
+        actions = self.built.info.actions
         costs = [actions.max_cost(budget) for budget in self.budgets]
         started = time.perf_counter()
         for index, prompt in enumerate(prompts):
@@ -109,12 +118,15 @@ class OurEngine:
     @property
     def ideal_speedup(self) -> float | None:
         """Weights that a token reads at full depth over those it reads at its budget: the layers it runs, the K/V
-        projections of the others, the head. The router's are too few to count. None if budgets differ."""
+        projections of the others unless it leaves at an exit, the head. The router's are too few to count. None if
+        budgets differ."""
         if len(self.budgets) > 1:
             return None
         kv, layer, head = self._num_weights
-        num_layers = self.spec.num_layers
-        run = self.spec.actions.max_cost(self.budgets[0]) // MILLI_LAYERS
+        num_layers, actions = self.spec.num_layers, self.built.info.actions
+        run = actions.max_cost(self.budgets[0]) // MILLI_LAYERS
+        if actions.exits:
+            kv = 0
         return (num_layers * layer + head) / (run * layer + (num_layers - run) * kv + head)
 
     @property

@@ -16,18 +16,19 @@ OURS = "buddy"
 
 
 def plot_engine(rows: Sequence[BenchRow], path: Path) -> None:
-    """Speedup over our budget 1.0 against the budget, one line per dtype, batch and prompt; dotted, the speedup that
-    the weights read allow. Peers, which have no budgets, are horizontal lines."""
+    """Speedup over our budget 1.0 against the budget, one line per engine, dtype, batch and prompt; dotted, the speedup
+    that the weights read allow. Peers, which have no budgets, are horizontal lines."""
     figure = _figure(9)
     axes = figure.subplots()
     lines: dict[str, list[tuple[float, float, float]]] = defaultdict(list)
     peers: dict[str, float] = {}
     for row in rows:
         name = f"{row.dtype}, batch {row.batch}, prompt {row.prompt_tokens}"
+        name = name if row.engine == OURS else f"{row.engine}, {name}"
         if row.budget is not None and row.speedup is not None and row.ideal_speedup is not None:
             lines[name].append((row.budget, row.speedup, row.ideal_speedup))
         elif row.engine != OURS and row.speedup is not None:
-            peers[f"{row.engine} {name}"] = row.speedup
+            peers[name] = row.speedup
     for name, points in lines.items():
         budgets, speedups, ideals = zip(*sorted(points), strict=True)
         (drawn,) = axes.plot(budgets, speedups, "o-", label=name)
