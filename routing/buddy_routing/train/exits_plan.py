@@ -15,7 +15,7 @@ class ExitsPlan:
     epochs: float = 2.0
     num_rows: int = 8
     num_tokens: int = 512
-    learning_rate: float = 2e-3
+    learning_rate: float = 5e-4
     seed: int = 0
 
 
