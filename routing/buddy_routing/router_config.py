@@ -17,10 +17,10 @@ FEATURES: tuple[FeatureKind, ...] = get_args(FeatureKind)
 Indicator = Literal["cosine", "ppl", "taylor", "greedy"]
 """Ways for a static prior to measure the importance of layers."""
 
-RouterKind = Literal["router", "exits"]
-"""What an artifact is: a learned router, if its config names no kind, or exits."""
 INDICATORS: tuple[Indicator, ...] = get_args(Indicator)
 
+RouterKind = Literal["router", "exits"]
+"""What an artifact is: a learned router, also if its config names no kind, or exits."""
 
 Config = TypeVar("Config")
 
@@ -92,7 +92,10 @@ def read_exits_config(directory: Path) -> ExitsConfig:
         raise ArtifactError(f"{path}: format_version {config.format_version!r} is not supported; allowed: {allowed}")
     if config.route_block < 1:
         raise ArtifactError(f"{path}: route_block is {config.route_block}; allowed is 1 or more")
-    return replace(config, exits=tuple(config.exits))
+    exits: object = config.exits
+    if not (isinstance(exits, list) and all(type(number) is int for number in exits)):
+        raise ArtifactError(f"{path}: exits {exits!r} is not a list of whole numbers")
+    return replace(config, exits=tuple(exits))
 
 
 def _read_config(directory: Path, kind: RouterKind, config_type: type[Config]) -> Config:

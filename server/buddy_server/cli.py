@@ -50,7 +50,8 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--router",
         metavar="DIR",
-        help="artifact, or prior:cosine (ppl, taylor, greedy); default: the embedded model's own, else prior:cosine",
+        help="artifact of a router or of exits, or prior:cosine (ppl, taylor, greedy); "
+        "default: the embedded model's own, else prior:cosine",
     )
     parser.add_argument("--chat-template", type=Path, metavar="FILE", help="Jinja template in place of the model's own")
     parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file of tenants, tiers and engine sizes")

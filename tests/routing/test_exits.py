@@ -113,7 +113,9 @@ def test_saved_exits_come_back_and_others_are_refused(tmp_path: Path) -> None:
     for changes, told in (
         ({"exits": [1, 2]}, "exits.safetensors does not fit"),
         ({"exits": [3, 1]}, r"exits \[3, 1\] are not allowed"),
+        ({"exits": "13"}, r"exits '13' is not a list of whole numbers"),
         ({"format_version": 2}, "format_version 2 is not supported"),
+        ({"rank": 3}, "cannot be read: .*rank"),
     ):
         (artifact / "router_config.json").write_text(json.dumps(fields | changes))
         with pytest.raises(ArtifactError, match=told):

@@ -46,14 +46,14 @@ def write_model_card(plan: DemoPlan) -> None:
     stories = Corpus(plan.data, "heldout").tiny_stories[:NUM_HELDOUT_STORIES]
     wikitext = (plan.data / WIKITEXT).read_text(encoding="utf-8")[:NUM_WIKITEXT_CHARS]
     model = served.loaded.model
-    routing, num_layers = make_routing("prior:ppl", served), model.spec.num_layers
+    routing, full_cost = make_routing("prior:ppl", served), model.spec.actions.full_cost
     engine = assemble(served, routing, EngineSettings()).engine
-    told = story_obedience(engine, tokenizer, num_layers, stories, EVAL_SEED)
+    told = story_obedience(engine, tokenizer, full_cost, stories, EVAL_SEED)
     figures = {
         "story_obedience": f"{told:.0%}",
         "table": _table(rows),
-        "stories_bpb": f"{bits_per_byte(model, tokenizer, stories, routing.router, num_layers):.3f}",
-        "wikitext_bpb": f"{bits_per_byte(model, tokenizer, [wikitext], routing.router, num_layers):.3f}",
+        "stories_bpb": f"{bits_per_byte(model, tokenizer, stories, routing.router, full_cost):.3f}",
+        "wikitext_bpb": f"{bits_per_byte(model, tokenizer, [wikitext], routing.router, full_cost):.3f}",
         "num_parameters": f"{sum(p.numel() for p in model.parameters()):,}",
         "tasks_per_family": str(TASKS_PER_FAMILY),
         "num_stories": str(len(stories)),
