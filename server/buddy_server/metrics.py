@@ -163,7 +163,7 @@ class Metrics(TenancyMetrics):
     def _declare_engine(self) -> None:
         self._layers_read_ratio = CountedHistogram(
             "buddy_batch_layers_read_ratio",
-            "Layers that any row of a step ran, over the layers of the model.",
+            "Layers and exits that any row of a step ran, over the layers of the model.",
             buckets=_EIGHTHS,
             registry=self.registry,
         ).labels()
