@@ -11,8 +11,8 @@ from buddy_kernels import native_library
 
 TESTS = Path(__file__).parents[1]
 NUMERIC = (
-    *("kernels", "routing/test_decoder.py", "routing/test_stepper.py", "routing/test_features.py"),
-    *("routing/test_adapter.py", "routing/test_prompt_sets.py"),
+    *("kernels", "routing/test_decoder.py", "routing/test_stepper.py", "routing/test_exits.py"),
+    *("routing/test_features.py", "routing/test_adapter.py", "routing/test_prompt_sets.py", "engine/test_exits.py"),
     *("engine/test_parity.py", "engine/test_prefix_cache.py", "engine/test_stories260k.py"),
 )
 

@@ -1,10 +1,12 @@
 """An engine whose answers leave the model at exits."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from buddy_routing.action_space import MILLI_LAYERS
+from buddy_server.engine.messages import FinishEvent, TokenEvent
 from tiny_engine import (
     NUM_LAYERS,
     ROUTE_BLOCK,
@@ -92,8 +94,6 @@ def test_a_preempted_answer_goes_on_at_its_exit(site: tuple[Path, Path], native:
 
 
 def test_lowered_budgets_change_the_exit_of_those_that_have_not_begun(site: tuple[Path, Path]) -> None:
-    from dataclasses import replace
-
     engine = build_tiny_engine(*site, max_sequences=1).engine
     begun, waiting = (
         replace(make_request(name, num_run=NUM_LAYERS, seed=seed), tier="free")
@@ -105,8 +105,12 @@ def test_lowered_budgets_change_the_exit_of_those_that_have_not_begun(site: tupl
     while engine.has_work:
         events += engine.step().events
     paths: dict[str, set[bytes]] = {"begun": set(), "waiting": set()}
+    ends = {}
     for name, event in events:
-        if hasattr(event, "path"):
+        if isinstance(event, TokenEvent):
             paths[name].add(event.path)
+        elif isinstance(event, FinishEvent):
+            ends[name] = event
     actions = engine.scheduler.actions
     assert paths == {"begun": {actions.exit_paths[-1]}, "waiting": {actions.exit_paths[1]}}
+    assert (ends["begun"].max_cost, ends["waiting"].max_cost) == (NUM_LAYERS * MILLI_LAYERS, 5 * MILLI_LAYERS)
