@@ -99,7 +99,7 @@ def test_questions_of_ones_own_are_answered_or_chosen(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (("--methods", "exits"), "method 'exits' needs exits: give --exits DIR"),
+        (("--methods", "exits", "--model", str(embedded_model())), "method 'exits' needs exits: give --exits DIR"),
         (("--methods", "router,magic"), "method 'magic' is unknown; allowed: router"),
         (("--budgets", "0.05"), "0.05"),
         (("--limit", "0"), "--limit is 0"),

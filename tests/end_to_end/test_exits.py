@@ -7,29 +7,21 @@ from typing import Any
 import httpx
 import openai
 import pytest
-import torch
 
 from buddy_process import serving
-from buddy_routing.artifact import save_exits
-from buddy_routing.checkpoint import load_model
-from buddy_routing.embedded import MODEL_ID, embedded_model
-from buddy_routing.exits import new_exits
-from buddy_routing.router_config import ExitsConfig
+from buddy_routing.embedded import MODEL_ID, embedded_exits
 
 NUM_LAYERS = 16
-EXITS = (7, 11)
-RUN = {0.5: 8, 0.6: 8, 0.75: 12, 0.9: 12, 1.0: 16}
+EXITS = (7, 9, 11, 13)
+RUN = {0.5: 8, 0.6: 8, 0.625: 10, 0.75: 12, 0.9: 14, 1.0: 16}
 """Layers that a token runs at each budget."""
 QUESTION = [{"role": "user", "content": "Tell me a short story about a dog named Max."}]
 
 
 @pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[openai.OpenAI]:
-    artifact = tmp_path_factory.mktemp("exits")
-    loaded = load_model(embedded_model(), torch.bfloat16, torch.device("cpu"))
-    save_exits(artifact, new_exits(loaded.model, EXITS), ExitsConfig(loaded.fingerprint, EXITS), torch.bfloat16)
+def client() -> Iterator[openai.OpenAI]:
     with (
-        serving("--router", str(artifact)) as url,
+        serving("--router", str(embedded_exits())) as url,
         openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=120) as client,
     ):
         yield client
@@ -81,7 +73,7 @@ def test_a_seed_repeats_the_text_alone_and_among_fifteen_at_other_exits(client: 
         ]
         among = {budget: pool.submit(seeded, budget) for budget in alone}
         assert {budget: text.result() for budget, text in among.items()} == alone
-        for other, num_run in zip(others, [8, 12, 16] * 4 + [12], strict=True):
+        for other, num_run in zip(others, [8, 12, 16] * 4 + [14], strict=True):
             check_cost(other.result(), num_run)
 
 

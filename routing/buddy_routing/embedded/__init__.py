@@ -1,4 +1,4 @@
-"""The small chat model in the package, with its router; MODEL_CARD.md describes its abilities."""
+"""The small chat model in the package, with its router and exits; MODEL_CARD.md describes its abilities."""
 
 from importlib import resources
 from pathlib import Path
@@ -21,3 +21,8 @@ def model_directory(model: str | None) -> Path:
 def embedded_router() -> Path:
     """The directory of the embedded model's router artifact."""
     return Path(str(resources.files(__name__) / "router"))
+
+
+def embedded_exits() -> Path:
+    """The directory of the embedded model's exits."""
+    return Path(str(resources.files(__name__) / "exits"))

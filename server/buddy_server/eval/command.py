@@ -10,7 +10,11 @@ CALIBRATION_QUESTIONS = 200
 def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--model", metavar="PATH_OR_ID", help="model directory or hub id (default: the embedded model)")
     parser.add_argument("--router", metavar="DIR", help="router artifact (default: the embedded model's)")
-    parser.add_argument("--exits", metavar="DIR", help="artifact of `buddy train exits`, for the method exits")
+    parser.add_argument(
+        "--exits",
+        metavar="DIR",
+        help="artifact of `buddy train exits`, for the method exits (default: the embedded model's own)",
+    )
     parser.add_argument("--budgets", type=_budgets, default="0.875,0.75,0.625,0.5", help="default: %(default)s")
     parser.add_argument(
         "--methods",
@@ -50,6 +54,7 @@ def _seeds(text: str) -> tuple[int, ...]:
 
 def run(parsed: Namespace) -> None:
     """Raises ValueError for the model, the router, the methods or the questions; OSError for files."""
+    from buddy_routing.embedded import embedded_exits
     from buddy_server.engine.routing import default_router
     from buddy_server.engine.served_model import load_served_model
     from buddy_server.eval.evaluation import EvalPlan, evaluate
@@ -92,7 +97,7 @@ def run(parsed: Namespace) -> None:
         calibration,
         texts,
         tuple(rows),
-        parsed.exits,
+        parsed.exits or (str(embedded_exits()) if parsed.model is None else None),
     )
     if parsed.json:
         write_rows(parsed.json, rows, "w")
