@@ -18,10 +18,10 @@ from typing import Any
 
 from buddy_routing.embedded import MODEL_ID
 from buddy_server.bench.http_load import Exchange, Target, closed_loop, run_undisturbed
-from buddy_server.bench.reply import read_reply
+from buddy_server.bench.reply import tokens_per_s
 from buddy_server.bench.row import commit, machine, write_row
 from buddy_server.bench.served import served_model
-from buddy_server.bench.server_process import ServerBenchError, serving
+from buddy_server.bench.server_process import serving
 
 SEED = 0
 CONCURRENCY = 8
@@ -78,15 +78,10 @@ async def exchanged(target: Target, measured: list[bytes], beside: list[bytes]) 
     return exchanges
 
 
-def tokens_per_s(target: Target, measured: list[bytes], beside: list[bytes]) -> float:
+def speed(target: Target, measured: list[bytes], beside: list[bytes]) -> float:
     """Of the measured requests together. Raises ServerBenchError if one fails."""
     exchanges, _ = run_undisturbed(exchanged(target, measured, beside))
-    replies = [read_reply(exchange, NEW_TOKENS) for exchange in exchanges]
-    for reply in replies:
-        if reply.error is not None:
-            raise ServerBenchError(reply.error)
-    span_s = max(reply.ended_s for reply in replies) - min(reply.sent_s for reply in replies)
-    return len(replies) * NEW_TOKENS / span_s
+    return tokens_per_s(exchanges, NEW_TOKENS)
 
 
 def measure(target: Target, compared: str, budget: float, rounds: int) -> StructuredRow:
@@ -103,7 +98,7 @@ def measure(target: Target, compared: str, budget: float, rounds: int) -> Struct
         for structured in (False, True) if index % 2 else (True, False):
             measured = requests(num_measured, NEW_TOKENS, structured and compared == "all")
             beside = requests(CONCURRENCY - num_measured, 2 * NEW_TOKENS, structured)
-            speeds[structured].append(tokens_per_s(target, measured, beside))
+            speeds[structured].append(speed(target, measured, beside))
     plain, with_schema = (speeds[structured][WARM_UP_ROUNDS:] for structured in (False, True))
     low, middle, high = quantiles([ours / theirs for ours, theirs in zip(with_schema, plain, strict=True)], n=4)
     return StructuredRow(

@@ -21,10 +21,10 @@ import yaml
 from buddy_routing.embedded import MODEL_ID
 from buddy_server.bench.contender import Tokens
 from buddy_server.bench.http_load import Target, closed_loop, run_undisturbed
-from buddy_server.bench.reply import read_reply
+from buddy_server.bench.reply import tokens_per_s
 from buddy_server.bench.row import commit, machine, write_row
 from buddy_server.bench.served import served_model
-from buddy_server.bench.server_process import ServerBenchError, serving
+from buddy_server.bench.server_process import serving
 
 SEED = 0
 KEY = "sk-bench"
@@ -83,16 +83,11 @@ class Contender:
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def tokens_per_s(target: Target, prompts: list[list[Tokens]], new_tokens: int) -> float:
+def speed(target: Target, prompts: list[list[Tokens]], new_tokens: int) -> float:
     """Of one round, in which `prompts` has a list for every stream. Raises ServerBenchError if a request fails."""
     streams = [[target.request(prompt, new_tokens, 1.0) for prompt in stream] for stream in prompts]
     exchanges, _ = run_undisturbed(closed_loop(target, streams))
-    replies = [read_reply(exchange, new_tokens) for exchange in exchanges]
-    for reply in replies:
-        if reply.error is not None:
-            raise ServerBenchError(reply.error)
-    span_s = max(reply.ended_s for reply in replies) - min(reply.sent_s for reply in replies)
-    return len(replies) * new_tokens / span_s
+    return tokens_per_s(exchanges, new_tokens)
 
 
 def measure(plain: Contender, tenancy: Contender, new_tokens: int, rounds: int) -> CostRow:
@@ -107,7 +102,7 @@ def measure(plain: Contender, tenancy: Contender, new_tokens: int, rounds: int) 
         ]
         # Each goes first as often as the other.
         for contender in (plain, tenancy) if index % 2 else (tenancy, plain):
-            contender.speeds.append(tokens_per_s(contender.target, prompts, new_tokens))
+            contender.speeds.append(speed(contender.target, prompts, new_tokens))
     ratios = [ours / theirs for ours, theirs in zip(tenancy.speeds, plain.speeds, strict=True)]
     low, middle, high = quantiles(ratios, n=4)
     num_tokens = rounds * CONCURRENCY * ROUND_TOKENS

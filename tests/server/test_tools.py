@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from openai.types.responses import Response
 
-from buddy_server.api.tool_fields import MAX_SCHEMA_BYTES
+from buddy_server.api.response_format import MAX_SCHEMA_BYTES
 from buddy_server.tokenizer import ChatTokenizer
 from fakes.engine import INFO, FakeEngine
 from fakes.families import llama3, mistral, qwen3

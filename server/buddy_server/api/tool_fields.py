@@ -9,12 +9,12 @@ from pydantic import Field, PlainValidator, StringConstraints, WithJsonSchema, m
 
 from buddy_server.api.field_types import refused
 from buddy_server.api.json_bound import JsonBound
+from buddy_server.api.response_format import MAX_SCHEMA_BYTES
 from buddy_server.api.schema import Schema
 from buddy_server.errors import InvalidRequest, shown
 from buddy_server.tools.choice import MAX_CALLS, Function, ToolChoice
 
 MAX_TOOLS = 128
-MAX_SCHEMA_BYTES = 2**16
 MAX_SCHEMAS_BYTES = 2**18
 """Of all tools of a request together."""
 

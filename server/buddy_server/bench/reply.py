@@ -2,12 +2,13 @@
 
 import json
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any
 
 from buddy_server.bench.http_load import Exchange
+from buddy_server.bench.server_process import ServerBenchError
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,16 @@ def read_reply(exchange: Exchange, new_tokens: int, may_end_early: bool = False)
         return _read(exchange, ended_s, new_tokens, may_end_early)
     except _Broken as broken:
         return Reply(exchange.sent_s, ended_s, error=str(broken))
+
+
+def tokens_per_s(exchanges: Sequence[Exchange], new_tokens: int) -> float:
+    """Of all together, each with an answer of `new_tokens`. Raises ServerBenchError if one failed."""
+    replies = [read_reply(exchange, new_tokens) for exchange in exchanges]
+    for reply in replies:
+        if reply.error is not None:
+            raise ServerBenchError(reply.error)
+    span_s = max(reply.ended_s for reply in replies) - min(reply.sent_s for reply in replies)
+    return len(replies) * new_tokens / span_s
 
 
 def _read(exchange: Exchange, ended_s: float, new_tokens: int, may_end_early: bool) -> Reply:
