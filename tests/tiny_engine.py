@@ -90,7 +90,7 @@ def save_character_tokenizer(directory: Path) -> None:
 def save_random_router(model: Path, directory: Path, reroute_every: int = 1) -> None:
     """Random, with a weak prior: its paths change from token to token."""
     torch.manual_seed(1)
-    decision = DecisionModule(2 * KV_DIM, NUM_LAYERS)
+    decision = DecisionModule(2 * KV_DIM, NUM_LAYERS - 2)
     with torch.no_grad():
         decision.up.bias.zero_()
         decision.up.weight.mul_(3)

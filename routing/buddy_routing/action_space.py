@@ -66,6 +66,11 @@ class ActionSpace:
         """The columns that are not forced, in order."""
         return [column for column in range(self.num_columns) if column not in self.forced]
 
+    @property
+    def num_scores(self) -> int:
+        """The scores from which a path follows: one for each action of a free column besides skipping it."""
+        return sum(len(self.costs[column]) - 1 for column in self.free)
+
     @cached_property
     def full_cost(self) -> int:
         """The cost of a token that runs every layer."""

@@ -42,8 +42,9 @@ def load_router(directory: Path, base_fingerprint: str, device: torch.device) ->
     """Raises ArtifactError if the artifact is incomplete, of an unknown format, or made for another model."""
     config = read_router_config(directory)
     _check_base(directory, _weights(directory), config.base_fingerprint, base_fingerprint)
-    prior = torch.zeros(len(ActionSpace.skip_or_run(config.num_layers).free))
-    decision = DecisionModule(feature_dim(config.kv_dim, config.features), config.num_layers, config.rank)
+    num_scores = ActionSpace.skip_or_run(config.num_layers).num_scores
+    prior = torch.zeros(num_scores)
+    decision = DecisionModule(feature_dim(config.kv_dim, config.features), num_scores, config.rank)
     router_id = f"learned:{_digest(_weights(directory))}"
     router = LearnedRouter(decision, prior, config.prior_weight, router_id, config.reroute_every)
     try:

@@ -18,9 +18,9 @@ class BudgetPredictor(nn.Module):
     def __init__(self, num_features: int, num_layers: int, rank: int = 32, lowest: int = 0) -> None:
         super().__init__()
         self.register_buffer("lowest", torch.tensor(lowest))
-        self.policy = DecisionModule(num_features, num_layers, rank)
         self.num_layers = num_layers
         self._num_forced = len(ActionSpace.skip_or_run(num_layers).forced)
+        self.policy = DecisionModule(num_features, num_layers - self._num_forced, rank)
 
     def log_probabilities(self, features: Tensor) -> Tensor:
         """Features [S, 2F] at the prompts' last tokens -> log pi [S, C], -inf for levels it was not trained on."""
@@ -30,7 +30,7 @@ class BudgetPredictor(nn.Module):
     @property
     def levels(self) -> Tensor:
         """[C] int64: the layers that each choice runs, including forced ones."""
-        return torch.arange(self._num_forced + 1, self.num_layers + 1, device=self.policy.up.bias.device)
+        return torch.arange(self._num_forced + 1, self.num_layers + 1, device=self.lowest.device)
 
     @torch.inference_mode()
     def choose(self, features: Tensor, lowest: Tensor | int, highest: Tensor | int, cost_weight: float = 0.0) -> Tensor:

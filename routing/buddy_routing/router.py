@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from buddy_kernels import linear, silu
-from buddy_routing.action_space import ActionSpace
 
 NEVER = 2**31
 """Value of `reroute_every` with which an answer keeps the path chosen at its prompt's end."""
@@ -33,12 +32,13 @@ class Router(Protocol):
 
 
 class DecisionModule(nn.Module):
-    """Linear-SiLU-Linear from features to a score for every free layer (arXiv 2606.09514, section 3)."""
+    """Linear-SiLU-Linear from features to scores, C of them: for a router one for each action of a free layer besides
+    skipping it (arXiv 2606.09514, section 3)."""
 
-    def __init__(self, num_features: int, num_layers: int, rank: int = 32) -> None:
+    def __init__(self, num_features: int, num_scores: int, rank: int = 32) -> None:
         super().__init__()
         self.down = nn.Linear(num_features, rank)
-        self.up = nn.Linear(rank, len(ActionSpace.skip_or_run(num_layers).free))
+        self.up = nn.Linear(rank, num_scores)
 
     def forward(self, features: Tensor) -> Tensor:
         """[..., num_features] -> [..., C]."""

@@ -19,7 +19,7 @@ CONFIG = RouterConfig("abc", NUM_LAYERS, KV_DIM, RANK, "cosine", 0.3, route_bloc
 
 def saved(directory: Path) -> LearnedRouter:
     torch.manual_seed(0)
-    router = LearnedRouter(DecisionModule(2 * KV_DIM, NUM_LAYERS, RANK), torch.rand(NUM_LAYERS - 2), 0.3, "mine", 2)
+    router = LearnedRouter(DecisionModule(2 * KV_DIM, NUM_LAYERS - 2, RANK), torch.rand(NUM_LAYERS - 2), 0.3, "mine", 2)
     save_router(directory, router, CONFIG)
     return router
 

@@ -37,7 +37,7 @@ def full_depth() -> StaticRouter:
 def learned_router(model: RoutedDecoder) -> LearnedRouter:
     """Random, with a weak prior: its paths change from token to token."""
     torch.manual_seed(1)
-    decision = DecisionModule(2 * model.spec.kv_dim, NUM_LAYERS)
+    decision = DecisionModule(2 * model.spec.kv_dim, NUM_LAYERS - 2)
     with torch.no_grad():
         decision.up.bias.zero_()
         decision.up.weight.mul_(3)

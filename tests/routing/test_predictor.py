@@ -61,7 +61,7 @@ def model(tmp_path: Path) -> RoutedDecoder:
 
 def trained(model: RoutedDecoder, plan: PredictorPlan, directory: Path, examples: Iterator[Example]) -> BudgetPredictor:
     torch.manual_seed(0)
-    decision = DecisionModule(2 * model.spec.kv_dim, NUM_LAYERS, 4)
+    decision = DecisionModule(2 * model.spec.kv_dim, NUM_LAYERS - 2, 4)
     router = LearnedRouter(decision, torch.zeros(NUM_LAYERS - 2), 0.0, "test")
     return train_predictor(model, router, 16, examples, plan, directory / "state.safetensors")
 

@@ -12,7 +12,7 @@ ACTIONS = ActionSpace.skip_or_run(NUM_LAYERS)
 
 def router() -> LearnedRouter:
     torch.manual_seed(0)
-    return LearnedRouter(DecisionModule(2 * KV_DIM, NUM_LAYERS), torch.zeros(NUM_LAYERS - 2), 0.0, "test")
+    return LearnedRouter(DecisionModule(2 * KV_DIM, NUM_LAYERS - 2), torch.zeros(NUM_LAYERS - 2), 0.0, "test")
 
 
 def test_a_row_of_conversations_is_routed_as_each_alone() -> None:

@@ -62,7 +62,7 @@ def prompt_sets(model: RoutedDecoder) -> PromptSetRouter:
 
 def random_router(model: RoutedDecoder) -> LearnedRouter:
     torch.manual_seed(3)
-    decision = DecisionModule(2 * model.spec.kv_dim, NUM_LAYERS)
+    decision = DecisionModule(2 * model.spec.kv_dim, NUM_LAYERS - 2)
     with torch.no_grad():
         decision.down.weight.mul_(10)
         decision.up.bias.zero_()

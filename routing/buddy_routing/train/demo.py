@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig
 
-from buddy_routing.artifact import save_predictor, save_router
+from buddy_routing.artifact import load_router, save_predictor, save_router
 from buddy_routing.checkpoint import load_model, save_model
 from buddy_routing.decoder import RoutedDecoder
 from buddy_routing.features import causal_features
@@ -64,6 +64,9 @@ def demo_config() -> LlamaConfig:
 
 def make_tokenizer(plan: DemoPlan, corpus: Corpus) -> TrainingTokenizer:
     directory = plan.work / "tokenizer"
+    if plan.start and not directory.exists():
+        directory.mkdir(parents=True)
+        copy_tokenizer(Path(plan.start) / "model", directory)
     if not (directory / "tokenizer_config.json").exists():
         rng = random.Random(plan.seed)
         tasks = islice(corpus.tasks(rng), 15_000)
@@ -88,9 +91,38 @@ def make_base(plan: DemoPlan, device: torch.device) -> tuple[RoutedDecoder, Deci
     """Tokenizer, pretraining and chat tuning: the base model in fp32, and the Decision Module tuned with it."""
     corpus = Corpus(plan.data, "train")
     tokenizer = make_tokenizer(plan, corpus)
+    compile_layers = device.type == "cuda" or shutil.which("g++") is not None
+    if plan.start:
+        loaded = load_model(Path(plan.start) / "model", torch.float32, device)
+        router, _ = load_router(Path(plan.start) / "router", loaded.fingerprint, device)
+        model, name = loaded.model.requires_grad_(), f"tune-{loaded.fingerprint}"
+        router.requires_grad_()
+    else:
+        model, name = pretrained(plan, corpus, tokenizer, device, compile_layers)
+        router = None
+    tune = FitPlan(
+        num_steps=plan.tune_tokens // plan.batch_tokens,
+        batch_size=plan.batch_tokens // MAX_CONTEXT,
+        num_tokens=MAX_CONTEXT,
+        learning_rate=plan.learning_rate,
+        final_lr_scale=0.0,
+        warmup_steps=20,
+        routed_share=plan.routed_share,
+    )
+    data = packed_tokens(plan, corpus, tokenizer, "tune", TUNE, plan.tune_tokens)
+    # Named after its starting point: tuning from another one is a different run.
+    checkpoint = plan.work / f"{name}-{tune.num_steps}-{plan.routed_share:g}.safetensors"
+    router = router or router_from_prior(model, data, plan.seed, device)
+    fit(model, data, tune, checkpoint, device, plan.seed + 1, compile_layers, router)
+    return model, router.decision
+
+
+def pretrained(
+    plan: DemoPlan, corpus: Corpus, tokenizer: TrainingTokenizer, device: torch.device, compile_layers: bool
+) -> tuple[RoutedDecoder, str]:
+    """A model pretrained from nothing, and what its tuning is named after."""
     model = RoutedDecoder(ModelSpec.from_config(demo_config()))
     initialise(model, plan.seed)
-    compile_layers = device.type == "cuda" or shutil.which("g++") is not None
     pretrain = FitPlan(
         num_steps=plan.pretrain_tokens // plan.batch_tokens,
         batch_size=plan.batch_tokens // PRETRAIN_CONTEXT,
@@ -102,21 +134,7 @@ def make_base(plan: DemoPlan, device: torch.device) -> tuple[RoutedDecoder, Deci
     )
     data = packed_tokens(plan, corpus, tokenizer, "pretrain", PRETRAIN, plan.pretrain_tokens)
     fit(model, data, pretrain, plan.work / "pretrain.safetensors", device, plan.seed, compile_layers)
-    tune = FitPlan(
-        num_steps=plan.tune_tokens // plan.batch_tokens,
-        batch_size=plan.batch_tokens // MAX_CONTEXT,
-        num_tokens=MAX_CONTEXT,
-        learning_rate=plan.learning_rate,
-        final_lr_scale=0.0,
-        warmup_steps=20,
-        routed_share=plan.routed_share,
-    )
-    data = packed_tokens(plan, corpus, tokenizer, "tune", TUNE, plan.tune_tokens)
-    # Named after its starting point: tuning after more pretraining is a different run.
-    checkpoint = plan.work / f"tune-{pretrain.num_steps}-{tune.num_steps}-{plan.routed_share:g}.safetensors"
-    router = router_from_prior(model, data, plan.seed, device)
-    fit(model, data, tune, checkpoint, device, plan.seed + 1, compile_layers, router)
-    return model, router.decision
+    return model, f"tune-{pretrain.num_steps}"
 
 
 def router_from_prior(model: RoutedDecoder, data: PackedTokens, seed: int, device: torch.device) -> LearnedRouter:
@@ -135,9 +153,13 @@ def export_base(plan: DemoPlan, model: RoutedDecoder) -> Path:
     """Publish the base model in Hugging Face's format, in bf16."""
     directory = plan.out / "model"
     save_model(model, demo_config(), directory, torch.bfloat16)
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        shutil.copy(plan.work / "tokenizer" / name, directory / name)
+    copy_tokenizer(plan.work / "tokenizer", directory)
     return directory
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(source / name, target / name)
 
 
 def make_router(plan: DemoPlan, directory: Path, decision: DecisionModule, device: torch.device) -> None:

@@ -21,12 +21,14 @@ class DemoPlan:
     """`data` contains the texts (with DATA.md), `work` holds resumable state, `out` receives model/ and router/.
 
     Token counts are training tokens seen, repeats included. `depth_drop` applies to pretraining, `routed_share` to
-    tuning (pretrain.FitPlan).
+    tuning (pretrain.FitPlan). With `start`, an earlier `out`, its model and router are tuned further and nothing is
+    pretrained.
     """
 
     data: Path = Path("data")
     work: Path = Path("build/demo")
     out: Path = Path("build/demo/embedded")
+    start: str = ""
     pretrain_tokens: int = 12_000_000
     tune_tokens: int = 2_500_000
     router_steps: int = 300
@@ -39,7 +41,7 @@ class DemoPlan:
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    add_plan(parser, DemoPlan, {}, {})
+    add_plan(parser, DemoPlan, {"start": "an earlier --out to tune further, in place of pretraining"}, {})
 
 
 def plan_from(parsed: Namespace) -> DemoPlan:
@@ -48,6 +50,8 @@ def plan_from(parsed: Namespace) -> DemoPlan:
     missing = [name for name in TEXTS if not (plan.data / name).exists()]
     if missing:
         raise ValueError(f"--data {plan.data} does not hold the texts; missing: {', '.join(missing)}")
+    if plan.start and not (Path(plan.start) / "model").exists():
+        raise ValueError(f"--start {plan.start} does not hold a model/, as an earlier --out does")
     check_positive(
         plan, "pretrain_tokens", "tune_tokens", "router_steps", "predictor_batches", "batch_tokens", "learning_rate"
     )

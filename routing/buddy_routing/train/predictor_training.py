@@ -54,7 +54,7 @@ def train_predictor(
     batches = packed_batches(examples, plan.num_rows, plan.num_tokens, plan.seed)
     rewards = measure_depth_rewards(model, router, route_block, batches, levels, plan.num_batches, checkpoint, run)
     mean, spread = mean_and_spread(rewards.features)
-    predictor.policy = blank_decision_module(2 * model.spec.kv_dim, num_layers, plan.rank, plan.seed)
+    predictor.policy = blank_decision_module(2 * model.spec.kv_dim, len(predictor.levels), plan.rank, plan.seed)
     predictor = predictor.to(mean.device)
     # Scaled outside the policy, so that its first layer learns as fast as its second.
     fit_policy(predictor, replace(rewards, features=(rewards.features - mean) / spread), plan)

@@ -137,16 +137,18 @@ def new_decision_module(
 ) -> DecisionModule:
     """A module that scores all layers equally, with mean and spread of features [N, 2F] folded into its first layer."""
     spec = model.spec
-    decision = blank_decision_module(feature_dim(spec.kv_dim, kind), spec.num_layers, rank, seed).to(features.device)
+    decision = blank_decision_module(feature_dim(spec.kv_dim, kind), spec.actions.num_scores, rank, seed).to(
+        features.device
+    )
     features = features[:, : decision.down.in_features]
     fold_scaling(decision, *mean_and_spread(features))
     return decision
 
 
-def blank_decision_module(num_features: int, num_layers: int, rank: int, seed: int) -> DecisionModule:
-    """A module that scores all layers equally."""
+def blank_decision_module(num_features: int, num_scores: int, rank: int, seed: int) -> DecisionModule:
+    """A module that scores everything equally."""
     torch.manual_seed(seed)
-    decision = DecisionModule(num_features, num_layers, rank)
+    decision = DecisionModule(num_features, num_scores, rank)
     nn.init.zeros_(decision.up.weight)
     nn.init.zeros_(decision.up.bias)
     return decision

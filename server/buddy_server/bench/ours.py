@@ -153,7 +153,7 @@ class OurEngine:
 
 def random_router(spec: ModelSpec) -> LearnedRouter:
     torch.manual_seed(0)
-    decision = DecisionModule(2 * spec.kv_dim, spec.num_layers)
+    decision = DecisionModule(2 * spec.kv_dim, spec.actions.num_scores)
     with torch.no_grad():
         # Random weights give small features: without this, the biases alone would favour the first layers.
         decision.down.weight.mul_(30)
