@@ -32,7 +32,7 @@ class SparseDecode:
         model: RoutedDecoder,
         router: Router,
         tokens: Tensor,
-        num_run: Sequence[int],
+        num_run: Sequence[float],
         native: WeightKind | None = None,
         arithmetic: str | None = None,
     ) -> None:
@@ -52,7 +52,7 @@ class SparseDecode:
             else torch_stepper(model, planner, num_blocks)
         )
         for lane in range(num_sequences):
-            planner.start(lane, MILLI_LAYERS * self.num_run[lane])
+            planner.start(lane, int(MILLI_LAYERS * self.num_run[lane]))
 
     def step(
         self,
@@ -88,7 +88,7 @@ class SparseDecode:
             lengths=[end - start for _, start, end in spans],
             tables=[self.tables[sequence].tolist() for sequence, _, _ in spans],
             lanes=[sequence for sequence, _, _ in spans],
-            max_costs=[MILLI_LAYERS * self.num_run[sequence] for sequence, _, _ in spans],
+            max_costs=[int(MILLI_LAYERS * self.num_run[sequence]) for sequence, _, _ in spans],
             path_actions=path_actions or [PathAction.CHOOSE] * len(spans),
             wanted=[
                 Wanted(end - 1, **fields)

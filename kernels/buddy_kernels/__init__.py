@@ -28,13 +28,14 @@ from buddy_kernels.rows import (
     scatter_rows_reference,
 )
 from buddy_kernels.sampling import GREEDY, SampledToken, Sampling, draw
-from buddy_kernels.step import RUN, SKIP, Constraint, PathAction, RoutedOutput, StepRows, Wanted
+from buddy_kernels.step import RUN, SKIP, SMALL, Constraint, PathAction, RoutedOutput, StepRows, Wanted
 from buddy_kernels.swiglu import silu, swiglu, swiglu_reference
 
 __all__ = [
     "GREEDY",
     "RUN",
     "SKIP",
+    "SMALL",
     "Constraint",
     "DecoderWeights",
     "LayerWeights",

@@ -28,6 +28,7 @@ class Layer(ctypes.Structure):
         ("window", c_int64),
         ("writes_all", c_int64),
         ("exit_norm", c_void_p),
+        *((name, Matrix) for name in ("small_gate_up", "small_down")),
     )
 
 
@@ -37,7 +38,7 @@ class Model(ctypes.Structure):
             (name, c_int64)
             for name in (
                 *("kind", "cache_kind", "num_layers", "dim", "num_heads", "num_kv_heads", "head_dim", "mlp_dim"),
-                *("vocab", "num_blocks", "num_threads"),
+                *("small_mlp_dim", "vocab", "num_blocks", "num_threads"),
             )
         ),
         *((name, c_double) for name in ("eps", "scale", "attention_factor")),
@@ -55,6 +56,7 @@ class Router(ctypes.Structure):
         ("num_features", c_int64),
         ("rank", c_int64),
         ("num_lanes", c_int64),
+        ("num_actions", c_int64),
         *((name, c_void_p) for name in ("costs", "forced", "sums", "last_paths")),
     )
 

@@ -51,8 +51,9 @@ class Projection:
 class LayerWeights:
     """One decoder layer. `q_norm` and `k_norm` [Dh] are Qwen3's; `window` None sees all.
 
-    With `writes_all`, needed in the first layer, rows that skip the layer write K/V too. Behind a layer with an
-    `exit_norm` its rows go on to the head by this norm; they skip the layers after it."""
+    `small_gate`, `small_up` and `small_down` are the small FFN's, in layers that have one. With `writes_all`, needed in
+    the first layer, rows that skip the layer write K/V too. Behind a layer with an `exit_norm` its rows go on to the
+    head by this norm; they skip the layers after it."""
 
     input_norm: Tensor
     post_norm: Tensor
@@ -68,6 +69,9 @@ class LayerWeights:
     window: int | None = None
     writes_all: bool = True
     exit_norm: Tensor | None = None
+    small_gate: Projection | None = None
+    small_up: Projection | None = None
+    small_down: Projection | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +94,9 @@ class DecoderWeights:
 @dataclass(frozen=True)
 class RouterWeights:
     """Scores of the free layers, those not `forced` [L] bool, are prior + up(silu(down(features))); without `down` the
-    prior alone. `costs` [L, 2] int64 are milli-layers of skipping and of running each layer. `sums` [lanes, F] fp64 and
-    `last_paths` [lanes, L] int8 are what routing remembers, changed in place."""
+    prior alone. A free layer has one for running or, where `costs` [L, A] int64, the milli-layers of its actions, are
+    three, two: for running with the big FFN and with the small one. `sums` [lanes, F] fp64 and `last_paths` [lanes, L]
+    int8 are what routing remembers, changed in place."""
 
     prior: Tensor
     costs: Tensor
@@ -106,6 +111,7 @@ class RouterWeights:
         given = interface.Router(
             prior=self.prior.data_ptr(),
             num_lanes=len(self.sums),
+            num_actions=self.costs.shape[1],
             costs=self.costs.data_ptr(),
             forced=self.forced.data_ptr(),
             sums=self.sums.data_ptr(),
@@ -158,6 +164,7 @@ class RoutedStep:
             num_kv_heads=weights.num_kv_heads,
             head_dim=weights.head_dim,
             mlp_dim=weights.mlp_dim,
+            small_mlp_dim=next((len(layer.small_up.weight) for layer in weights.layers if layer.small_up), 0),
             vocab=weights.embeddings.shape[0],
             num_blocks=num_blocks,
             eps=weights.eps,
@@ -387,10 +394,6 @@ class RoutedStep:
         assert used, arithmetic
 
     def _layer(self, layer: LayerWeights, index: int, kind: WeightKind) -> interface.Layer:
-        gate_up = interleaved(layer.gate.weight.detach(), layer.up.weight.detach())
-        gate_up_bias = None
-        if layer.gate.bias is not None and layer.up.bias is not None:
-            gate_up_bias = interleaved(layer.gate.bias.detach(), layer.up.bias.detach())
         kv_bias = None
         if layer.k.bias is not None and layer.v.bias is not None:
             kv_bias = torch.cat((layer.k.bias, layer.v.bias))
@@ -402,14 +405,29 @@ class RoutedStep:
             q=self._matrix(layer.q.weight, layer.q.bias, kind),
             kv=self._matrix(torch.cat((layer.k.weight, layer.v.weight)), kv_bias, kind),
             o=self._matrix(layer.o.weight, layer.o.bias, kind),
-            gate_up=self._matrix(gate_up, gate_up_bias, kind),
+            gate_up=self._gate_up(layer.gate, layer.up, kind),
             down=self._matrix(layer.down.weight, layer.down.bias, kind),
             k=self.cache_k[index].data_ptr(),
             v=self.cache_v[index].data_ptr(),
             window=layer.window or 0,
             writes_all=layer.writes_all,
             exit_norm=None if layer.exit_norm is None else self._norm(layer.exit_norm),
+            **self._small_ffn(layer, kind),
         )
+
+    def _small_ffn(self, layer: LayerWeights, kind: WeightKind) -> dict[str, interface.Matrix]:
+        if layer.small_gate is None or layer.small_up is None or layer.small_down is None:
+            return {}
+        return {
+            "small_gate_up": self._gate_up(layer.small_gate, layer.small_up, kind),
+            "small_down": self._matrix(layer.small_down.weight, layer.small_down.bias, kind),
+        }
+
+    def _gate_up(self, gate: Projection, up: Projection, kind: WeightKind) -> interface.Matrix:
+        bias = None
+        if gate.bias is not None and up.bias is not None:
+            bias = interleaved(gate.bias.detach(), up.bias.detach())
+        return self._matrix(interleaved(gate.weight.detach(), up.weight.detach()), bias, kind)
 
     def _matrix(self, weight: Tensor, bias: Tensor | None, kind: str) -> interface.Matrix:
         matrix = pack(weight, bias, kind)

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from buddy_kernels.sampling import GREEDY, SampledToken, Sampling
 
-SKIP, RUN = 0, 1
-"""What a layer may do for a token. A path names one action for each layer."""
+SKIP, RUN, SMALL = 0, 1, 2
+"""What a layer may do for a token: nothing, all, or all with its small FFN in place of the big one. A path names one
+action for each layer."""
 
 
 class PathAction(IntEnum):

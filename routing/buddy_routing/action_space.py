@@ -1,9 +1,9 @@
 """The actions of a path's layers and their costs (design section 1). Imports no torch.
 
-A path names an action for each of its columns, which are the layers and, behind them, the model's exits: `SKIP` or
-`RUN`. An action costs an integer number of milli-layers, so that the cost of a token adds up exactly, from the step to
-the accounts. A budget is a limit that is never exceeded. The paper rounds to the nearest layer (arXiv 2606.09514,
-section 3), which can exceed the budget by half a layer, so we round down.
+A path names an action for each of its columns, which are the layers and, behind them, the model's exits: `SKIP`, `RUN`
+or, in a model with small FFNs, `SMALL`. An action costs an integer number of milli-layers, so that the cost of a token
+adds up exactly, from the step to the accounts. A budget is a limit that is never exceeded. The paper rounds to the
+nearest layer (arXiv 2606.09514, section 3), which can exceed the budget by half a layer, so we round down.
 """
 
 import math
@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
-SKIP, RUN = 0, 1
+SKIP, RUN, SMALL = 0, 1, 2
 """The actions, as in buddy_kernels.step."""
 MILLI_LAYERS = 1000
 """The cost of running a full layer."""
@@ -40,6 +40,14 @@ class ActionSpace:
         return cls(((0, MILLI_LAYERS),) * num_layers, frozenset({0, num_layers - 1}))
 
     @classmethod
+    def with_small_ffns(cls, num_layers: int, small_cost: int) -> "ActionSpace":
+        """As `skip_or_run`, and a layer that may be skipped may also run with a small FFN, which costs `small_cost`
+        milli-layers (Duo-LLM, arXiv 2410.10846)."""
+        whole = (0, MILLI_LAYERS)
+        free = ((*whole, small_cost),) * (num_layers - 2)
+        return cls((whole, *free, whole), frozenset({0, num_layers - 1}))
+
+    @classmethod
     def of_exits(cls, num_layers: int, exits: tuple[int, ...]) -> "ActionSpace":
         """An exit after each of the numbers of layers in `exits`; it costs a layer (Balcony, arXiv 2503.05005).
 
@@ -65,6 +73,11 @@ class ActionSpace:
     def free(self) -> list[int]:
         """The columns that are not forced, in order."""
         return [column for column in range(self.num_columns) if column not in self.forced]
+
+    @cached_property
+    def num_actions(self) -> int:
+        """The actions of the column that has most."""
+        return max(map(len, self.costs))
 
     @property
     def num_scores(self) -> int:
@@ -109,7 +122,7 @@ class ActionSpace:
 
     def max_cost(self, budget: float) -> int:
         """The milli-layers that a token may cost at `budget`: what the deepest exit costs that it pays for, or a
-        multiple of the smallest cost difference between actions.
+        multiple of what all costs are multiples of.
 
         The epsilon keeps products such as 0.7 * 10 = 6.999... from losing a layer that the budget pays for.
 

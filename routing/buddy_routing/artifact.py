@@ -1,12 +1,12 @@
 """Router artifacts: a directory with `router_config.json` and, for a learned router, `router.safetensors` and, if a
-predictor was trained, `predictor.safetensors` (design section 6); for exits, `exits.safetensors`."""
+predictor was trained, `predictor.safetensors` (design section 6); small FFNs are in `small_ffns.safetensors`, exits in
+`exits.safetensors`."""
 
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import cast
 
 import torch
 from safetensors import SafetensorError
@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from buddy_routing.action_space import ActionSpace
-from buddy_routing.decoder import Exit, RoutedDecoder
+from buddy_routing.decoder import MLP, Exit, RoutedDecoder
+from buddy_routing.duo import DuoRouter
 from buddy_routing.exits import ExitRouter
 from buddy_routing.features import feature_dim
 from buddy_routing.predictor import BudgetPredictor
@@ -22,20 +23,23 @@ from buddy_routing.router import DecisionModule, LearnedRouter
 from buddy_routing.router_config import (
     CONFIG_NAME,
     ArtifactError,
+    DuoConfig,
     ExitsConfig,
     RouterConfig,
+    read_duo_config,
     read_exits_config,
     read_router_config,
 )
 
 PREDICTOR_NAME = "predictor.safetensors"
 EXITS_NAME = "exits.safetensors"
+SMALL_FFNS_NAME = "small_ffns.safetensors"
 
 
 def save_router(directory: Path, router: LearnedRouter, config: RouterConfig) -> None:
     directory.mkdir(parents=True, exist_ok=True)
-    save_file({name: t.detach().cpu().contiguous() for name, t in router.state_dict().items()}, _weights(directory))
-    (directory / CONFIG_NAME).write_text(json.dumps(asdict(config), indent=2) + "\n", encoding="utf-8")
+    _save(_weights(directory), router)
+    _save_config(directory, config)
 
 
 def load_router(directory: Path, base_fingerprint: str, device: torch.device) -> tuple[LearnedRouter, RouterConfig]:
@@ -47,20 +51,38 @@ def load_router(directory: Path, base_fingerprint: str, device: torch.device) ->
     decision = DecisionModule(feature_dim(config.kv_dim, config.features), num_scores, config.rank)
     router_id = f"learned:{_digest(_weights(directory))}"
     router = LearnedRouter(decision, prior, config.prior_weight, router_id, config.reroute_every)
-    try:
-        router.load_state_dict(load_file(_weights(directory)))
-    except (SafetensorError, RuntimeError) as error:
-        raise ArtifactError(f"{_weights(directory)} does not fit {CONFIG_NAME}: {error}") from error
-    return router.to(device).eval().requires_grad_(False), config
+    _load(_weights(directory), router)
+    return router.to(device), config
+
+
+def save_duo(directory: Path, router: DuoRouter, config: DuoConfig, dtype: torch.dtype) -> None:
+    """`dtype` is that of the small FFNs; the router's is as it is."""
+    directory.mkdir(parents=True, exist_ok=True)
+    _save(_weights(directory), router.decision)
+    _save(directory / SMALL_FFNS_NAME, _by_number(router.small_ffns), dtype)
+    _save_config(directory, config, "duo")
+
+
+def load_duo(directory: Path, model: RoutedDecoder, base_fingerprint: str) -> tuple[DuoRouter, DuoConfig]:
+    """The small FFNs are of the dtype of `model`. Raises ArtifactError as `load_router` does."""
+    config = read_duo_config(directory)
+    for path in (_weights(directory), directory / SMALL_FFNS_NAME):
+        _check_base(directory, path, config.base_fingerprint, base_fingerprint)
+    small_ffns = {layer: MLP(model.spec, config.small_ffn_size) for layer in range(1, config.num_layers - 1)}
+    actions = replace(model.spec, small_ffn_size=config.small_ffn_size).actions
+    decision = DecisionModule(feature_dim(config.kv_dim), actions.num_scores, config.rank)
+    _load(directory / SMALL_FFNS_NAME, _by_number(small_ffns))
+    _load(_weights(directory), decision)
+    for mlp in small_ffns.values():
+        mlp.to(model.embed_tokens.weight)
+    digest = _digest(_weights(directory), directory / SMALL_FFNS_NAME)
+    return DuoRouter(decision.to(model.inv_freq.device), small_ffns, f"duo:{digest}", config.reroute_every), config
 
 
 def save_exits(directory: Path, exits: Mapping[int, Exit], config: ExitsConfig, dtype: torch.dtype) -> None:
     directory.mkdir(parents=True, exist_ok=True)
-    modules = nn.ModuleDict({str(num_layers): exit_ for num_layers, exit_ in exits.items()})
-    state = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in modules.state_dict().items()}
-    save_file(state, directory / EXITS_NAME)
-    text = json.dumps({"kind": "exits", **asdict(config)}, indent=2)
-    (directory / CONFIG_NAME).write_text(text + "\n", encoding="utf-8")
+    _save(directory / EXITS_NAME, _by_number(exits), dtype)
+    _save_config(directory, config, "exits")
 
 
 def load_exits(directory: Path, model: RoutedDecoder, base_fingerprint: str) -> tuple[ExitRouter, ExitsConfig]:
@@ -70,14 +92,13 @@ def load_exits(directory: Path, model: RoutedDecoder, base_fingerprint: str) -> 
     _check_base(directory, path, config.base_fingerprint, base_fingerprint)
     try:
         ActionSpace.of_exits(model.spec.num_layers, config.exits)
-        state = load_file(path)
-        exits = nn.ModuleDict({str(num_layers): Exit(model.spec) for num_layers in config.exits})
-        exits.load_state_dict(state)
-    except (SafetensorError, RuntimeError, ValueError) as error:
-        raise ArtifactError(f"{path} does not fit {CONFIG_NAME} and the model: {error}") from error
-    exits.to(model.embed_tokens.weight).eval().requires_grad_(False)
-    made = {num_layers: cast(Exit, exits[str(num_layers)]) for num_layers in config.exits}
-    return ExitRouter(made, f"exits:{_digest(path)}"), config
+    except ValueError as error:
+        raise ArtifactError(f"{directory / CONFIG_NAME} does not fit the model: {error}") from error
+    exits = {num_layers: Exit(model.spec) for num_layers in config.exits}
+    _load(path, _by_number(exits))
+    for exit_ in exits.values():
+        exit_.to(model.embed_tokens.weight)
+    return ExitRouter(exits, f"exits:{_digest(path)}"), config
 
 
 def save_predictor(directory: Path, predictor: BudgetPredictor) -> None:
@@ -116,5 +137,27 @@ def _check_base(directory: Path, weights: Path, made_for: str, base_fingerprint:
         )
 
 
-def _digest(weights: Path) -> str:
-    return hashlib.sha256(weights.read_bytes()).hexdigest()[:12]
+def _digest(*weights: Path) -> str:
+    return hashlib.sha256(b"".join(path.read_bytes() for path in weights)).hexdigest()[:12]
+
+
+def _by_number(modules: Mapping[int, nn.Module]) -> nn.ModuleDict:
+    return nn.ModuleDict({str(number): module for number, module in modules.items()})
+
+
+def _save(path: Path, module: nn.Module, dtype: torch.dtype | None = None) -> None:
+    save_file({name: t.detach().to("cpu", dtype).contiguous() for name, t in module.state_dict().items()}, path)
+
+
+def _load(path: Path, module: nn.Module) -> None:
+    """Raises ArtifactError for a file that has not exactly the module's weights."""
+    try:
+        module.load_state_dict(load_file(path))
+    except (SafetensorError, RuntimeError) as error:
+        raise ArtifactError(f"{path} does not fit {CONFIG_NAME} and the model: {error}") from error
+    module.eval().requires_grad_(False)
+
+
+def _save_config(directory: Path, config: RouterConfig | ExitsConfig | DuoConfig, kind: str | None = None) -> None:
+    named = {} if kind is None else {"kind": kind}
+    (directory / CONFIG_NAME).write_text(json.dumps(named | asdict(config), indent=2) + "\n", encoding="utf-8")

@@ -7,7 +7,7 @@ checkpoints load without renaming.
 """
 
 # N rows of a ragged step, B sequences, T tokens, D model dim, Hq query heads, Hkv key/value heads, Dh head dim,
-# W rows of them wanted, S segments, L layers, C columns of a path (layers, then exits)
+# W rows of them wanted, S segments, L layers, C columns of a path (layers, then exits), A actions besides skipping
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -29,14 +29,14 @@ from buddy_kernels import (
     swiglu,
     write_kv,
 )
-from buddy_routing.action_space import SKIP
+from buddy_routing.action_space import RUN, SKIP
 from buddy_routing.kv_cache import KVCache
 from buddy_routing.model_spec import ModelSpec
 from buddy_routing.segments import LayerRows, SegmentBatch, rows_by_layer
 
 PathChooser = Callable[[Tensor], Tensor]
 """Maps the first layer's V states to paths: [N, Hkv, Dh] -> paths [S, C] in `forward`, [B, T, Hkv, Dh] -> shares [B, T,
-L] of each layer's output in `dense`."""
+L, A] of the outputs of each layer's actions besides skipping it in `dense`."""
 
 
 class Linear(nn.Linear):
@@ -92,11 +92,13 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class MLP(nn.Module):
-    def __init__(self, spec: ModelSpec) -> None:
+    """The FFN of a layer: gate and values, `inner_size` wide."""
+
+    def __init__(self, spec: ModelSpec, inner_size: int) -> None:
         super().__init__()
-        self.gate_proj = Linear(spec.hidden_size, spec.intermediate_size, bias=spec.mlp_bias)
-        self.up_proj = Linear(spec.hidden_size, spec.intermediate_size, bias=spec.mlp_bias)
-        self.down_proj = Linear(spec.intermediate_size, spec.hidden_size, bias=spec.mlp_bias)
+        self.gate_proj = Linear(spec.hidden_size, inner_size, bias=spec.mlp_bias)
+        self.up_proj = Linear(spec.hidden_size, inner_size, bias=spec.mlp_bias)
+        self.down_proj = Linear(inner_size, spec.hidden_size, bias=spec.mlp_bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
@@ -106,7 +108,7 @@ class DecoderLayer(nn.Module):
     def __init__(self, spec: ModelSpec, window: int | None) -> None:
         super().__init__()
         self.self_attn = Attention(spec, window)
-        self.mlp = MLP(spec)
+        self.mlp = MLP(spec, spec.intermediate_size)
         self.input_layernorm = RMSNorm(spec.hidden_size, spec.norm_eps)
         self.post_attention_layernorm = RMSNorm(spec.hidden_size, spec.norm_eps)
 
@@ -115,17 +117,24 @@ class DecoderLayer(nn.Module):
         v = self.self_attn.v_proj(self.input_layernorm(h))
         return v.unflatten(-1, (-1, self.self_attn.head_dim))
 
-    def run(self, h: Tensor, normed: Tensor, cos: Tensor, sin: Tensor, attend: Callable[[Tensor], Tensor]) -> Tensor:
-        """h + F(h) for rows; `attend` supplies their attention over K/V. Both forward passes share this body."""
+    def attend(self, h: Tensor, normed: Tensor, cos: Tensor, sin: Tensor, over: Callable[[Tensor], Tensor]) -> Tensor:
+        """h plus its attention `over` K/V, for rows; `feed` is the rest of the layer. Both forward passes use it."""
         q = self.self_attn.query(normed, cos, sin)
-        h = h + self.self_attn.o_proj(attend(q).flatten(-2))
-        return h + self.mlp(self.post_attention_layernorm(h))
+        return h + self.self_attn.o_proj(over(q).flatten(-2))
 
-    def dense(self, h: Tensor, cos: Tensor, sin: Tensor, visible: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The layer over whole sequences: h [B, T, D] -> (h + F(h) [B, T, D], V states [B, T, Hkv, Dh])."""
+    def feed(self, h: Tensor, mlp: MLP) -> Tensor:
+        """h plus what the FFN, the layer's own or a small one, makes of it."""
+        return h + mlp(self.post_attention_layernorm(h))
+
+    def dense(
+        self, h: Tensor, cos: Tensor, sin: Tensor, visible: Tensor | None, small: MLP | None = None
+    ) -> tuple[list[Tensor], Tensor]:
+        """The layer over whole sequences: h [B, T, D] -> h [B, T, D] after running it and, if there is one, after
+        running it with the `small` FFN; and V states [B, T, Hkv, Dh]."""
         normed = self.input_layernorm(h)
         k, v = self.self_attn.key_value(normed, cos, sin)
-        return self.run(h, normed, cos, sin, lambda q: dense_attention(q, k, v, visible)), v
+        attended = self.attend(h, normed, cos, sin, lambda q: dense_attention(q, k, v, visible))
+        return [self.feed(attended, mlp) for mlp in (self.mlp, small) if mlp is not None], v
 
 
 class Exit(nn.Module):
@@ -182,8 +191,8 @@ class PagedContext:
 
 
 class RoutedDecoder(nn.Module):
-    """A dense Llama, Mistral, Qwen2/2.5 or Qwen3 decoder whose layers can be skipped per token, or, with exits, left
-    early by whole sequences."""
+    """A dense Llama, Mistral, Qwen2/2.5 or Qwen3 decoder whose layers can be skipped per token or run with small FFNs,
+    or, with exits, left early by whole sequences."""
 
     inv_freq: Tensor
 
@@ -195,6 +204,9 @@ class RoutedDecoder(nn.Module):
         self.norm = RMSNorm(spec.hidden_size, spec.norm_eps)
         self.lm_head = Linear(spec.hidden_size, spec.vocab_size, bias=False)
         self.exits = nn.ModuleList(Exit(spec) for _ in spec.exits)
+        # By layer; the first and the last, which always run, have none.
+        num_small = spec.num_layers - 2 if spec.small_ffn_size else 0
+        self.small_ffns = nn.ModuleDict({str(i): MLP(spec, spec.small_ffn_size) for i in range(1, num_small + 1)})
         inv_freq, self.attention_factor = rotary_inv_freq(spec.head_dim, spec.rope_theta, spec.rope_scaling)
         self.register_buffer("inv_freq", inv_freq, persistent=False)
         self._tie()
@@ -216,12 +228,24 @@ class RoutedDecoder(nn.Module):
 
     def with_exits(self, exits: Mapping[int, Exit]) -> "RoutedDecoder":
         """A decoder with the same weights that can be left after these numbers of layers."""
-        spec = replace(self.spec, exits=tuple(exits))
+        model = self._with(replace(self.spec, exits=tuple(exits)))
+        model.exits = nn.ModuleList(exits.values())
+        return model
+
+    def with_small_ffns(self, small_ffns: Mapping[int, MLP]) -> "RoutedDecoder":
+        """A decoder with the same weights, and a small FFN of one size beside that of every layer but the first and the
+        last."""
+        (size,) = {mlp.down_proj.in_features for mlp in small_ffns.values()}
+        model = self._with(replace(self.spec, small_ffn_size=size))
+        model.small_ffns = nn.ModuleDict({str(layer): mlp for layer, mlp in small_ffns.items()})
+        return model
+
+    def _with(self, spec: ModelSpec) -> "RoutedDecoder":
+        """A decoder of another spec with the same modules."""
         with torch.device("meta"):
             model = RoutedDecoder(spec)
         for name, module in self.named_children():
             setattr(model, name, module)
-        model.exits = nn.ModuleList(exits.values())
         model.inv_freq = self.inv_freq
         return model.eval()
 
@@ -234,6 +258,10 @@ class RoutedDecoder(nn.Module):
     def exit_modules(self) -> list[Exit]:
         """The exits in order, with their type."""
         return [cast(Exit, exit_) for exit_ in self.exits]
+
+    def small_ffn(self, index: int) -> MLP | None:
+        """The small FFN of a layer, if it has one."""
+        return cast(MLP, self.small_ffns[str(index)]) if str(index) in self.small_ffns else None
 
     @property
     def columns(self) -> list[DecoderLayer]:
@@ -273,8 +301,16 @@ class RoutedDecoder(nn.Module):
                 if not only_running:
                     inputs = picked(inputs, todo.rows)
                 rows, rows_normed, rows_cos, rows_sin, positions = inputs
-                attend = PagedContext(cache_k, cache_v, todo, positions, scale, layer.self_attn.window)
-                ran = layer.run(rows, rows_normed, rows_cos, rows_sin, attend)
+                context = PagedContext(cache_k, cache_v, todo, positions, scale, layer.self_attn.window)
+                ran = layer.attend(rows, rows_normed, rows_cos, rows_sin, context)
+                for action, places in todo.taking.items():
+                    ffn = layer.mlp if action == RUN else self.small_ffn(index)
+                    assert ffn is not None
+                    fed = layer.feed(picked([ran], places)[0], ffn)
+                    if places is None:
+                        ran = fed
+                    else:
+                        scatter_rows(ran, places, fed)
                 if todo.rows is None:
                     h = ran
                 else:
@@ -300,21 +336,22 @@ class RoutedDecoder(nn.Module):
     ) -> Tensor:
         """Whole sequences: tokens [B, T] -> final hidden states [B, T, D], the input of `lm_head`. Without exits.
 
-        `choose_paths` gives the mask of every token's path; gradients reach its scores through the masks
+        `choose_paths` gives the shares of every token's path; gradients reach its scores through them
         (straight-through). `layers_on` [L] drops layers for the whole batch without computing them (random depth in
         pretraining). `starts` [B, T] is where each token's sequence starts, for several sequences in a row that do not
         attend to each other; without it a row is one sequence.
         """
         cos, sin, visible = self._dense_positions(tokens, starts)
         h = self.embed_tokens(tokens)  # [B, T, D]
-        masks: Tensor | None = None
+        shares: Tensor | None = None
         for index, layer in enumerate(self.blocks):
             if layers_on is not None and not layers_on[index]:
                 continue
-            ran, v = layer.dense(h, cos, sin, visible[layer.self_attn.window])
+            small = None if choose_paths is None else self.small_ffn(index)
+            ran, v = layer.dense(h, cos, sin, visible[layer.self_attn.window], small)
             if index == 0 and choose_paths is not None:
-                masks = choose_paths(v)  # [B, T, L]
-            h = ran if masks is None else masked_residual(h, ran, masks[..., index : index + 1])
+                shares = choose_paths(v)  # [B, T, L, A]
+            h = ran[0] if shares is None else chosen_output(h, ran, shares[..., index, :])
         return self.norm(h)
 
     def dense_exits(self, tokens: Tensor, starts: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
@@ -329,12 +366,12 @@ class RoutedDecoder(nn.Module):
             for index, layer in enumerate(self.blocks):
                 if index in self.spec.exits:
                     before[index] = h
-                h, _ = layer.dense(h, cos, sin, visible[layer.self_attn.window])
+                (h,), _ = layer.dense(h, cos, sin, visible[layer.self_attn.window])
             full: Tensor = self.norm(h)
         left = []
         for num_layers, exit_ in zip(self.spec.exits, self.exit_modules, strict=True):
             given = before[num_layers].to(exit_.norm.weight.dtype)
-            ran, _ = exit_.layer.dense(given, cos, sin, visible[exit_.layer.self_attn.window])
+            (ran,), _ = exit_.layer.dense(given, cos, sin, visible[exit_.layer.self_attn.window])
             left.append(exit_.norm(ran).to(full.dtype))
         return full, left
 
@@ -356,12 +393,17 @@ def picked(tensors: Sequence[Tensor], rows: Tensor | None) -> list[Tensor]:
     return list(tensors) if rows is None else [gather_rows(x, rows) for x in tensors]
 
 
-def masked_residual(h: Tensor, ran: Tensor, mask: Tensor) -> Tensor:
-    """`ran` where the mask is set, else `h`, exactly; with the gradient of h + m * F(h) with respect to the mask m.
+def chosen_output(h: Tensor, ran: Sequence[Tensor], shares: Tensor) -> Tensor:
+    """h [..., D] or the one of the outputs `ran` [..., D] whose share is 1, exactly; with the gradient of h + the sum
+    of s_a * (ran_a - h) with respect to the shares s [..., A].
 
-    Adding m * (ran - h) would round; the second term is zero in value and only carries the mask's gradient.
+    Adding s * (ran - h) would round; the terms added at the end are zero in value and only carry the gradient.
     """
-    chosen = torch.where(mask > 0.5, ran, h)
-    if not mask.requires_grad:
-        return chosen
-    return chosen + (mask - mask.detach()).to(h.dtype) * (ran - h).detach()
+    each = [share[..., None] for share in shares.unbind(-1)]
+    chosen = h
+    for output, share in zip(ran, each, strict=False):
+        chosen = torch.where(share > 0.5, output, chosen)
+    if shares.requires_grad:
+        for output, share in zip(ran, each, strict=False):
+            chosen = chosen + (share - share.detach()).to(h.dtype) * (output - h).detach()
+    return chosen

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from buddy_kernels import RotaryScaling
-from buddy_routing.action_space import ActionSpace
+from buddy_routing.action_space import MILLI_LAYERS, ActionSpace
 
 FAMILIES = {
     "LlamaForCausalLM": "llama",
@@ -22,7 +22,8 @@ class UnsupportedModelError(ValueError):
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
     """Shape and numerics of one dense decoder. Sizes are counts; `windows` has one entry per layer (positions a token
-    may look back, None for all). `exits` as in ActionSpace."""
+    may look back, None for all). `exits` as in ActionSpace; `small_ffn_size` is the inner width of the small FFNs, 0
+    without them."""
 
     family: str
     num_layers: int
@@ -43,13 +44,23 @@ class ModelSpec:
     qk_norm: bool
     windows: tuple[int | None, ...]
     exits: tuple[int, ...] = ()
+    small_ffn_size: int = 0
 
     @property
     def actions(self) -> ActionSpace:
         """The actions that a path may take at each column."""
         if self.exits:
             return ActionSpace.of_exits(self.num_layers, self.exits)
+        if self.small_ffn_size:
+            return ActionSpace.with_small_ffns(self.num_layers, self.small_cost)
         return ActionSpace.skip_or_run(self.num_layers)
+
+    @property
+    def small_cost(self) -> int:
+        """The milli-layers of a layer with its small FFN: its share of the weights, rounded up."""
+        attention = 2 * self.num_heads * self.head_dim + 2 * self.kv_dim
+        small, big = (attention + 3 * size for size in (self.small_ffn_size, self.intermediate_size))
+        return -(-MILLI_LAYERS * small // big)
 
     @property
     def num_columns(self) -> int:

@@ -71,7 +71,7 @@ def cosine_importance(model: RoutedDecoder, tokens: Tensor, counted: Tensor | No
     h = model.embed_tokens(tokens)
     importance = []
     for layer in model.blocks:
-        ran, _ = layer.dense(h, cos, sin, visible_keys(tokens.shape[1], layer.self_attn.window, None, tokens.device))
+        (ran,), _ = layer.dense(h, cos, sin, visible_keys(tokens.shape[1], layer.self_attn.window, None, tokens.device))
         similarity = F.cosine_similarity(h.float(), ran.float(), dim=-1)  # [B, T]
         importance.append(1 - (similarity if counted is None else similarity[counted]).mean().item())
         h = ran

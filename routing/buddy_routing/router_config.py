@@ -1,7 +1,8 @@
-"""`router_config.json` of a router artifact of either kind (design section 6), and its allowed values; imports no
+"""`router_config.json` of a router artifact of any kind (design section 6), and its allowed values; imports no
 torch."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
@@ -19,8 +20,8 @@ Indicator = Literal["cosine", "ppl", "taylor", "greedy"]
 
 INDICATORS: tuple[Indicator, ...] = get_args(Indicator)
 
-RouterKind = Literal["router", "exits"]
-"""What an artifact is: a learned router, also if its config names no kind, or exits."""
+RouterKind = Literal["router", "exits", "duo"]
+"""What an artifact is: a learned router, also if its config names no kind, exits, or a router with small FFNs."""
 
 Config = TypeVar("Config")
 
@@ -48,6 +49,21 @@ class RouterConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class DuoConfig:
+    """As RouterConfig, without a prior; `small_ffn_size` is the inner width of the small FFNs."""
+
+    base_fingerprint: str
+    num_layers: int
+    kv_dim: int
+    rank: int
+    small_ffn_size: int
+    route_block: int = 128
+    reroute_every: int = 1
+    kv_policy: str = "project"
+    format_version: int = FORMAT_VERSION
+
+
+@dataclass(frozen=True, slots=True)
 class ExitsConfig:
     """`exits` are numbers of layers in rising order, as in ActionSpace. A sequence writes K/V only where it runs."""
 
@@ -69,17 +85,20 @@ def read_kind(directory: Path) -> RouterKind:
 def read_router_config(directory: Path) -> RouterConfig:
     """Raises ArtifactError if the file is missing, of another kind, or contains unsupported values."""
     config = _read_config(directory, "router", RouterConfig)
-    path = directory / CONFIG_NAME
-    for name, value, allowed in (
-        ("format_version", config.format_version, (FORMAT_VERSION,)),
-        ("kv_policy", config.kv_policy, KV_POLICIES),
-        ("features", config.features, FEATURES),
-    ):
-        if value not in allowed:
-            raise ArtifactError(f"{path}: {name} {value!r} is not supported; allowed: {allowed}")
-    for name in ("route_block", "reroute_every", "rank", "num_layers", "kv_dim"):
-        if getattr(config, name) < 1:
-            raise ArtifactError(f"{path}: {name} is {getattr(config, name)}; allowed is 1 or more")
+    _check_choice(directory, config, "format_version", (FORMAT_VERSION,))
+    _check_choice(directory, config, "kv_policy", KV_POLICIES)
+    _check_choice(directory, config, "features", FEATURES)
+    _check_counts(directory, config, "route_block", "reroute_every", "rank", "num_layers", "kv_dim")
+    return config
+
+
+def read_duo_config(directory: Path) -> DuoConfig:
+    """Raises ArtifactError if the file is missing, of another kind, or contains unsupported values."""
+    config = _read_config(directory, "duo", DuoConfig)
+    _check_choice(directory, config, "format_version", (FORMAT_VERSION,))
+    _check_choice(directory, config, "kv_policy", KV_POLICIES)
+    counts = ("route_block", "reroute_every", "rank", "num_layers", "kv_dim", "small_ffn_size")
+    _check_counts(directory, config, *counts)
     return config
 
 
@@ -87,15 +106,25 @@ def read_exits_config(directory: Path) -> ExitsConfig:
     """Raises ArtifactError if the file is missing, of another kind, or contains unsupported values."""
     config = _read_config(directory, "exits", ExitsConfig)
     path = directory / CONFIG_NAME
-    if config.format_version != FORMAT_VERSION:
-        allowed = (FORMAT_VERSION,)
-        raise ArtifactError(f"{path}: format_version {config.format_version!r} is not supported; allowed: {allowed}")
-    if config.route_block < 1:
-        raise ArtifactError(f"{path}: route_block is {config.route_block}; allowed is 1 or more")
+    _check_choice(directory, config, "format_version", (FORMAT_VERSION,))
+    _check_counts(directory, config, "route_block")
     exits: object = config.exits
     if not (isinstance(exits, list) and all(type(number) is int for number in exits)):
         raise ArtifactError(f"{path}: exits {exits!r} is not a list of whole numbers")
     return replace(config, exits=tuple(exits))
+
+
+def _check_choice(directory: Path, config: object, name: str, allowed: Sequence[object]) -> None:
+    value = getattr(config, name)
+    if value not in allowed:
+        raise ArtifactError(f"{directory / CONFIG_NAME}: {name} {value!r} is not supported; allowed: {allowed}")
+
+
+def _check_counts(directory: Path, config: object, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if type(value) is not int or value < 1:
+            raise ArtifactError(f"{directory / CONFIG_NAME}: {name} is {value!r}; allowed is 1 or more")
 
 
 def _read_config(directory: Path, kind: RouterKind, config_type: type[Config]) -> Config:

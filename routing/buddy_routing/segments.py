@@ -2,7 +2,7 @@
 
 # N rows (tokens) in the step, W of them wanted, A rows ahead, S segments, T block table columns, L layers
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -82,10 +82,12 @@ class SegmentBatch:
 
 @dataclass(frozen=True, slots=True)
 class LayerRows:
-    """The rows that run one layer. `rows` is None if all rows do, so that nothing needs gathering."""
+    """The rows that run one layer. `rows` is None if all rows do, so that nothing needs gathering. `taking` has, for
+    each action that some of the M rows take, their places among them, or None if all take it."""
 
     num_rows: int
     rows: Tensor | None  # [M] int64
+    taking: Mapping[int, Tensor | None]
     query_start: Tensor  # [R + 1] int64
     block_tables: Tensor  # [R, T]
 
@@ -104,8 +106,12 @@ def rows_by_layer(batch: SegmentBatch, paths: Tensor) -> list[LayerRows]:
 
 
 def _layer_rows(batch: SegmentBatch, column: tuple[int, ...]) -> LayerRows:
-    running = torch.tensor(column, device=batch.lengths.device) != SKIP  # [S]
+    actions = torch.tensor(column, device=batch.lengths.device)  # [S]
+    running = actions != SKIP
     lengths = batch.lengths[running]
     query_start = torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
     rows = None if SKIP not in column else running[batch.segment_of_row].nonzero().squeeze(1)
-    return LayerRows(int(query_start[-1]), rows, query_start, batch.block_tables[running])
+    of_rows = torch.repeat_interleave(actions[running], lengths)  # [M]
+    taken = sorted(set(column) - {SKIP})
+    taking = {action: (of_rows == action).nonzero().squeeze(1) if len(taken) > 1 else None for action in taken}
+    return LayerRows(int(query_start[-1]), rows, taking, query_start, batch.block_tables[running])

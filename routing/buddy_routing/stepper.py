@@ -21,7 +21,7 @@ from buddy_kernels import (
 )
 from buddy_kernels.routed_step import ChoosePaths
 from buddy_kernels.sampling import adjusted, with_logprobs
-from buddy_routing.decoder import DecoderLayer, Linear, RMSNorm, RoutedDecoder
+from buddy_routing.decoder import MLP, DecoderLayer, Linear, RMSNorm, RoutedDecoder
 from buddy_routing.exits import ExitRouter
 from buddy_routing.kv_cache import KVCache
 from buddy_routing.planner import PathPlanner, Planner
@@ -115,10 +115,11 @@ class NativeStepper:
 def router_weights(planner: PathPlanner) -> RouterWeights | None:
     """What the op needs to choose paths itself; None for a type of router it does not support, which runs in Python."""
     actions = planner.actions
-    assert all(len(costs) == 2 for costs in actions.costs), "the native step knows skipping and running only"
+    # A forced layer, which only runs, is given the further costs of the others.
+    costs = [[*of_column, *of_column[-1:] * (actions.num_actions - len(of_column))] for of_column in actions.costs]
     choice = RouterWeights(
         prior=torch.empty(0),
-        costs=torch.tensor(actions.costs, dtype=torch.int64),
+        costs=torch.tensor(costs, dtype=torch.int64),
         forced=torch.tensor([layer in actions.forced for layer in range(actions.num_columns)]),
         sums=planner.features.sums,
         last_paths=planner.last_paths,
@@ -140,7 +141,8 @@ def decoder_weights(model: RoutedDecoder) -> DecoderWeights:
     """A decoder's parameters under the op's names."""
     spec = model.spec
     layers = [
-        _layer_weights(layer, writes_all=index == 0 or not spec.exits) for index, layer in enumerate(model.blocks)
+        _layer_weights(layer, writes_all=index == 0 or not spec.exits, small=model.small_ffn(index))
+        for index, layer in enumerate(model.blocks)
     ]
     exits = [_layer_weights(exit_.layer, writes_all=False, exit_norm=exit_.norm) for exit_ in model.exit_modules]
     return DecoderWeights(
@@ -158,7 +160,9 @@ def decoder_weights(model: RoutedDecoder) -> DecoderWeights:
     )
 
 
-def _layer_weights(layer: DecoderLayer, writes_all: bool, exit_norm: RMSNorm | None = None) -> LayerWeights:
+def _layer_weights(
+    layer: DecoderLayer, writes_all: bool, exit_norm: RMSNorm | None = None, small: MLP | None = None
+) -> LayerWeights:
     attention, mlp = layer.self_attn, layer.mlp
     return LayerWeights(
         input_norm=layer.input_layernorm.weight,
@@ -175,6 +179,9 @@ def _layer_weights(layer: DecoderLayer, writes_all: bool, exit_norm: RMSNorm | N
         window=attention.window,
         writes_all=writes_all,
         exit_norm=None if exit_norm is None else exit_norm.weight,
+        small_gate=None if small is None else _projection(small.gate_proj),
+        small_up=None if small is None else _projection(small.up_proj),
+        small_down=None if small is None else _projection(small.down_proj),
     )
 
 

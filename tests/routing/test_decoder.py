@@ -13,7 +13,7 @@ from buddy_routing.decoder import RoutedDecoder
 from buddy_routing.features import causal_features
 from buddy_routing.route_sources import conversation_starts
 from buddy_routing.router import DecisionModule, LearnedRouter, StaticRouter
-from buddy_routing.selection import select_path, straight_through
+from buddy_routing.selection import action_shares, select_path, straight_through
 from buddy_routing.train.routed_paths import routed_paths
 from sparse_decode import SparseDecode, grouped, segment_bounds
 from tiny_models import CONFIGS, SHAPE, save_random_model
@@ -93,8 +93,8 @@ def test_masked_dense_training_forward_equals_sparse_decode(
 
     def noted(v: Tensor) -> Tensor:
         nonlocal masks
-        masks = choose(v).round()
-        return masks
+        masks = choose(v).round()[..., 0]
+        return masks[..., None]
 
     with torch.inference_mode():
         starts = conversation_starts(begins) if end_to_end else None
@@ -123,7 +123,7 @@ def test_the_tolerance_notices_a_skipped_layer_a_wrong_mask_and_a_lost_token(nam
 
     def last_logits(masks: Tensor, first: int = 0) -> Tensor:
         with torch.inference_mode():
-            return model.lm_head(model.dense(tokens[:, first:], lambda _: masks[:, first:])[:, -1])
+            return model.lm_head(model.dense(tokens[:, first:], lambda _: masks[:, first:, :, None])[:, -1])
 
     want = last_logits(right)
     skipped, wrong, wrong_before = right.clone(), right.clone(), right.clone()
@@ -165,7 +165,7 @@ def test_gradients_reach_the_router_and_leave_the_forward_exact(tmp_path: Path) 
         return straight_through(scores, select_path(scores, max_cost, actions), actions)
 
     def hard(v: Tensor) -> Tensor:
-        return select_path(router.scores(causal_features(v)), max_cost, actions)
+        return action_shares(select_path(router.scores(causal_features(v)), max_cost, actions))
 
     hidden = model.dense(tokens, soft)
     assert torch.equal(hidden, model.dense(tokens, hard))

@@ -28,7 +28,7 @@ def test_a_row_of_conversations_is_routed_as_each_alone() -> None:
         start += length
     num_run = torch.tensor([[3] * 11 + [5] * 7 + [7] * 12])
     together = routed_paths(router(), ACTIONS, begins, in_answer, MILLI_LAYERS * num_run, ROUTE_BLOCK)(v)
-    assert together.sum(-1).round().tolist() == num_run.tolist()
+    assert together.sum((-1, -2)).round().tolist() == num_run.tolist()
     for span in spans:
         alone = routed_paths(
             router(), ACTIONS, begins[:, span], in_answer[:, span], MILLI_LAYERS * num_run[:, span], ROUTE_BLOCK

@@ -28,10 +28,11 @@ struct Layer {
     int64_t window;                                         // 0: all
     int64_t writes_all;                                     // whether rows that skip the layer write K/V too
     const float* exit_norm;                                 // of its rows, before the head; null: the model's
+    Matrix small_gate_up, small_down;                       // of the small FFN, as those of the big one; or no outputs
 };
 
 struct Model {
-    int64_t kind, cache_kind, num_layers, dim, num_heads, num_kv_heads, head_dim, mlp_dim, vocab, num_blocks, num_threads;
+    int64_t kind, cache_kind, num_layers, dim, num_heads, num_kv_heads, head_dim, mlp_dim, small_mlp_dim, vocab, num_blocks, num_threads;
     double eps, scale, attention_factor;
     const float* inv_freq;
     const void* embeddings;  // fp32 or bf16 as cache_kind
@@ -41,18 +42,19 @@ struct Model {
 };
 
 // How paths are chosen. `choose` null: by scores = prior + up(silu(down(features))), without `down` by the prior alone.
-// A score is of a free layer: of those that are not forced, in order.
+// Scores are of the free layers, those that are not forced, in order: of running one and, if there are three actions, of
+// running it with its small FFN.
 struct Router {
     const float *down, *down_bias, *up, *up_bias, *prior;
-    int64_t num_features, rank, num_lanes;
-    const int64_t* costs;    // [L, 2] milli-layers of skipping and of running each layer
+    int64_t num_features, rank, num_lanes, num_actions;
+    const int64_t* costs;    // [L, num_actions] milli-layers of each layer's actions
     const uint8_t* forced;   // [L]: whether a layer runs in every path
     double* sums;            // [lanes, F] running sums of V
     int8_t* last_paths;      // [lanes, L]
 };
 
 // step.py has what these mean.
-enum Action : int8_t { SKIP = 0, RUN = 1 };
+enum Action : int8_t { SKIP = 0, RUN = 1, SMALL = 2 };
 enum PathAction : uint8_t { KEEP = 0, CHOOSE = 1, CONTINUE = 2 };
 
 struct Wanted {

@@ -17,15 +17,15 @@ inline const int64_t LAYOUT[] = {
 
     SIZE(Layer), AT(Layer, input_norm), AT(Layer, post_norm), AT(Layer, q_norm), AT(Layer, k_norm), AT(Layer, q),
     AT(Layer, kv), AT(Layer, o), AT(Layer, gate_up), AT(Layer, down), AT(Layer, k), AT(Layer, v), AT(Layer, window),
-    AT(Layer, writes_all), AT(Layer, exit_norm),
+    AT(Layer, writes_all), AT(Layer, exit_norm), AT(Layer, small_gate_up), AT(Layer, small_down),
 
     SIZE(Model), AT(Model, kind), AT(Model, cache_kind), AT(Model, num_layers), AT(Model, dim), AT(Model, num_heads),
-    AT(Model, num_kv_heads), AT(Model, head_dim), AT(Model, mlp_dim), AT(Model, vocab), AT(Model, num_blocks),
+    AT(Model, num_kv_heads), AT(Model, head_dim), AT(Model, mlp_dim), AT(Model, small_mlp_dim), AT(Model, vocab), AT(Model, num_blocks),
     AT(Model, num_threads), AT(Model, eps), AT(Model, scale), AT(Model, attention_factor), AT(Model, inv_freq),
     AT(Model, embeddings), AT(Model, norm), AT(Model, head), AT(Model, layers),
 
     SIZE(Router), AT(Router, down), AT(Router, down_bias), AT(Router, up), AT(Router, up_bias), AT(Router, prior),
-    AT(Router, num_features), AT(Router, rank), AT(Router, num_lanes), AT(Router, costs), AT(Router, forced),
+    AT(Router, num_features), AT(Router, rank), AT(Router, num_lanes), AT(Router, num_actions), AT(Router, costs), AT(Router, forced),
     AT(Router, sums), AT(Router, last_paths),
 
     SIZE(Wanted), AT(Wanted, row), AT(Wanted, given), AT(Wanted, num_likeliest), AT(Wanted, max_tokens),

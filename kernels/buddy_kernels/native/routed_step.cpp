@@ -14,6 +14,7 @@
 #endif
 
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <cmath>
 #include <cstdint>
@@ -51,7 +52,7 @@ class Decoder {
         width = padded(m.dim);
         q_width = padded(m.num_heads * m.head_dim);
         kv_width = padded(2 * kv_dim);
-        mlp_width = padded(m.mlp_dim);
+        mlp_width = padded(m.mlp_dim), small_mlp_width = padded(m.small_mlp_dim);
         v_width = padded(m.head_dim, LANES);
         rows_together = std::max<int64_t>(1, MOST_QUERIES * m.num_kv_heads / m.num_heads);
         for (int thread = 1; thread < m.num_threads; ++thread) threads.emplace_back([this, thread] { serve(thread); });
@@ -190,6 +191,7 @@ class Decoder {
         grow(kv, n * kv_width);
         grow(attended, n * q_width);
         grow(gated, n * mlp_width);
+        grow(small_gated, n * small_mlp_width);
         grow(cos, n * m.head_dim / 2);
         grow(sin, n * m.head_dim / 2);
         segment_of_row.resize(n);
@@ -296,16 +298,11 @@ class Decoder {
                 thread, AddToHidden{hidden.data(), width, rows.data()}
             );
             barrier.wait();
-            product(
-                layer.gate_up, inputs(hidden.data(), width, m.dim, rows.data(), count, layer.post_norm, thread),
-                all_rows.data(), count, thread, WriteGated{gated.data(), mlp_width}
+            feed_forward(fed[index][RUN], layer.post_norm, layer.gate_up, layer.down, gated.data(), mlp_width, thread);
+            feed_forward(
+                fed[index][SMALL], layer.post_norm, layer.small_gate_up, layer.small_down, small_gated.data(),
+                small_mlp_width, thread
             );
-            barrier.wait();
-            product(
-                layer.down, inputs(gated.data(), mlp_width, 0, all_rows.data(), count, nullptr, thread), all_rows.data(),
-                count, thread, AddToHidden{hidden.data(), width, rows.data()}
-            );
-            barrier.wait();
         }
         if (s.num_wanted == 0) return;
         const Inputs& last = normed_inputs(
@@ -315,6 +312,25 @@ class Decoder {
         barrier.wait();
         const auto [first, end] = share(s.num_wanted, thread);
         for (int64_t i = first; i < end; ++i) take_token(steps, i, workers[thread].sampler);
+    }
+
+    // Adds the FFN's output to the hidden states of `rows`. `between` is its own: what pads its rows stays zero.
+    void feed_forward(
+        const std::vector<int32_t>& rows, const float* norm, const Matrix& gate_up, const Matrix& down, float* between,
+        int64_t inner, int thread
+    ) {
+        const auto count = static_cast<int64_t>(rows.size());
+        if (count == 0) return;
+        product(
+            gate_up, inputs(hidden.data(), width, m.dim, rows.data(), count, norm, thread), all_rows.data(), count, thread,
+            WriteGated{between, inner}
+        );
+        barrier.wait();
+        product(
+            down, inputs(between, inner, 0, all_rows.data(), count, nullptr, thread), all_rows.data(), count, thread,
+            AddToHidden{hidden.data(), width, rows.data()}
+        );
+        barrier.wait();
     }
 
     // The next token of the wanted row `index`, and its log probability.
@@ -455,15 +471,19 @@ class Decoder {
         }
         running.resize(m.num_layers);
         place_of_row.resize(m.num_layers);
+        fed.resize(m.num_layers);
         last_norms.assign(s.num_rows, m.norm);
         for (int64_t layer = 0; layer < m.num_layers; ++layer) {
             running[layer].clear();
+            for (std::vector<int32_t>& rows : fed[layer]) rows.clear();
             place_of_row[layer].assign(s.num_rows, -1);
             for (int64_t i = 0; i < s.num_segments; ++i) {
-                if (s.paths[i * m.num_layers + layer] == SKIP) continue;
+                const int8_t action = s.paths[i * m.num_layers + layer];
+                if (action == SKIP) continue;
                 for (int64_t row = segments[i].start; row < segments[i].start + segments[i].length; ++row) {
                     place_of_row[layer][row] = static_cast<int32_t>(running[layer].size());
                     running[layer].push_back(static_cast<int32_t>(row));
+                    fed[layer][action].push_back(static_cast<int32_t>(row));
                     if (layers[layer].exit_norm) last_norms[row] = layers[layer].exit_norm;
                 }
             }
@@ -486,16 +506,17 @@ class Decoder {
     std::vector<std::thread> threads;
     MultiStep* step = nullptr;
     const Router* router = nullptr;
-    int64_t kv_dim, width, q_width, kv_width, mlp_width, v_width, rows_together, scores_width = 0;
+    int64_t kv_dim, width, q_width, kv_width, mlp_width, small_mlp_width, v_width, rows_together, scores_width = 0;
     bool one_row_each = false;
     const Arithmetic* arithmetic = nullptr;
     Inputs shared;
-    std::vector<float> hidden, q, kv, attended, gated, cos, sin;
+    std::vector<float> hidden, q, kv, attended, gated, small_gated, cos, sin;
     std::vector<int64_t> segment_of_row;
     std::vector<int32_t> all_rows, wanted;
     std::vector<Segment> segments;
     std::vector<const float*> last_norms;                     // by row, before the head
     std::vector<std::vector<int32_t>> running, place_of_row;  // by layer: rows that run it, and each row's place there
+    std::vector<std::array<std::vector<int32_t>, 3>> fed;     // by layer and action: the rows among them
 };
 
 }  // namespace buddy

@@ -12,6 +12,7 @@ from buddy_routing.decoder import PathChooser, RoutedDecoder
 from buddy_routing.features import causal_features
 from buddy_routing.first_layer import FirstLayer
 from buddy_routing.route_sources import conversation_starts
+from buddy_routing.selection import action_shares
 from buddy_routing.train.example import ExampleBatch
 
 
@@ -60,5 +61,5 @@ def prompt_features(model: RoutedDecoder, batch: ExampleBatch) -> Tensor:
 def fixed_paths(batch: ExampleBatch, paths: Tensor) -> PathChooser:
     """One path per example, for prompt and answer: paths [E, L]."""
     # Padding belongs to no example, so its path does not matter.
-    of_token = torch.cat((paths, paths[:1]))[example_of_token(batch)].float()
-    return lambda _: of_token
+    of_token = torch.cat((paths, paths[:1]))[example_of_token(batch)]
+    return lambda _: action_shares(of_token)

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from buddy_routing.checkpoint import CheckpointError, end_token_ids
+from buddy_routing.duo import DuoRouter
 from buddy_routing.exits import ExitRouter
 from buddy_routing.first_layer import FirstLayer
 from buddy_routing.model_spec import ModelSpec, UnsupportedModelError
@@ -58,10 +59,12 @@ def build_engine(
 
 def assemble(served: ServedModel, routing: Routing, settings: EngineSettings) -> BuiltEngine:
     """An engine of its own around a model that may be in several. Raises EngineBuildError."""
-    if isinstance(routing.router, ExitRouter):
-        loaded = replace(served.loaded, model=served.loaded.model.with_exits(routing.router.exits))
-        served = replace(served, loaded=loaded)
     model = served.loaded.model
+    if isinstance(routing.router, ExitRouter):
+        model = model.with_exits(routing.router.exits)
+    elif isinstance(routing.router, DuoRouter):
+        model = model.with_small_ffns(routing.router.small_ffns)
+    served = replace(served, loaded=replace(served.loaded, model=model))
     num_blocks = _num_blocks(model.spec, served.dtype, settings)
     if num_blocks < 1:
         raise EngineBuildError(f"kv_cache_gib {settings.kv_cache_gib} holds no block of {settings.block_size} tokens")

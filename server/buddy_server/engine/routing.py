@@ -1,11 +1,11 @@
-"""What chooses the paths in an engine: a trained artifact of either kind, or a static prior measured now."""
+"""What chooses the paths in an engine: a trained artifact of any kind, or a static prior measured now."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from buddy_routing.artifact import load_exits, load_predictor, load_router
+from buddy_routing.artifact import load_duo, load_exits, load_predictor, load_router
 from buddy_routing.embedded import embedded_router
 from buddy_routing.exits import ExitRouter
 from buddy_routing.predictor import BudgetPredictor
@@ -36,9 +36,13 @@ def make_routing(router: str, served: ServedModel) -> Routing:
     """`router` is an artifact's directory or "prior:" and an indicator. Raises EngineBuildError, ArtifactError."""
     if not router.startswith("prior:"):
         artifact = Path(router).expanduser()
-        if read_kind(artifact) == "exits":
+        kind = read_kind(artifact)
+        if kind == "exits":
             exits, exits_config = load_exits(artifact, served.loaded.model, served.loaded.fingerprint)
             return Routing(exits, exits_config.route_block)
+        if kind == "duo":
+            duo, duo_config = load_duo(artifact, served.loaded.model, served.loaded.fingerprint)
+            return Routing(duo, duo_config.route_block)
         learned, config = load_router(artifact, served.loaded.fingerprint, served.device)
         return Routing(learned, config.route_block, load_predictor(artifact, config, served.device))
     indicator = router.removeprefix("prior:")
