@@ -124,7 +124,10 @@ class DecoderLayer(nn.Module):
 
     def feed(self, h: Tensor, mlp: MLP) -> Tensor:
         """h plus what the FFN, the layer's own or a small one, makes of it."""
-        return h + mlp(self.post_attention_layernorm(h))
+        # Small FFNs that are trained are of another dtype than the model.
+        normed = self.post_attention_layernorm(h).to(mlp.gate_proj.weight.dtype)
+        fed: Tensor = mlp(normed)
+        return h + fed.to(h.dtype)
 
     def dense(
         self, h: Tensor, cos: Tensor, sin: Tensor, visible: Tensor | None, small: MLP | None = None

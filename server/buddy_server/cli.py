@@ -41,6 +41,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_train_router(train.add_parser("router", help="make a router for your model from your conversations"))
     _add_train_predictor(train.add_parser("predictor", help="teach a router to choose budgets itself"))
     _add_train_exits(train.add_parser("exits", help="give your model exits, to leave it early, in place of a router"))
+    _add_train_duo(train.add_parser("duo", help="give your model's layers small FFNs and a router that chooses them"))
     _add_train_demo(train.add_parser("demo", help="make the embedded model and its router from the texts"))
     return parser
 
@@ -50,7 +51,7 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--router",
         metavar="DIR",
-        help="artifact of a router or of exits, or prior:cosine (ppl, taylor, greedy); "
+        help="artifact of a router, exits or small FFNs, or prior:cosine (ppl, taylor, greedy); "
         "default: the embedded model's own, else prior:cosine",
     )
     parser.add_argument("--chat-template", type=Path, metavar="FILE", help="Jinja template in place of the model's own")
@@ -131,6 +132,13 @@ def _add_train_exits(parser: argparse.ArgumentParser) -> None:
 
     add_arguments(parser)
     parser.set_defaults(run=_train_exits)
+
+
+def _add_train_duo(parser: argparse.ArgumentParser) -> None:
+    from buddy_routing.train.duo_plan import add_arguments
+
+    add_arguments(parser)
+    parser.set_defaults(run=_train_duo)
 
 
 def _add_train_demo(parser: argparse.ArgumentParser) -> None:
@@ -246,6 +254,19 @@ def _train_exits(parsed: argparse.Namespace) -> None:
         make_exits(parsed.model, parsed.data, parsed.out, plan, resolve_device(parsed.device), DTYPES[parsed.dtype])
     except (ValueError, OSError, TrainingError) as error:
         sys.exit(f"buddy train exits: {error}")
+
+
+def _train_duo(parsed: argparse.Namespace) -> None:
+    from buddy_routing.train.duo_job import make_duo
+    from buddy_routing.train.duo_plan import plan_from
+    from buddy_routing.train.router_job import TrainingError
+    from buddy_server.engine.served_model import DTYPES, resolve_device
+
+    try:
+        plan = plan_from(parsed)
+        make_duo(parsed.model, parsed.data, parsed.out, plan, resolve_device(parsed.device), DTYPES[parsed.dtype])
+    except (ValueError, OSError, TrainingError) as error:
+        sys.exit(f"buddy train duo: {error}")
 
 
 def _train_demo(parsed: argparse.Namespace) -> None:

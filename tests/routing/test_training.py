@@ -9,20 +9,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from buddy_routing.action_space import ActionSpace
+from buddy_routing.action_space import RUN, SMALL, ActionSpace
 from buddy_routing.artifact import load_router, save_router
 from buddy_routing.checkpoint import LoadedModel, load_model
-from buddy_routing.decoder import Exit, RoutedDecoder
+from buddy_routing.decoder import MLP, Exit, RoutedDecoder
+from buddy_routing.duo import DuoRouter, new_small_ffns
 from buddy_routing.exits import new_exits
 from buddy_routing.model_spec import ModelSpec
+from buddy_routing.route_sources import conversation_starts
 from buddy_routing.router import LearnedRouter, Router, StaticRouter
-from buddy_routing.router_config import ExitsConfig, RouterConfig
+from buddy_routing.router_config import DuoConfig, ExitsConfig, RouterConfig
+from buddy_routing.selection import action_shares
 from buddy_routing.train import batch_training, example, pretrain, router_training
 from buddy_routing.train.corpus import PackedTokens
 from buddy_routing.train.demo import router_from_prior
 from buddy_routing.train.document import Document
+from buddy_routing.train.duo_plan import DuoPlan
+from buddy_routing.train.duo_training import train_duo
 from buddy_routing.train.example import packed_batches
 from buddy_routing.train.exits_plan import ExitsPlan
 from buddy_routing.train.exits_training import ExitsLoss, train_exits
@@ -219,6 +225,82 @@ def test_trained_exits_come_nearer_to_full_depth_and_leave_the_model_bit_for_bit
         loaded, map(tokenizer.encode_example, cycle(DOCUMENTS)), EXITS_PLAN, 60, tmp_path / "state.safetensors"
     )
     assert loss(exits) < 0.7 * loss(new_exits(loaded.model, EXITS_PLAN.exits))
+    for name, parameter in untouched.named_parameters():
+        assert torch.equal(loaded.model.get_parameter(name), parameter), name
+
+
+DUO_PLAN = DuoPlan(num_rows=3, num_tokens=32, learning_rate=1e-2, divisor=4, rank=4, route_block=8)
+
+
+def duo_of(
+    loaded: LoadedModel,
+    tokenizer: TrainingTokenizer,
+    checkpoints: Path,
+    documents: Callable[[], Iterator[Document]] = lambda: cycle(DOCUMENTS),
+    num_steps: int = NUM_STEPS,
+) -> DuoRouter:
+    checkpoints.mkdir(exist_ok=True)
+    router, config = train_duo(
+        loaded, lambda: map(tokenizer.encode_example, documents()), DUO_PLAN, num_steps, checkpoints
+    )
+    size = SHAPE["intermediate_size"] // DUO_PLAN.divisor
+    assert config == DuoConfig(loaded.fingerprint, NUM_LAYERS, loaded.model.spec.kv_dim, 4, size, 8)
+    return router
+
+
+def all_parameters(router: DuoRouter) -> Tensor:
+    return parameters(torch.nn.ModuleList((router, *router.small_ffns.values())))
+
+
+def test_an_interrupted_training_of_small_ffns_ends_where_an_uninterrupted_one_does(
+    loaded: LoadedModel, tokenizer: TrainingTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch_training, "CHECKPOINT_EVERY", 2)
+    monkeypatch.setattr(example, "POOL_BATCHES", 4)
+    drawn: list[list[Document]] = []
+
+    def all_noted() -> Iterator[Document]:
+        drawn.append([])
+        return noted(drawn[-1])
+
+    whole = duo_of(loaded, tokenizer, tmp_path / "whole", all_noted)
+    # First the router is calibrated, then come the random choices, then the router's.
+    for interrupted in (1, 2):
+        counts = [len(of_part) * 2 // 3 if part == interrupted else None for part, of_part in enumerate(drawn)]
+        parts = iter(counts)
+
+        def some(parts: Iterator[int | None] = parts) -> Iterator[Document]:
+            count = next(parts)
+            return cycle(DOCUMENTS) if count is None else interrupted_after(count)
+
+        with pytest.raises(Interrupted):
+            duo_of(loaded, tokenizer, tmp_path / "cut", some)
+    assert (tmp_path / "cut" / "training_random.safetensors").exists()
+    resumed = duo_of(loaded, tokenizer, tmp_path / "cut")
+    torch.testing.assert_close(all_parameters(resumed), all_parameters(whole), rtol=0, atol=0)
+
+
+def test_trained_small_ffns_come_nearer_to_full_depth_and_leave_the_model_bit_for_bit(
+    loaded: LoadedModel, tokenizer: TrainingTokenizer, tmp_path: Path
+) -> None:
+    untouched = load_model(tmp_path / "model", torch.float32, CPU).model
+    held_out = next(packed_batches(map(tokenizer.encode_example, DOCUMENTS), 3, 32, seed=9))
+
+    def loss(small_ffns: Mapping[int, MLP]) -> float:
+        """Of the model with the small FFNs in all layers that have one, from what it does at full depth."""
+        model = loaded.model.with_small_ffns(small_ffns)
+        path = torch.tensor([RUN, *[SMALL] * (NUM_LAYERS - 2), RUN]).expand(*held_out.tokens.shape, -1)
+        starts = conversation_starts(held_out.begins)
+        with torch.no_grad():
+            full, left = (
+                model.dense(held_out.tokens, choose, starts=starts)[held_out.counted]
+                for choose in (None, lambda _: action_shares(path))
+            )
+            given, wanted = (model.lm_head(hidden).log_softmax(-1) for hidden in (left, full))
+            return float(F.kl_div(given, wanted, reduction="batchmean", log_target=True))
+
+    router = duo_of(loaded, tokenizer, tmp_path / "state", num_steps=60)
+    assert loss(router.small_ffns) < 0.7 * loss(new_small_ffns(loaded.model, DUO_PLAN.divisor))
     for name, parameter in untouched.named_parameters():
         assert torch.equal(loaded.model.get_parameter(name), parameter), name
 

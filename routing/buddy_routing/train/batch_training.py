@@ -90,6 +90,6 @@ def train_on_batches(
         mean_loss = loss.item() if mean_loss is None else 0.95 * mean_loss + 0.05 * loss.item()
         bar.set_postfix(loss=f"{mean_loss:.4f}", refresh=False)
         accelerator.log({"loss": loss.item(), "learning_rate": optimizer.param_groups[0]["lr"]}, step=step)
-        if step % CHECKPOINT_EVERY == 0 and accelerator.is_main_process:
+        if (step % CHECKPOINT_EVERY == 0 or step == num_steps) and accelerator.is_main_process:
             save_training_state(checkpoint, loss_module, [optimizer], step, run)
     accelerator.end_training()

@@ -9,12 +9,12 @@ from buddy_routing.action_space import MILLI_LAYERS, ActionSpace
 from buddy_routing.decoder import PathChooser
 from buddy_routing.features import causal_features
 from buddy_routing.route_sources import conversation_starts, route_sources
-from buddy_routing.router import LearnedRouter
+from buddy_routing.router import Router
 from buddy_routing.selection import select_path, straight_through
 
 
 def routed_paths(
-    router: LearnedRouter,
+    router: Router,
     actions: ActionSpace,
     begins: Tensor,
     in_answer: Tensor,

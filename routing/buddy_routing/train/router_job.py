@@ -18,6 +18,7 @@ from buddy_routing.artifact import load_router, save_predictor, save_router
 from buddy_routing.checkpoint import load_model
 from buddy_routing.embedded import model_directory
 from buddy_routing.train.chat_data import ChatEncoder, DataError, read_conversations
+from buddy_routing.train.duo_plan import DuoPlan
 from buddy_routing.train.example import Example
 from buddy_routing.train.exits_plan import ExitsPlan
 from buddy_routing.train.predictor_plan import PredictorPlan
@@ -97,7 +98,7 @@ def name_of(data: Path) -> str:
 
 
 @contextmanager
-def out_of_memory_explained(plan: RouterPlan | PredictorPlan | ExitsPlan) -> Iterator[None]:
+def out_of_memory_explained(plan: RouterPlan | PredictorPlan | ExitsPlan | DuoPlan) -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -123,7 +124,7 @@ def read_examples(data: Path, directory: Path, num_tokens: int) -> list[Example]
     return fitting
 
 
-def num_steps(examples: Sequence[Example], plan: RouterPlan | ExitsPlan) -> int:
+def num_steps(examples: Sequence[Example], plan: RouterPlan | ExitsPlan | DuoPlan) -> int:
     """Number of batches that contain the examples `plan.epochs` times, divided among the processes."""
     total = sum(min(len(example.ids), plan.num_tokens) for example in examples)
     return math.ceil(plan.epochs * total / (plan.num_rows * plan.num_tokens * PartialState().num_processes))

@@ -24,42 +24,48 @@ from buddy_routing.features import causal_features, feature_dim
 from buddy_routing.first_layer import FirstLayer
 from buddy_routing.prior import measure_prior
 from buddy_routing.route_sources import conversation_starts
-from buddy_routing.router import DecisionModule, LearnedRouter
+from buddy_routing.router import DecisionModule, LearnedRouter, Router
 from buddy_routing.router_config import FeatureKind, RouterConfig
 from buddy_routing.train.batch_training import train_on_batches
 from buddy_routing.train.example import Example, ExampleBatch, packed_batches
 from buddy_routing.train.routed_paths import cost_per_conversation, routed_paths
-from buddy_routing.train.router_plan import RouterPlan
+from buddy_routing.train.router_plan import MaskKind, Objective, RouterPlan
 from buddy_routing.train.training_state import run_name
 
 CALIBRATION_TOKENS = 4096
 
 
 class RouterLoss(nn.Module):
-    """The training loss as a module, so that accelerate can wrap it. The router has gradients, and so do the model's
-    LoRA parameters `adapter`, if any."""
+    """The training loss as a module, so that accelerate can wrap it. The router has gradients, and so do those
+    parameters of the model that are `trained`, if any."""
 
     def __init__(
-        self, model: RoutedDecoder, router: LearnedRouter, adapter: list[nn.Parameter], plan: RouterPlan
+        self,
+        model: RoutedDecoder,
+        router: Router,
+        trained: list[nn.Parameter],
+        objective: Objective,
+        route_block: int,
+        masks: MaskKind = "served",
     ) -> None:
         super().__init__()
         self.router = router
-        self.adapter = nn.ParameterList(adapter)
+        self.trained = nn.ParameterList(trained)
         # In a tuple, so that the frozen model is not a submodule: it is neither saved nor synchronised.
         self._model = (model,)
-        self._plan = plan
+        self._objective, self._route_block, self._masks = objective, route_block, masks
 
     def forward(self, batch: ExampleBatch, max_cost: Tensor) -> Tensor:
         """Mean loss over the answers' tokens; `max_cost` [B, T] is the milli-layers of a token."""
         (model,) = self._model
         starts = conversation_starts(batch.begins)
         # Without answers, an example is one route block: one path for all tokens, from the last one's features.
-        block, in_answer = self._plan.route_block, batch.in_answer
-        if self._plan.masks == "example":
+        block, in_answer = self._route_block, batch.in_answer
+        if self._masks == "example":
             block, in_answer = batch.tokens.shape[1], torch.zeros_like(batch.in_answer)
         choose = routed_paths(self.router, model.spec.actions, batch.begins, in_answer, max_cost, block)
         student = model.lm_head(model.dense(batch.tokens, choose, starts=starts)[batch.counted]).float()
-        if self._plan.objective == "cross_entropy":
+        if self._objective == "cross_entropy":
             return F.cross_entropy(student, batch.tokens[batch.in_answer])
         with torch.no_grad():
             teacher = model.lm_head(model.dense(batch.tokens, starts=starts)[batch.counted]).float()
@@ -89,7 +95,7 @@ def train_router(
     highest = spec.num_layers if plan.lora_rank else spec.num_layers - 1
     train_on_batches(
         "router",
-        RouterLoss(loaded.model, router, adapter, plan),
+        RouterLoss(loaded.model, router, adapter, plan.objective, plan.route_block, plan.masks),
         lambda batch, seed: (
             batch,
             cost_per_conversation(batch.begins, spec.actions, plan.lowest_budget, highest, seed),
