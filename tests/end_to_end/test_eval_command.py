@@ -47,7 +47,7 @@ def test_methods_budgets_and_seeds_become_rows_a_table_and_plots(
     once = [row["distinct_paths"] for row in rows if row["method"] == "router:once"]
     assert set(once) == {1.0}
     assert "| router | 0.75 |" in capsys.readouterr().out
-    for name in ("report.md", "accuracy_depth.png", "accuracy_speed.png", "layer_use.png"):
+    for name in ("report.md", "accuracy.png", "layer_use.png"):
         assert (report / name).stat().st_size > 100
 
 

@@ -1,4 +1,4 @@
-"""The small chat model in the package, with its router and exits; MODEL_CARD.md describes its abilities."""
+"""The small chat model in the package, with its router, exits and small FFNs; MODEL_CARD.md describes its abilities."""
 
 from importlib import resources
 from pathlib import Path
@@ -26,3 +26,8 @@ def embedded_router() -> Path:
 def embedded_exits() -> Path:
     """The directory of the embedded model's exits."""
     return Path(str(resources.files(__name__) / "exits"))
+
+
+def embedded_duo() -> Path:
+    """The directory of the embedded model's small FFNs and their router."""
+    return Path(str(resources.files(__name__) / "duo"))

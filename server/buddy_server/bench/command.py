@@ -26,6 +26,9 @@ def add_engine_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--exits", type=counts, default=(), metavar="E,E,...", help="also untrained exits after so many layers"
     )
+    parser.add_argument(
+        "--small-ffns", type=int, metavar="N", help="also untrained small FFNs, 1/N as wide as the big ones"
+    )
     parser.add_argument("--rounds", type=int, default=5, help="rounds that all take part in (default: %(default)s)")
     add_output_arguments(parser)
 
@@ -107,6 +110,7 @@ def run_engine(parsed: Namespace) -> None:
         predict=parsed.predict,
         rounds=parsed.rounds,
         exits=parsed.exits,
+        small_ffns=parsed.small_ffns,
     )
     rows: list[BenchRow] = []
     for row in bench_engine(plan):

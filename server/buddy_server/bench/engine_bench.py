@@ -42,6 +42,7 @@ class EngineBenchPlan:
     predict: bool
     rounds: int
     exits: tuple[int, ...] = ()
+    small_ffns: int | None = None
 
 
 def bench_engine(plan: EngineBenchPlan) -> Iterator[BenchRow]:
@@ -81,6 +82,10 @@ def _contenders(plan: EngineBenchPlan, dtype: str, work: Path) -> list[Contender
         leaving = OurEngine.load(directory, None, dtype, DTYPES[dtype], most, exits=plan.exits)
         leaving = replace(leaving, engine="buddy, exits")
         contenders += [replace(leaving, budgets=(budget,)) for budget in plan.budgets if budget < 1]
+    if plan.small_ffns:
+        mixing = OurEngine.load(directory, None, dtype, DTYPES[dtype], most, small_ffns=plan.small_ffns)
+        mixing = replace(mixing, engine="buddy, small FFNs")
+        contenders += [replace(mixing, budgets=(budget,)) for budget in plan.budgets if budget < 1]
     if "llama.cpp" in plan.peers:
         if dtype == "fp32":
             raise PeerError("peer llama.cpp is timed in bf16 and int8 only")
@@ -109,7 +114,7 @@ def _rows(plan: EngineBenchPlan, contenders: Sequence[Contender], batch: int, nu
         budgets = ours.budgets if ours else (1.0,)
         predicted = (
             [ours.predicted_s(t.layer_rows, batch, s) / t.decode_s for t, s in zip(times, step_s, strict=True)]
-            if ours and step_s and not ours.built.info.actions.exits
+            if ours and step_s and ours.engine in ("buddy", "buddy, aligned")
             else []
         )
         yield BenchRow(

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from buddy_routing.action_space import MILLI_LAYERS, SKIP
+from buddy_routing.duo import DuoRouter, new_small_ffns
 from buddy_routing.exits import ExitRouter, new_exits
 from buddy_routing.model_spec import ModelSpec
 from buddy_routing.router import DecisionModule, LearnedRouter
@@ -16,7 +17,7 @@ from buddy_server.bench.contender import Timing, Tokens
 from buddy_server.engine.build import BuiltEngine, assemble
 from buddy_server.engine.messages import FinishEvent, GenerationRequest, SamplingParams, TokenEvent
 from buddy_server.engine.routing import Routing, make_routing
-from buddy_server.engine.served_model import load_served_model
+from buddy_server.engine.served_model import ServedModel, load_served_model
 from buddy_server.engine.settings import EngineSettings
 
 MAX_STEP_TOKENS = 1024
@@ -45,10 +46,12 @@ class OurEngine:
         max_sequences: int,
         max_step_tokens: int = MAX_STEP_TOKENS,
         exits: tuple[int, ...] = (),
+        small_ffns: int | None = None,
     ) -> "OurEngine":
-        """The engine of a checkpoint. `router` None is a random router, which changes its paths all the time. With
-        `exits` there are untrained exits instead. A step computes `max_step_tokens`, or more if `max_sequences` needs
-        it. Raises ValueError for exits that the model cannot have."""
+        """The engine of a checkpoint. `router` None is a random router, which changes its paths all the time; it also
+        chooses untrained small FFNs of a `small_ffns`-th of the big ones, if asked. With `exits` there are untrained
+        exits instead. A step computes `max_step_tokens`, or more if `max_sequences` needs it. Raises ValueError for
+        exits and small FFNs that the model cannot have."""
         served = load_served_model(str(directory), router, "cpu", dtype_name)
         spec = served.loaded.model.spec
         if exits:
@@ -56,6 +59,8 @@ class OurEngine:
             routing = Routing(
                 ExitRouter({number: exit_.to(served.dtype) for number, exit_ in made.items()}, "untrained")
             )
+        elif small_ffns:
+            routing = Routing(random_duo(served, small_ffns))
         else:
             routing = make_routing(router, served) if router else Routing(random_router(spec))
         step_tokens = max(max_step_tokens, max_sequences + routing.route_block)
@@ -82,7 +87,9 @@ class OurEngine:
         while engine.has_work:
             for request_id, event in engine.step().events:
                 if isinstance(event, TokenEvent):
-                    assert actions.path_costs[event.path] == costs[int(request_id) % len(costs)]
+                    most = costs[int(request_id) % len(costs)]
+                    # What is left of a budget may not pay for another small FFN.
+                    assert 0 <= most - actions.path_costs[event.path] < min(filter(None, actions.costs[1]))
                     paths[int(request_id)].append(event.path)
                     num_decoded += bool(prefilled)
                     first_tokens.setdefault(request_id, event.token_id)
@@ -118,14 +125,14 @@ class OurEngine:
     @property
     def ideal_speedup(self) -> float | None:
         """Weights that a token reads at full depth over those it reads at its budget: the layers it runs, the K/V
-        projections of the others unless it leaves at an exit, the head. The router's are too few to count. None if
-        budgets differ."""
+        projections of the others unless it leaves at an exit, the head. The router's are too few to count. With small
+        FFNs, as if no layer were skipped. None if budgets differ."""
         if len(self.budgets) > 1:
             return None
         kv, layer, head = self._num_weights
         num_layers, actions = self.spec.num_layers, self.built.info.actions
-        run = actions.max_cost(self.budgets[0]) // MILLI_LAYERS
-        if actions.exits:
+        run = actions.max_cost(self.budgets[0]) / MILLI_LAYERS
+        if actions.exits or actions.num_actions > 2:
             kv = 0
         return (num_layers * layer + head) / (run * layer + (num_layers - run) * kv + head)
 
@@ -159,3 +166,14 @@ def random_router(spec: ModelSpec) -> LearnedRouter:
         decision.down.weight.mul_(30)
         decision.up.bias.zero_()
     return LearnedRouter(decision, torch.zeros(len(spec.actions.free)), 0.0, "random")
+
+
+def random_duo(served: ServedModel, divisor: int) -> DuoRouter:
+    small_ffns = {layer: mlp.to(served.dtype) for layer, mlp in new_small_ffns(served.loaded.model, divisor).items()}
+    spec = served.loaded.model.with_small_ffns(small_ffns).spec
+    decision = random_router(spec).decision
+    with torch.no_grad():
+        # Worth a little more than its cost, a small FFN is preferred to skipping, and most layers have theirs.
+        decision.up.weight.mul_(0.1)
+        decision.up.bias.copy_(torch.tensor([1.0, 1.1 * spec.small_cost / MILLI_LAYERS]).repeat(len(spec.actions.free)))
+    return DuoRouter(decision, small_ffns, "random")

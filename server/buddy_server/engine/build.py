@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from buddy_routing.checkpoint import CheckpointError, end_token_ids
+from buddy_routing.decoder import RoutedDecoder
 from buddy_routing.duo import DuoRouter
 from buddy_routing.exits import ExitRouter
 from buddy_routing.first_layer import FirstLayer
@@ -59,11 +60,7 @@ def build_engine(
 
 def assemble(served: ServedModel, routing: Routing, settings: EngineSettings) -> BuiltEngine:
     """An engine of its own around a model that may be in several. Raises EngineBuildError."""
-    model = served.loaded.model
-    if isinstance(routing.router, ExitRouter):
-        model = model.with_exits(routing.router.exits)
-    elif isinstance(routing.router, DuoRouter):
-        model = model.with_small_ffns(routing.router.small_ffns)
+    model = routed_model(served, routing)
     served = replace(served, loaded=replace(served.loaded, model=model))
     num_blocks = _num_blocks(model.spec, served.dtype, settings)
     if num_blocks < 1:
@@ -103,6 +100,17 @@ def assemble(served: ServedModel, routing: Routing, settings: EngineSettings) ->
     grammars = Grammars(served.tokenizer, model.spec.vocab_size, end_tokens)
     engine = Engine(scheduler, ModelRunner(stepper), served.tokenizer, end_tokens, grammars, depth_predictor)
     return BuiltEngine(engine, info, directory)
+
+
+def routed_model(served: ServedModel, routing: Routing) -> RoutedDecoder:
+    """The model with what its router adds to it: exits, or small FFNs."""
+    match routing.router:
+        case ExitRouter() as router:
+            return served.loaded.model.with_exits(router.exits)
+        case DuoRouter() as router:
+            return served.loaded.model.with_small_ffns(router.small_ffns)
+        case _:
+            return served.loaded.model
 
 
 def system_fingerprint(*parts: str) -> str:

@@ -15,13 +15,18 @@ def add_arguments(parser: ArgumentParser) -> None:
         metavar="DIR",
         help="artifact of `buddy train exits`, for the method exits (default: the embedded model's own)",
     )
+    parser.add_argument(
+        "--duo",
+        metavar="DIR",
+        help="artifact of `buddy train duo`, for the method duo (default: the embedded model's own)",
+    )
     parser.add_argument("--budgets", type=_budgets, default="0.875,0.75,0.625,0.5", help="default: %(default)s")
     parser.add_argument(
         "--methods",
         type=lambda text: tuple(text.split(",")),
         default="router,prior:cosine,prior:ppl,prior:taylor,prior:greedy,random",
         help="what to compare at each budget, besides full depth (default: %(default)s); "
-        "also: router:once, router:zero-kv, auto, exits, prompt-sets, bound",
+        "also: router:once, router:zero-kv, auto, exits, duo, prompt-sets, bound, bound:duo",
     )
     parser.add_argument("--tasks", type=Path, metavar="FILE", help="JSONL of questions (default: held-out tasks)")
     parser.add_argument(
@@ -54,9 +59,10 @@ def _seeds(text: str) -> tuple[int, ...]:
 
 def run(parsed: Namespace) -> None:
     """Raises ValueError for the model, the router, the methods or the questions; OSError for files."""
-    from buddy_routing.embedded import embedded_exits
+    from buddy_routing.embedded import embedded_duo, embedded_exits
     from buddy_server.engine.routing import default_router
     from buddy_server.engine.served_model import load_served_model
+    from buddy_server.eval.difficulty import token_difficulties, write_difficulties
     from buddy_server.eval.evaluation import EvalPlan, evaluate
     from buddy_server.eval.methods import check_methods
     from buddy_server.eval.questions import builtin_questions, questions_from_file
@@ -71,8 +77,8 @@ def run(parsed: Namespace) -> None:
         raise ValueError("--resume needs --json FILE, whose rows it continues")
     if parsed.resume and parsed.text:
         raise ValueError("--resume does not go with --text: rows do not record their text")
-    if parsed.dtype == "int8" and (parsed.text or {"bound", "router:zero-kv"} & set(parsed.methods)):
-        raise ValueError("--text, bound and router:zero-kv run in plain torch, which has no int8")
+    if parsed.dtype == "int8" and (parsed.text or {"bound", "bound:duo", "router:zero-kv"} & set(parsed.methods)):
+        raise ValueError("--text, the bounds and router:zero-kv run in plain torch, which has no int8")
     router = parsed.router or default_router(parsed.model)
     served = load_served_model(parsed.model, router, parsed.device, parsed.dtype)
     for budget in parsed.budgets:
@@ -98,6 +104,7 @@ def run(parsed: Namespace) -> None:
         texts,
         tuple(rows),
         parsed.exits or (str(embedded_exits()) if parsed.model is None else None),
+        parsed.duo or (str(embedded_duo()) if parsed.model is None else None),
     )
     if parsed.json:
         write_rows(parsed.json, rows, "w")
@@ -108,3 +115,4 @@ def run(parsed: Namespace) -> None:
     print(markdown_table(rows))
     if parsed.report:
         write_report(parsed.report, rows)
+        write_difficulties(parsed.report, token_difficulties(served, tokenizer, plan))

@@ -10,8 +10,10 @@ from typing import NoReturn
 
 from tqdm import tqdm
 
-from buddy_routing.action_space import MILLI_LAYERS, SKIP
+from buddy_routing.action_space import SKIP
 from buddy_routing.checkpoint import end_token_ids
+from buddy_routing.decoder import RoutedDecoder
+from buddy_routing.duo import DuoRouter
 from buddy_routing.train.example import ExampleBatch, packed_in_order
 from buddy_server.engine.build import BuiltEngine, assemble
 from buddy_server.engine.routing import Routing
@@ -30,13 +32,14 @@ MAX_ANSWER_TOKENS = 96
 # Without a prefix cache, so that the measured speed is that of computation.
 SETTINGS = EngineSettings(max_sequences=64, max_step_tokens=1024, prefix_cache=False)
 BATCH_ROWS, BATCH_TOKENS = 16, 512
+BOUNDS = ("bound", "bound:duo")
 
 
 @dataclass(frozen=True, slots=True)
 class EvalPlan:
-    """`router` and `exits` are artifacts. `questions_of` draws the questions of a seed, `calibration` is for baselines
-    that learn, `texts` for bits per byte. Full depth is measured once per seed, under the name "full". Runs with rows
-    in `measured` are skipped."""
+    """`router`, `exits` and `duo` are artifacts. `questions_of` draws the questions of a seed, `calibration` is for
+    baselines that learn, `texts` for bits per byte. Full depth is measured once per seed, under the name "full". Runs
+    with rows in `measured` are skipped."""
 
     methods: tuple[str, ...]
     budgets: tuple[float, ...]
@@ -47,11 +50,16 @@ class EvalPlan:
     texts: Sequence[str] = ()
     measured: Sequence[EvalRow] = ()
     exits: str | None = None
+    duo: str | None = None
+
+    def source(self, served: ServedModel, tokenizer: ChatTokenizer) -> MethodSource:
+        calibration = question_batches(self.calibration, served, tokenizer)
+        return MethodSource(served, self.router, self.exits, self.duo, calibration)
 
     def budgets_of(self, method: str, seed: int) -> list[float | None]:
         """The budgets at which `method` still has to be measured; None lets the predictor choose."""
         done = {row.budget for row in self.measured if (row.method, row.seed) == (method, seed)}
-        budgets = {"full": (1.0,), "auto": (None,), "bound": tuple(b for b in self.budgets if b < 1)}
+        budgets = {"full": (1.0,), "auto": (None,), **dict.fromkeys(BOUNDS, tuple(b for b in self.budgets if b < 1))}
         return [budget for budget in budgets.get(method, self.budgets) if budget not in done]
 
 
@@ -61,7 +69,7 @@ def evaluate(served: ServedModel, tokenizer: ChatTokenizer, plan: EvalPlan) -> I
     Raises MethodError and ArtifactError; ValueError if `plan.measured` covers another number of questions, or if exits
     cannot keep to a budget.
     """
-    source = MethodSource(served, plan.router, plan.exits, _batches(plan.calibration, served, tokenizer))
+    source = plan.source(served, tokenizer)
     drawn = {seed: plan.questions_of(seed) for seed in plan.seeds}
     _check_measured(plan, drawn)
     # What these raise, they raise before anything is measured.
@@ -71,7 +79,7 @@ def evaluate(served: ServedModel, tokenizer: ChatTokenizer, plan: EvalPlan) -> I
         actions = assemble(served, source.routing("exits", 0), SETTINGS).info.actions
         for asked in plan.budgets:
             actions.max_cost(asked)
-    methods = ("full", *(method for method in plan.methods if method != "bound"))
+    methods = ("full", *(method for method in plan.methods if method not in BOUNDS))
     num_answers = sum(len(plan.budgets_of(m, seed)) * len(drawn[seed]) for m in methods for seed in drawn)
     with tqdm(total=num_answers, desc="eval", unit="answer", mininterval=2) as bar:
         for seed, questions in drawn.items():
@@ -91,8 +99,16 @@ def evaluate(served: ServedModel, tokenizer: ChatTokenizer, plan: EvalPlan) -> I
                     if plan.texts and budget is not None:
                         rows.append(_text_row(built, served, tokenizer, plan.texts, routing, method, budget, seed))
                     yield rows
-            if "bound" in plan.methods and (budgets := plan.budgets_of("bound", seed)):
-                yield list(_bound(served, tokenizer, questions, [b for b in budgets if b], seed))
+            for method in BOUNDS:
+                if method not in plan.methods or not (budgets := plan.budgets_of(method, seed)):
+                    continue
+                model = served.loaded.model
+                if method == "bound:duo":
+                    duo = source.routing("duo", seed).router
+                    assert isinstance(duo, DuoRouter)
+                    model = model.with_small_ffns(duo.small_ffns)
+                batches = question_batches(questions, served, tokenizer)
+                yield list(_bound(method, model, batches, questions, [b for b in budgets if b], seed))
 
 
 def _check_measured(plan: EvalPlan, drawn: Mapping[int, Sequence[Question]]) -> None:
@@ -122,7 +138,9 @@ def _text_row(
     return EvalRow(method, budget, "text", None, max_cost / actions.full_cost, len(texts), seed, bits_per_byte=bits)
 
 
-def _batches(questions: Sequence[Question], served: ServedModel, tokenizer: ChatTokenizer) -> list[ExampleBatch]:
+def question_batches(
+    questions: Sequence[Question], served: ServedModel, tokenizer: ChatTokenizer
+) -> list[ExampleBatch]:
     """The questions with their reference answers, in order, packed."""
     end_token = min(end_token_ids(served.loaded.directory), default=0)
     examples = [as_example(question, tokenizer, end_token) for question in questions]
@@ -130,20 +148,29 @@ def _batches(questions: Sequence[Question], served: ServedModel, tokenizer: Chat
 
 
 def _bound(
-    served: ServedModel, tokenizer: ChatTokenizer, questions: Sequence[Question], budgets: Sequence[float], seed: int
+    method: str,
+    model: RoutedDecoder,
+    batches: Sequence[ExampleBatch],
+    questions: Sequence[Question],
+    budgets: Sequence[float],
+    seed: int,
 ) -> Iterator[EvalRow]:
-    """The search bound's rows: a question counts as answered if the best path gives exactly its reference answer."""
-    num_layers, actions = served.loaded.model.spec.num_layers, served.loaded.model.spec.actions
-    num_run = {actions.max_cost(budget) // MILLI_LAYERS: budget for budget in budgets}
+    """A search bound's rows: a question counts as answered if the best path gives exactly its reference answer."""
+    actions = model.spec.actions
+    most = [actions.max_cost(budget) for budget in budgets]
     right: dict[int, list[bool]] = defaultdict(list)
-    for batch in _batches(questions, served, tokenizer):
-        for depth, is_right in search_paths(served.loaded.model, batch, tuple(num_run)):
-            right[depth] += is_right.tolist()
+    spent: dict[int, list[int]] = defaultdict(list)
+    for batch in batches:
+        for max_cost, found in search_paths(model, batch, most).items():
+            right[max_cost] += found.is_right.tolist()
+            spent[max_cost] += found.costs.tolist()
     tasks = [question.task for question in questions]
-    for depth, budget in num_run.items():
+    for budget, max_cost in zip(budgets, most, strict=True):
         for task in dict.fromkeys(tasks):
-            of_task = [one for one, name in zip(right[depth], tasks, strict=True) if name == task]
-            yield EvalRow("bound", budget, task, mean(of_task), depth / num_layers, len(of_task), seed)
+            members = [index for index, name in enumerate(tasks) if name == task]
+            accuracy = mean(right[max_cost][index] for index in members)
+            depth = mean(spent[max_cost][index] for index in members) / actions.full_cost
+            yield EvalRow(method, budget, task, accuracy, depth, len(members), seed)
 
 
 def _run(

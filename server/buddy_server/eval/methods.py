@@ -20,10 +20,12 @@ METHODS = (
     "router:zero-kv",
     "auto",
     "exits",
+    "duo",
     "prompt-sets",
     "random",
     *(f"prior:{name}" for name in INDICATORS),
     "bound",
+    "bound:duo",
 )
 
 
@@ -40,20 +42,23 @@ def check_methods(methods: Sequence[str]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class MethodSource:
-    """The sources of methods: the artifacts that `router` and `exits` name, and examples to calibrate baselines on."""
+    """The sources of methods: the artifacts that `router`, `exits` and `duo` name, and examples to calibrate baselines
+    on."""
 
     served: ServedModel
     router: str
     exits: str | None
+    duo: str | None
     calibration: Sequence[ExampleBatch]
 
     def routing(self, method: str, seed: int) -> Routing:
-        """The routing of a method that `check_methods` accepts, except "bound". Raises MethodError, ArtifactError.
+        """The routing of a method that `check_methods` accepts, except the bounds. Raises MethodError, ArtifactError.
 
         "router" is the first artifact, also for "router:zero-kv" (zero_filling.py) and "router:aligned", where all
         answers of a batch share paths; "router:once" keeps the path chosen at the prompt's end; "auto" is the artifact
-        with its Budget Predictor; "exits" is the second artifact; "prompt-sets" chooses one of a few rankings for each
-        prompt; "random" is a ranking drawn by the seed; "prior:" plus an indicator is a measured ranking.
+        with its Budget Predictor; "exits" and "duo" are the other artifacts; "prompt-sets" chooses one of a few
+        rankings for each prompt; "random" is a ranking drawn by the seed; "prior:" plus an indicator is a measured
+        ranking.
         """
         match method:
             case "router" | "router:zero-kv" | "router:aligned":
@@ -70,6 +75,10 @@ class MethodSource:
                 if self.exits is None:
                     raise MethodError("method 'exits' needs exits: give --exits DIR")
                 return make_routing(self.exits, self.served)
+            case "duo":
+                if self.duo is None:
+                    raise MethodError("method 'duo' needs small FFNs: give --duo DIR")
+                return make_routing(self.duo, self.served)
             case "router:once":
                 routing = make_routing(self.router, self.served)
                 if not isinstance(routing.router, LearnedRouter):

@@ -5,8 +5,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
+from typing import TYPE_CHECKING
 
 from buddy_server.eval.row import EvalRow
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +110,7 @@ def is_static(method: str) -> bool:
 
 
 def write_report(directory: Path, rows: Sequence[EvalRow]) -> None:
-    """Writes report.md, accuracy_depth.png, accuracy_speed.png, layer_use.png and, with a predictor, auto_depth.png."""
+    """Writes report.md, accuracy.png, layer_use.png and, with a predictor, auto_depth.png."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -116,40 +120,46 @@ def write_report(directory: Path, rows: Sequence[EvalRow]) -> None:
         tables.append(bound_table(rows))
     (directory / "report.md").write_text("\n\n".join(tables) + "\n", encoding="utf-8")
     summaries = summarise(rows)
-    _plot_curves(summaries, "mean_depth", "share of the layers run", directory / "accuracy_depth.png")
-    if any(s.tokens_per_s for s in summaries):
-        _plot_curves(summaries, "tokens_per_s", "tokens a second", directory / "accuracy_speed.png")
+    _plot_accuracy(summaries, directory / "accuracy.png")
     _plot_layer_use(rows, directory / "layer_use.png")
     _plot_auto_depth(rows, directory / "auto_depth.png")
 
 
-def _plot_curves(summaries: Sequence[Summary], x_name: str, x_label: str, path: Path) -> None:
+def _plot_accuracy(summaries: Sequence[Summary], path: Path) -> None:
+    """Accuracy against what a token costs, and against measured speed."""
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(7, 4.5))
-    full = [s for s in summaries if s.method == "full"]
-    for method in dict.fromkeys(s.method for s in summaries if s.method != "full"):
-        points = [s for s in summaries if s.method == method and getattr(s, x_name) is not None]
-        # Every fixed curve ends at full depth, where all methods are equal.
-        points = sorted([*points, *(full if method != "auto" else [])], key=lambda s: getattr(s, x_name))
-        errors = [s.spread or 0.0 for s in points]
-        style = "*" if method == "auto" else "o-"
-        width = 2.4 if method == "router" else 1.2
-        axes.errorbar(
-            [getattr(s, x_name) for s in points],
-            [s.accuracy for s in points],
-            yerr=errors,
-            fmt=style,
-            label=method,
-            capsize=2,
-            linewidth=width,
-        )
-    axes.set(xlabel=x_label, ylabel="accuracy")
-    axes.grid(alpha=0.3)
-    axes.legend()
+    figure, (by_cost, by_speed) = pyplot.subplots(1, 2, figsize=(13, 5.5), sharey=True)
+    _plot_curves(by_cost, summaries, "mean_depth")
+    by_cost.set(xlabel="milli-layers of a token, as a share of full depth's", ylabel="accuracy")
+    _plot_curves(by_speed, summaries, "tokens_per_s")
+    by_speed.set(xlabel="tokens a second")
+    for axes in (by_cost, by_speed):
+        axes.grid(alpha=0.3)
+    by_cost.legend(fontsize="small")
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
+
+
+def _plot_curves(axes: "Axes", summaries: Sequence[Summary], x_name: str) -> None:
+    full = [s for s in summaries if s.method == "full"]
+    for number, method in enumerate(dict.fromkeys(s.method for s in summaries if s.method != "full")):
+        is_chosen = method.startswith("auto")
+        points = [s for s in summaries if s.method == method and getattr(s, x_name) is not None]
+        # Every fixed curve ends at full depth, where all methods are equal.
+        points = sorted([*points, *([] if is_chosen else full)], key=lambda s: getattr(s, x_name))
+        axes.errorbar(
+            [getattr(s, x_name) for s in points],
+            [s.accuracy for s in points],
+            yerr=[s.spread or 0.0 for s in points],
+            fmt="*" if is_chosen else "o-",
+            # A method without speed has its colour, too, so that the others have the same in both plots.
+            color=f"C{number % 10}",
+            label=method,
+            capsize=2,
+            linewidth=2.4 if method in ("router", "exits", "duo") else 1.0,
+        )
 
 
 def _plot_layer_use(rows: Sequence[EvalRow], path: Path) -> None:

@@ -1,17 +1,19 @@
 """An upper bound on paths: the best path for each prompt, found by beam search on the true answer. Not a method.
 
 The search sees the answer, which a router cannot; but it gives each prompt one path, and a router may change it at
-every token.
+every token. With small FFNs it is Duo-LLM's oracle (arXiv 2410.10846), by beam search instead of all paths.
 """
 
-# E examples, W beam width, L layers
+# E examples, W beam width, N children of a beam, L layers
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from buddy_routing.action_space import RUN, SKIP, SMALL, ActionSpace
 from buddy_routing.decoder import RoutedDecoder
 from buddy_routing.train.answer_loss import answer_loss, fixed_paths
 from buddy_routing.train.example import ExampleBatch
@@ -19,43 +21,80 @@ from buddy_routing.train.example import ExampleBatch
 BEAM_WIDTH = 2
 
 
-def search_paths(model: RoutedDecoder, batch: ExampleBatch, budgets: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
-    """For each of `budgets` (layers to run), deepest first: which examples [E] are answered exactly like their
-    reference.
+@dataclass(frozen=True, slots=True)
+class FoundPaths:
+    """Of the best path of each example: its cost in milli-layers, the nats of the answer, and whether the answer is
+    exactly the reference."""
 
-    Each step removes one layer from every path in the beam; the `BEAM_WIDTH` paths of an example with the lowest loss
-    remain.
+    costs: Tensor  # [E] int64
+    nats: Tensor  # [E]
+    is_right: Tensor  # [E] bool
+
+
+def search_paths(model: RoutedDecoder, batch: ExampleBatch, max_costs: Sequence[int]) -> Mapping[int, FoundPaths]:
+    """The path of the lowest loss that was tried for every example, among those that cost at most each of `max_costs`
+    milli-layers.
+
+    Each step makes one layer of every path in the beam cheaper: it gets its small FFN, if there are any, or is skipped.
+    The `BEAM_WIDTH` paths of an example remain that lose least, or gain most, per milli-layer saved.
     """
-    num_layers = model.spec.num_layers
-    full = torch.ones(num_layers, dtype=torch.int8, device=batch.tokens.device)
+    actions = model.spec.actions
     num_examples = int((batch.counted & ~batch.in_answer).sum())
-    beam = full.expand(num_examples, 1, num_layers)  # [E, W, L]
-    depths = range(num_layers - 1, min(budgets) - 1, -1)
-    for num_run in tqdm(depths, desc="search bound", unit="layer"):
-        beam = _one_less(model, batch, beam)
-        if num_run in budgets:
-            yield num_run, answer_loss(model, batch, fixed_paths(batch, beam[:, 0])).is_right
+    full = torch.full((num_examples, actions.num_layers), RUN, dtype=torch.int8, device=batch.tokens.device)
+    nats_at_full = answer_loss(model, batch, fixed_paths(batch, full)).nats  # [E]
+    beam = full[:, None]  # [E, W, L]
+    best = {max_cost: full.clone() for max_cost in max_costs}
+    lowest = {max_cost: torch.full_like(nats_at_full, torch.inf) for max_cost in max_costs}
+    with tqdm(total=actions.full_cost - min(max_costs), desc="search bound", unit="milli-layer") as bar:
+        while (most := int(path_costs(beam, actions).max())) > min(max_costs):
+            bar.update(actions.full_cost - most - bar.n)
+            children = torch.cat([_one_cheaper(paths, actions) for paths in beam.unbind(1)], 1)  # [E, N, L]
+            nats = torch.stack(
+                [answer_loss(model, batch, fixed_paths(batch, child)).nats for child in children.unbind(1)], 1
+            )
+            costs = path_costs(children, actions)
+            for max_cost in max_costs:
+                paid = nats.masked_fill(costs > max_cost, torch.inf)
+                better = paid.amin(1) < lowest[max_cost]
+                lowest[max_cost] = torch.where(better, paid.amin(1), lowest[max_cost])
+                best[max_cost][better] = _picked(children, paid.argmin(1))[better]
+            beam = _least_lost(children, (nats - nats_at_full[:, None]) / (actions.full_cost - costs))
+    found = {}
+    for max_cost, paths in best.items():
+        loss = answer_loss(model, batch, fixed_paths(batch, paths))
+        found[max_cost] = FoundPaths(path_costs(paths, actions), loss.nats, loss.is_right)
+    return found
 
 
-def _one_less(model: RoutedDecoder, batch: ExampleBatch, beam: Tensor) -> Tensor:
-    """The best paths with one layer less than those of beam [E, W, L]: [E, BEAM_WIDTH, L], best first."""
-    tried, losses = [], []
-    free = model.spec.actions.free
-    for parents in beam.unbind(1):
-        num_left = int(parents[0, free].sum())
-        for number in range(num_left):
-            child = parents.clone()
-            # The number-th free layer that the path still runs.
-            runs = child[:, free]
-            child[:, free] = runs * ~((runs.cumsum(1) - 1 == number) & (runs > 0))
-            tried.append(child)
-            losses.append(answer_loss(model, batch, fixed_paths(batch, child)).nats)
-    children, nats = torch.stack(tried, 1), torch.stack(losses, 1)  # [E, C, L], [E, C]
+def path_costs(paths: Tensor, actions: ActionSpace) -> Tensor:
+    """[...] int64: milli-layers of paths [..., L]."""
+    widest = actions.num_actions
+    costs = torch.tensor([[*of, *[0] * (widest - len(of))] for of in actions.costs], device=paths.device)  # [L, A]
+    return costs[torch.arange(len(costs)), paths.long()].sum(-1)
+
+
+def _one_cheaper(paths: Tensor, actions: ActionSpace) -> Tensor:
+    """[E, C, L]: paths [E, L] with each free layer in turn made cheaper, where it runs."""
+    cheaper = torch.tensor([SKIP, SKIP if actions.num_actions == 2 else SMALL, SKIP], dtype=torch.int8)
+    children = []
+    for layer in actions.free:
+        child = paths.clone()
+        child[:, layer] = cheaper[child[:, layer].long()]
+        children.append(child)
+    return torch.stack(children, 1)
+
+
+def _least_lost(children: Tensor, lost: Tensor) -> Tensor:
+    """[E, BEAM_WIDTH, L]: of children [E, N, L], those with the lowest `lost` [E, N]."""
     best = []
     for _ in range(BEAM_WIDTH):
-        index = nats.argmin(1)
-        chosen = children[torch.arange(len(children)), index]
+        chosen = _picked(children, lost.argmin(1))
         best.append(chosen)
         # Two parents can have the same child, which should not fill the beam twice.
-        nats = nats.masked_fill((children == chosen[:, None]).all(-1), torch.inf)
+        lost = lost.masked_fill((children == chosen[:, None]).all(-1), torch.inf)
     return torch.stack(best, 1)
+
+
+def _picked(children: Tensor, index: Tensor) -> Tensor:
+    """[E, L]: one of children [E, N, L] for each example, by index [E]."""
+    return children[torch.arange(len(children)), index]
