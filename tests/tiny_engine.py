@@ -14,11 +14,12 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from buddy_kernels.arithmetics import AUTO, arithmetics
 from buddy_kernels.routed_step import BLOCK_SIZE as NATIVE_BLOCK_SIZE
 from buddy_routing.action_space import MILLI_LAYERS, ActionSpace
-from buddy_routing.artifact import save_exits, save_router
+from buddy_routing.artifact import save_duo, save_exits, save_router
 from buddy_routing.checkpoint import load_model
+from buddy_routing.duo import DuoRouter, new_small_ffns
 from buddy_routing.exits import new_exits
 from buddy_routing.router import DecisionModule, LearnedRouter
-from buddy_routing.router_config import ExitsConfig, RouterConfig
+from buddy_routing.router_config import DuoConfig, ExitsConfig, RouterConfig
 from buddy_routing.stepper import NativeStepper
 from buddy_server.engine.build import BuiltEngine, build_engine
 from buddy_server.engine.detokenizer import Detokenizer
@@ -114,6 +115,30 @@ def save_random_exits(model: Path, directory: Path, exits: tuple[int, ...]) -> N
     save_exits(directory, made, ExitsConfig(loaded.fingerprint, exits, route_block=ROUTE_BLOCK), torch.float32)
 
 
+def save_random_duo(model: Path, directory: Path) -> None:
+    """Its paths change from token to token, and mix all three actions."""
+    loaded = load_model(model, torch.float32, torch.device("cpu"))
+    torch.manual_seed(2)
+    small_ffns = new_small_ffns(loaded.model, 4)
+    actions = loaded.model.with_small_ffns(small_ffns).spec.actions
+    decision = DecisionModule(2 * KV_DIM, actions.num_scores)
+    with torch.no_grad():
+        for mlp in small_ffns.values():
+            for parameter in mlp.parameters():
+                parameter.normal_(0.0, 0.2)
+        decision.up.weight.mul_(3)
+        decision.up.bias.copy_(torch.tensor([1.0, 0.5]).repeat(NUM_LAYERS - 2))
+    config = DuoConfig(
+        base_fingerprint=loaded.fingerprint,
+        num_layers=NUM_LAYERS,
+        kv_dim=KV_DIM,
+        rank=decision.down.out_features,
+        small_ffn_size=small_ffns[1].down_proj.in_features,
+        route_block=ROUTE_BLOCK,
+    )
+    save_duo(directory, DuoRouter(decision, small_ffns, "test"), config, torch.float32)
+
+
 def build_tiny_engine(
     model: Path,
     router: Path | str,
@@ -150,7 +175,7 @@ class SlowPace(Pace):
 def make_request(
     request_id: str = "r",
     num_prompt: int = 9,
-    num_run: int = 4,
+    num_run: float = 4,
     seed: int = 0,
     tenant: str = "default",
     **sampling: Any,
@@ -159,7 +184,7 @@ def make_request(
     generator = torch.Generator().manual_seed(1000 + seed)
     prompt = tuple(torch.randint(1, SHAPE["vocab_size"], (num_prompt,), generator=generator).tolist())
     params = SamplingParams(**{"max_tokens": 12, "seed": seed, **sampling})
-    return GenerationRequest(request_id, tenant, prompt, MILLI_LAYERS * num_run, params)
+    return GenerationRequest(request_id, tenant, prompt, round(MILLI_LAYERS * num_run), params)
 
 
 class NoDetokenizer(Detokenizer):
