@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from buddy_routing.artifact import save_exits
+from buddy_routing.artifact import save_duo, save_exits
 from buddy_routing.checkpoint import load_model
+from buddy_routing.duo import DuoRouter, new_small_ffns
 from buddy_routing.embedded import embedded_model
 from buddy_routing.exits import new_exits
-from buddy_routing.router_config import ExitsConfig
+from buddy_routing.router import DecisionModule
+from buddy_routing.router_config import DuoConfig, ExitsConfig
 from buddy_server.cli import main
 
 
@@ -68,6 +70,37 @@ def test_exits_are_measured_beside_a_router_at_what_they_cost(tmp_path: Path, re
     assert "budget 0.4 is outside" in refused("eval", *common, "--budgets", "0.75,0.4", "--methods", "exits")
 
 
+def test_small_ffns_are_measured_with_their_oracle_and_their_tokens_are_rated(tmp_path: Path) -> None:
+    loaded = load_model(embedded_model(), torch.float32, torch.device("cpu"))
+    duo, out, report = tmp_path / "duo", tmp_path / "rows.jsonl", tmp_path / "report"
+    small_ffns = new_small_ffns(loaded.model, 16)
+    spec = loaded.model.with_small_ffns(small_ffns).spec
+    decision = DecisionModule(2 * spec.kv_dim, spec.actions.num_scores)
+    with torch.no_grad():
+        decision.up.bias.copy_(torch.tensor([1.0, 0.5]).repeat(spec.num_layers - 2))
+    config = DuoConfig(loaded.fingerprint, spec.num_layers, spec.kv_dim, 32, spec.small_ffn_size)
+    save_duo(duo, DuoRouter(decision, small_ffns, "test"), config, torch.bfloat16)
+    run_eval(
+        *("--limit", "10", "--duo", str(duo), "--budgets", "0.9", "--methods", "duo,bound:duo"),
+        *("--json", str(out), "--report", str(report)),
+    )
+    depths = {
+        method: [row["mean_depth"] for row in map(json.loads, out.read_text().splitlines()) if row["method"] == method]
+        for method in ("duo", "bound:duo")
+    }
+    for of_method in depths.values():
+        assert len(of_method) == 10
+        assert all(0.8 < depth <= 0.9 for depth in of_method)
+    rated = [json.loads(line) for line in (report / "difficulty.jsonl").read_text().splitlines()]
+    assert {token["question"] for token in rated} == set(range(10))
+    for token in rated:
+        assert token["budgets"] == [0.9, 1.0]
+        assert token["difficulty"] == pytest.approx(max(0.0, token["nats"][0] - token["nats"][1]), abs=1e-6)
+    page = (report / "difficulty.html").read_text()
+    assert "<h2>duo</h2>" in page
+    assert page.count("<span") == len(rated)
+
+
 def test_resumed_evaluation_measures_what_its_rows_lack_and_keeps_the_rest(
     tmp_path: Path, refused: Callable[..., str]
 ) -> None:
@@ -100,6 +133,7 @@ def test_questions_of_ones_own_are_answered_or_chosen(tmp_path: Path) -> None:
     ("arguments", "told"),
     [
         (("--methods", "exits", "--model", str(embedded_model())), "method 'exits' needs exits: give --exits DIR"),
+        (("--methods", "duo", "--model", str(embedded_model())), "method 'duo' needs small FFNs: give --duo DIR"),
         (("--methods", "router,magic"), "method 'magic' is unknown; allowed: router"),
         (("--budgets", "0.05"), "0.05"),
         (("--limit", "0"), "--limit is 0"),

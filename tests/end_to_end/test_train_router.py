@@ -1,4 +1,4 @@
-"""`buddy train router`, `predictor` and `exits`: data in, artifact out, and it serves."""
+"""`buddy train router`, `predictor`, `exits` and `duo`: data in, artifact out, and it serves."""
 
 import json
 import random
@@ -92,6 +92,27 @@ def test_exits_are_trained_by_one_command_and_load(
     built = build_engine(str(model), str(exits), EngineSettings(), "cpu", "float32")
     assert built.info.actions.exits == (2, 4)
     assert not built.info.has_predictor
+
+
+@pytest.mark.parametrize("lora_rank", [0, 2])
+def test_small_ffns_and_their_router_are_trained_by_one_command_and_load(
+    lora_rank: int, refused: Callable[..., str], tmp_path: Path
+) -> None:
+    model, data = save_chat_model("qwen2", tmp_path / "model"), save_conversations(tmp_path / "data.jsonl")
+    duo = tmp_path / "duo"
+    training = train("duo", "--model", model, "--data", data, "--out", duo, "--num-tokens", "128", "--epochs", "1")
+    main([*training, "--divisor", "4", "--route-block", "16", "--lora-rank", str(lora_rank)])
+    assert list(duo.glob("**/events.out.tfevents.*"))
+    assert "is of a training with another model, other data or other settings" in refused(*training, "--rank", "8")
+    for option, told in (
+        (("--divisor", "1"), "small FFNs of 1/1 are not allowed: give 2 to"),
+        (("--random-share", "1"), "--random-share is 1.0, allowed is more than 0 and less than 1"),
+        (("--lora-rank", "-1"), "--lora-rank is -1"),
+    ):
+        assert told in refused(*training, *option, "--out", str(tmp_path / "other"))
+    built = build_engine(str(model), str(duo), EngineSettings(), "cpu", "float32")
+    assert built.info.router_id.startswith("duo:")
+    assert built.info.actions.num_actions == 3
 
 
 @pytest.mark.slow

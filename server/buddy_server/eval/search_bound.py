@@ -53,6 +53,9 @@ def search_paths(model: RoutedDecoder, batch: ExampleBatch, max_costs: Sequence[
                 [answer_loss(model, batch, fixed_paths(batch, child)).nats for child in children.unbind(1)], 1
             )
             costs = path_costs(children, actions)
+            # A layer that is skipped cannot become cheaper: such a child is its parent.
+            parents = path_costs(beam, actions).repeat_interleave(len(actions.free), 1)
+            nats = nats.masked_fill(costs == parents, torch.inf)
             for max_cost in max_costs:
                 paid = nats.masked_fill(costs > max_cost, torch.inf)
                 better = paid.amin(1) < lowest[max_cost]
