@@ -14,6 +14,7 @@ from itertools import islice
 from pathlib import Path
 
 import torch
+from torch import nn
 from transformers import LlamaConfig
 
 from buddy_routing.artifact import load_router, save_predictor, save_router
@@ -93,10 +94,7 @@ def make_base(plan: DemoPlan, device: torch.device) -> tuple[RoutedDecoder, Deci
     tokenizer = make_tokenizer(plan, corpus)
     compile_layers = device.type == "cuda" or shutil.which("g++") is not None
     if plan.start:
-        loaded = load_model(Path(plan.start) / "model", torch.float32, device)
-        router, _ = load_router(Path(plan.start) / "router", loaded.fingerprint, device)
-        model, name = loaded.model.requires_grad_(), f"tune-{loaded.fingerprint}"
-        router.requires_grad_()
+        model, router, name = started(plan, device)
     else:
         model, name = pretrained(plan, corpus, tokenizer, device, compile_layers)
         router = None
@@ -114,7 +112,25 @@ def make_base(plan: DemoPlan, device: torch.device) -> tuple[RoutedDecoder, Deci
     checkpoint = plan.work / f"{name}-{tune.num_steps}-{plan.routed_share:g}.safetensors"
     router = router or router_from_prior(model, data, plan.seed, device)
     fit(model, data, tune, checkpoint, device, plan.seed + 1, compile_layers, router)
+    if plan.start and plan.kept_share:
+        before, router_before, _ = started(plan, device)
+        keep(plan.kept_share, before, model)
+        keep(plan.kept_share, router_before, router)
     return model, router.decision
+
+
+def started(plan: DemoPlan, device: torch.device) -> tuple[RoutedDecoder, LearnedRouter, str]:
+    """The model and the router in `plan.start`, to be trained, and what their tuning is named after."""
+    loaded = load_model(Path(plan.start) / "model", torch.float32, device)
+    router, _ = load_router(Path(plan.start) / "router", loaded.fingerprint, device)
+    return loaded.model.requires_grad_(), router.requires_grad_(), f"tune-{loaded.fingerprint}"
+
+
+@torch.no_grad()
+def keep(share: float, before: nn.Module, after: nn.Module) -> None:
+    """Make the weights of `after` a mean, `share` of which are those of `before`."""
+    for old, new in zip(before.parameters(), after.parameters(), strict=True):
+        new.lerp_(old, share)
 
 
 def pretrained(

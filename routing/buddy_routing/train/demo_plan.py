@@ -22,13 +22,15 @@ class DemoPlan:
 
     Token counts are training tokens seen, repeats included. `depth_drop` applies to pretraining, `routed_share` to
     tuning (pretrain.FitPlan). With `start`, an earlier `out`, its model and router are tuned further and nothing is
-    pretrained.
+    pretrained; the result is a mean of the weights before, of `kept_share`, and after (Wortsman et al. 2022, arXiv
+    2109.01903).
     """
 
     data: Path = Path("data")
     work: Path = Path("build/demo")
     out: Path = Path("build/demo/embedded")
     start: str = ""
+    kept_share: float = 0.0
     pretrain_tokens: int = 12_000_000
     tune_tokens: int = 2_500_000
     router_steps: int = 300
@@ -41,7 +43,11 @@ class DemoPlan:
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    add_plan(parser, DemoPlan, {"start": "an earlier --out to tune further, in place of pretraining"}, {})
+    meanings = {
+        "start": "an earlier --out to tune further, in place of pretraining",
+        "kept_share": "the share of the weights in --start in the mean of those before and after",
+    }
+    add_plan(parser, DemoPlan, meanings, {})
 
 
 def plan_from(parsed: Namespace) -> DemoPlan:
@@ -55,7 +61,7 @@ def plan_from(parsed: Namespace) -> DemoPlan:
     check_positive(
         plan, "pretrain_tokens", "tune_tokens", "router_steps", "predictor_batches", "batch_tokens", "learning_rate"
     )
-    for name in ("depth_drop", "routed_share"):
+    for name in ("depth_drop", "routed_share", "kept_share"):
         if not 0 <= getattr(plan, name) <= 1:
             raise ValueError(f"--{name.replace('_', '-')} is {getattr(plan, name)}, allowed is 0 to 1")
     return plan
