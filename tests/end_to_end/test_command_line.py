@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from buddy_process import BUDDY, free_port, serving
+from buddy_routing.train.demo_plan import TEXTS
 from buddy_server.engine.build import BUILD_ERRORS, build_engine
 from buddy_server.engine.settings import EngineSettings
 
@@ -79,3 +80,11 @@ def test_static_priors_serve_too(router: str) -> None:
 
 def test_train_demo_names_a_data_directory_that_is_missing(refused: Callable[..., str], tmp_path: Path) -> None:
     assert f"--data {tmp_path} does not hold the texts" in refused("train", "demo", "--data", str(tmp_path))
+
+
+def test_train_demo_names_a_start_without_a_model(refused: Callable[..., str], tmp_path: Path) -> None:
+    for name in TEXTS:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    told = refused("train", "demo", "--data", str(tmp_path), "--start", str(tmp_path))
+    assert f"--start {tmp_path} does not hold a model/" in told

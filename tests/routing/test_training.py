@@ -25,7 +25,7 @@ from buddy_routing.router_config import DuoConfig, ExitsConfig, RouterConfig
 from buddy_routing.selection import action_shares
 from buddy_routing.train import batch_training, example, pretrain, router_training
 from buddy_routing.train.corpus import PackedTokens
-from buddy_routing.train.demo import router_from_prior
+from buddy_routing.train.demo import keep, router_from_prior
 from buddy_routing.train.document import Document
 from buddy_routing.train.duo_plan import DuoPlan
 from buddy_routing.train.duo_training import train_duo
@@ -120,6 +120,13 @@ def test_tuning_trains_the_router_too(tmp_path: Path) -> None:
     after = dict(tuned(tmp_path / "after.safetensors", data, replace(TUNE_PLAN, num_steps=4)).named_parameters())
     for name in ("1.decision.down.weight", "1.decision.up.weight"):
         assert not torch.equal(before[name], after[name])
+
+
+def test_a_mean_of_weights_keeps_its_share_of_those_before() -> None:
+    before, after = (torch.nn.Linear(2, 2, bias=False) for _ in range(2))
+    wanted = 0.4 * before.weight + 0.6 * after.weight
+    keep(0.4, before, after)
+    torch.testing.assert_close(after.weight, wanted)
 
 
 def test_a_training_state_without_the_router_is_refused(tmp_path: Path) -> None:
