@@ -13,14 +13,7 @@ from buddy_kernels.rotary import (
     rotary_cos_sin,
     rotary_inv_freq,
 )
-from buddy_kernels.routed_step import (
-    DecoderWeights,
-    LayerWeights,
-    Projection,
-    RoutedStep,
-    RouterWeights,
-    WeightKind,
-)
+from buddy_kernels.routed_step import RoutedStep, WeightKind
 from buddy_kernels.rows import (
     gather_rows,
     gather_rows_reference,
@@ -29,6 +22,7 @@ from buddy_kernels.rows import (
 )
 from buddy_kernels.sampling import GREEDY, SampledToken, Sampling, draw
 from buddy_kernels.step import RUN, SKIP, SMALL, Constraint, PathAction, RoutedOutput, StepRows, Wanted
+from buddy_kernels.step_weights import DecoderWeights, LayerWeights, Projection, RouterWeights
 from buddy_kernels.swiglu import silu, swiglu, swiglu_reference
 
 __all__ = [
