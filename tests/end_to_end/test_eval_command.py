@@ -129,6 +129,15 @@ def test_questions_of_ones_own_are_answered_or_chosen(tmp_path: Path) -> None:
     assert set(accuracy) == {(m, t) for m in ("full", "prior:ppl") for t in ("sum", "pick")}
 
 
+def test_an_artifact_that_changes_the_model_is_not_compared_with_others(
+    refused: Callable[..., str], tmp_path: Path
+) -> None:
+    changing = tmp_path / "duo"
+    (changing / "adapter").mkdir(parents=True)
+    told = refused("eval", "--limit", "1", "--duo", str(changing), "--methods", "duo")
+    assert f"{changing} changes the model (adapter/)" in told
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [

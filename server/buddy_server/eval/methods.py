@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 
+from buddy_routing.adapter import ADAPTER_DIR
 from buddy_routing.exits import ExitRouter
 from buddy_routing.router import NEVER, LearnedRouter, StaticRouter
 from buddy_routing.router_config import INDICATORS
@@ -74,11 +76,11 @@ class MethodSource:
             case "exits":
                 if self.exits is None:
                     raise MethodError("method 'exits' needs exits: give --exits DIR")
-                return make_routing(self.exits, self.served)
+                return self._beside_router(self.exits)
             case "duo":
                 if self.duo is None:
                     raise MethodError("method 'duo' needs small FFNs: give --duo DIR")
-                return make_routing(self.duo, self.served)
+                return self._beside_router(self.duo)
             case "router:once":
                 routing = make_routing(self.router, self.served)
                 if not isinstance(routing.router, LearnedRouter):
@@ -95,3 +97,12 @@ class MethodSource:
                 return Routing(StaticRouter(ranking, f"random:{seed}"))
             case _:
                 return make_routing(method, self.served)
+
+    def _beside_router(self, artifact: str) -> Routing:
+        for changing in (artifact, self.router):
+            if (Path(changing).expanduser() / ADAPTER_DIR).exists():
+                raise MethodError(
+                    f"{changing} changes the model ({ADAPTER_DIR}/), so nothing else can be compared with it in one "
+                    "evaluation: give it as --router DIR and leave out exits and duo"
+                )
+        return make_routing(artifact, self.served)
