@@ -10,6 +10,7 @@ Needs only torch, transformers, tokenizers, safetensors and numpy, so it runs on
 import random
 import shutil
 from argparse import ArgumentParser
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -25,14 +26,14 @@ from buddy_routing.first_layer import FirstLayer
 from buddy_routing.model_spec import ModelSpec
 from buddy_routing.prior import measure_prior
 from buddy_routing.route_sources import conversation_starts
-from buddy_routing.router import DecisionModule, LearnedRouter
+from buddy_routing.router import LearnedRouter
 from buddy_routing.train.corpus import PRETRAIN, TUNE, Corpus, Mixture, PackedTokens, pack
 from buddy_routing.train.demo_plan import DemoPlan, add_arguments, plan_from
 from buddy_routing.train.predictor_plan import PredictorPlan
 from buddy_routing.train.predictor_training import train_predictor
 from buddy_routing.train.pretrain import FitPlan, fit, initialise
 from buddy_routing.train.router_plan import RouterPlan
-from buddy_routing.train.router_training import new_decision_module, train_router
+from buddy_routing.train.router_training import config_of, new_decision_module, train_router
 from buddy_routing.train.tokenizer import TrainingTokenizer, train_tokenizer
 from buddy_routing.train.training_state import run_name
 
@@ -88,8 +89,8 @@ def packed_tokens(
     return PackedTokens.load(path)
 
 
-def make_base(plan: DemoPlan, device: torch.device) -> tuple[RoutedDecoder, DecisionModule]:
-    """Tokenizer, pretraining and chat tuning: the base model in fp32, and the Decision Module tuned with it."""
+def make_base(plan: DemoPlan, device: torch.device) -> tuple[RoutedDecoder, LearnedRouter]:
+    """Tokenizer, pretraining and chat tuning: the base model in fp32, and the router tuned with it."""
     corpus = Corpus(plan.data, "train")
     tokenizer = make_tokenizer(plan, corpus)
     compile_layers = device.type == "cuda" or shutil.which("g++") is not None
@@ -116,7 +117,7 @@ def make_base(plan: DemoPlan, device: torch.device) -> tuple[RoutedDecoder, Deci
         before, router_before, _ = started(plan, device)
         keep(plan.kept_share, before, model)
         keep(plan.kept_share, router_before, router)
-    return model, router.decision
+    return model, router
 
 
 def started(plan: DemoPlan, device: torch.device) -> tuple[RoutedDecoder, LearnedRouter, str]:
@@ -178,14 +179,17 @@ def copy_tokenizer(source: Path, target: Path) -> None:
         shutil.copy(source / name, target / name)
 
 
-def make_router(plan: DemoPlan, directory: Path, decision: DecisionModule, device: torch.device) -> None:
-    """Train the router, then the predictor, on the exported model, which rounds exactly as it will when served."""
+def make_router(plan: DemoPlan, directory: Path, tuned: LearnedRouter, device: torch.device) -> None:
+    """Train the router that was `tuned` with the model on, and the predictor, on the exported model, which rounds
+    exactly as it will when served."""
     loaded = load_model(directory, torch.float32, device)
     corpus, tokenizer = Corpus(plan.data, "train"), TrainingTokenizer(directory)
     router_plan = RouterPlan(seed=plan.seed, rank=ROUTER_RANK)
-    examples = map(tokenizer.encode_example, corpus.router_mix(plan.seed))
-    checkpoint = plan.work / f"router-{loaded.fingerprint}.safetensors"
-    router, config = train_router(loaded, examples, router_plan, plan.router_steps, checkpoint, decision)
+    router, config = tuned, replace(config_of(loaded, router_plan), prior_weight=tuned.prior_weight)
+    if plan.router_steps:
+        examples = map(tokenizer.encode_example, corpus.router_mix(plan.seed))
+        checkpoint = plan.work / f"router-{loaded.fingerprint}.safetensors"
+        router, config = train_router(loaded, examples, router_plan, plan.router_steps, checkpoint, tuned.decision)
     save_router(plan.out / "router", router, config)
     predictor_plan = PredictorPlan(num_batches=plan.predictor_batches, seed=plan.seed)
     examples = map(tokenizer.encode_example, corpus.router_mix(plan.seed + 1))
@@ -198,8 +202,8 @@ def make_demo(plan: DemoPlan) -> None:
     """Run all stages in order."""
     plan.work.mkdir(parents=True, exist_ok=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model, decision = make_base(plan, device)
-    make_router(plan, export_base(plan, model), decision, device)
+    model, router = make_base(plan, device)
+    make_router(plan, export_base(plan, model), router, device)
 
 
 if __name__ == "__main__":

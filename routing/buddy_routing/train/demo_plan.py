@@ -23,7 +23,7 @@ class DemoPlan:
     Token counts are training tokens seen, repeats included. `depth_drop` applies to pretraining, `routed_share` to
     tuning (pretrain.FitPlan). With `start`, an earlier `out`, its model and router are tuned further and nothing is
     pretrained; the result is a mean of the weights before, of `kept_share`, and after (Wortsman et al. 2022, arXiv
-    2109.01903).
+    2109.01903). With 0 `router_steps` the router is the one that was tuned with the model.
     """
 
     data: Path = Path("data")
@@ -58,9 +58,9 @@ def plan_from(parsed: Namespace) -> DemoPlan:
         raise ValueError(f"--data {plan.data} does not hold the texts; missing: {', '.join(missing)}")
     if plan.start and not (Path(plan.start) / "model").exists():
         raise ValueError(f"--start {plan.start} does not hold a model/, as an earlier --out does")
-    check_positive(
-        plan, "pretrain_tokens", "tune_tokens", "router_steps", "predictor_batches", "batch_tokens", "learning_rate"
-    )
+    check_positive(plan, "pretrain_tokens", "tune_tokens", "predictor_batches", "batch_tokens", "learning_rate")
+    if plan.router_steps < 0:
+        raise ValueError(f"--router-steps is {plan.router_steps}, allowed is 0 or more")
     for name in ("depth_drop", "routed_share", "kept_share"):
         if not 0 <= getattr(plan, name) <= 1:
             raise ValueError(f"--{name.replace('_', '-')} is {getattr(plan, name)}, allowed is 0 to 1")

@@ -109,17 +109,21 @@ def train_router(
         loaded.model.inv_freq.device,
         log_directory,
     )
-    config = RouterConfig(
+    return router, config_of(loaded, plan)
+
+
+def config_of(loaded: LoadedModel, plan: RouterPlan) -> RouterConfig:
+    """The config of a router of this plan."""
+    return RouterConfig(
         base_fingerprint=loaded.fingerprint,
-        num_layers=spec.num_layers,
-        kv_dim=spec.kv_dim,
+        num_layers=loaded.model.spec.num_layers,
+        kv_dim=loaded.model.spec.kv_dim,
         rank=plan.rank,
         prior=plan.prior,
         prior_weight=plan.prior_weight,
         route_block=plan.route_block,
         features=plan.features,
     )
-    return router, config
 
 
 def _new_router(
