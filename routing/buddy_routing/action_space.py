@@ -104,6 +104,15 @@ class ActionSpace:
         ran.append(set(range(self.num_layers)))
         return tuple(bytes(RUN if column in path else SKIP for column in range(self.num_columns)) for path in ran)
 
+    @cached_property
+    def depths(self) -> tuple[int, ...]:
+        """The costs among which a Budget Predictor chooses, cheapest first: those of the exits' paths, or whole numbers
+        of layers. The last one is full depth."""
+        if self.exits:
+            return tuple(self.path_costs[path] for path in self.exit_paths)
+        lowest = -(-self.smallest_cost // MILLI_LAYERS)
+        return (*range(lowest * MILLI_LAYERS, self.full_cost, MILLI_LAYERS), self.full_cost)
+
     def exit_path(self, max_cost: int) -> bytes:
         """The deepest path of a model with exits that `max_cost` pays for."""
         return max(

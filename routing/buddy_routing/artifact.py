@@ -1,6 +1,6 @@
-"""Router artifacts: a directory with `router_config.json` and, for a learned router, `router.safetensors` and, if a
-predictor was trained, `predictor.safetensors` (design section 6); small FFNs are in `small_ffns.safetensors`, exits in
-`exits.safetensors`."""
+"""Router artifacts: a directory with `router_config.json` and, for a learned router, `router.safetensors`; small FFNs
+are in `small_ffns.safetensors`, exits in `exits.safetensors`, and `predictor.safetensors` if a predictor was trained
+(design section 6)."""
 
 import hashlib
 import json
@@ -102,25 +102,28 @@ def load_exits(directory: Path, model: RoutedDecoder, base_fingerprint: str) -> 
 
 
 def save_predictor(directory: Path, predictor: BudgetPredictor) -> None:
-    """Save the predictor next to the router it was trained with."""
+    """Save the predictor next to the router or the exits it was trained with."""
     state = {name: t.detach().cpu().contiguous() for name, t in predictor.state_dict().items()}
     save_file(state, directory / PREDICTOR_NAME)
 
 
-def load_predictor(directory: Path, config: RouterConfig, device: torch.device) -> BudgetPredictor | None:
-    """The predictor of an artifact with this config, or None if it has none. Raises ArtifactError."""
+def load_predictor(directory: Path, actions: ActionSpace, kv_dim: int, device: torch.device) -> BudgetPredictor | None:
+    """The predictor of an artifact whose paths are those of `actions`, or None if it has none. Raises ArtifactError."""
     path = directory / PREDICTOR_NAME
     if not path.exists():
         return None
     try:
         state = load_file(path)
-        rank, num_features = state["policy.down.weight"].shape
-        predictor = BudgetPredictor(num_features, config.num_layers, rank)
+        rank, num_features = state["estimator.down.weight"].shape
+        predictor = BudgetPredictor(num_features, state["depths"].tolist(), rank)
         predictor.load_state_dict(state)
     except (SafetensorError, RuntimeError, KeyError, ValueError) as error:
-        raise ArtifactError(f"{path} does not fit {CONFIG_NAME}: {error}") from error
-    if num_features != feature_dim(config.kv_dim):
-        raise ArtifactError(f"{path} expects {num_features} features, {CONFIG_NAME} gives {feature_dim(config.kv_dim)}")
+        raise ArtifactError(f"{path} is not a Budget Predictor of this version: {error}") from error
+    if num_features != feature_dim(kv_dim):
+        raise ArtifactError(f"{path} expects {num_features} features, the model gives {feature_dim(kv_dim)}")
+    depths = tuple(predictor.depths.tolist())
+    if not set(depths) <= set(actions.depths) or depths[-1] != actions.full_cost:
+        raise ArtifactError(f"{path} chooses among {depths} milli-layers, {CONFIG_NAME} allows {actions.depths}")
     return predictor.to(device).eval().requires_grad_(False)
 
 

@@ -1,93 +1,143 @@
-"""The Budget Predictor: what it may choose, and that its training follows the reward."""
+"""The Budget Predictor: what it may choose, what it learns from, and that it learns it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
+from buddy_routing.action_space import ActionSpace
 from buddy_routing.artifact import load_predictor, save_predictor
 from buddy_routing.checkpoint import load_model
-from buddy_routing.decoder import RoutedDecoder
+from buddy_routing.decoder import Exit, RoutedDecoder
+from buddy_routing.exits import ExitRouter, new_exits
 from buddy_routing.predictor import BudgetPredictor
 from buddy_routing.router import DecisionModule, LearnedRouter
-from buddy_routing.router_config import ArtifactError, RouterConfig
-from buddy_routing.train.answer_loss import prompt_features
-from buddy_routing.train.depth_rewards import DepthRewards
-from buddy_routing.train.example import Example, packed_in_order
+from buddy_routing.router_config import ArtifactError
+from buddy_routing.train.answer_loss import answer_loss, fixed_paths, prompt_features
+from buddy_routing.train.depth_table import DepthTable, measure_depth_table
+from buddy_routing.train.example import Example, ExampleBatch, packed_in_order
 from buddy_routing.train.predictor_plan import PredictorPlan
-from buddy_routing.train.predictor_training import fit_policy, train_predictor
+from buddy_routing.train.predictor_training import fit_predictor, train_predictor
 from buddy_routing.train.router_training import mean_and_spread
 from buddy_routing.train.training_state import OtherTrainingError
 from tiny_models import SHAPE, save_random_model
 
+CPU = torch.device("cpu")
 NUM_LAYERS: int = SHAPE["num_hidden_layers"]
+ACTIONS = ActionSpace.skip_or_run(NUM_LAYERS)
+EXITS = (1, 3)
 EXAMPLES = [Example(tuple(range(n, n + 14)), 7) for n in range(1, 60)]
-PLAN = PredictorPlan(num_batches=6, num_steps=60, num_rows=2, num_tokens=64, rank=4)
+PLAN = PredictorPlan(num_batches=6, num_rows=2, num_tokens=64, rank=4)
 
 
-def predictor(num_features: int = 10) -> BudgetPredictor:
+def predictor(num_features: int = 10, depths: Sequence[int] = ACTIONS.depths) -> BudgetPredictor:
     torch.manual_seed(0)
-    return BudgetPredictor(num_features, NUM_LAYERS, 4)
+    return BudgetPredictor(num_features, depths, 4)
 
 
-@pytest.mark.parametrize(("lowest", "highest"), [(2, 6), (3, 3), (4, 5), (6, 6)])
-def test_choice_stays_within_the_bounds(lowest: int, highest: int) -> None:
+@pytest.mark.parametrize(("lowest", "highest"), [(2000, 6000), (3000, 3000), (3500, 5999), (6000, 6000)])
+def test_choice_is_a_depth_within_the_bounds(lowest: int, highest: int) -> None:
     chosen = predictor().choose(torch.randn(50, 10), lowest, highest)
-    assert chosen.min() >= lowest
-    assert chosen.max() <= highest
+    assert {lowest <= depth <= highest and depth in ACTIONS.depths for depth in chosen.tolist()} == {True}
 
 
-def test_two_layers_are_taken_when_nothing_else_is_allowed() -> None:
-    assert predictor().choose(torch.randn(3, 10), 2, 2).tolist() == [2, 2, 2]
+def test_highest_is_taken_when_no_depth_is_allowed() -> None:
+    assert predictor(depths=(4000, 6000)).choose(torch.randn(3, 10), 2000, 3500).tolist() == [3500] * 3
 
 
 def test_thrift_makes_it_cheaper_until_it_is_as_cheap_as_can_be() -> None:
     features = torch.randn(200, 10)
-    depths = [
-        predictor().choose(features, 2, NUM_LAYERS, cost_weight).float().mean() for cost_weight in (0, 0.2, 1, 100)
-    ]
-    assert depths == sorted(depths, reverse=True)
-    assert depths[-1] == 3
+    chosen = [predictor().choose(features, 2000, 6000, weight).float().mean() for weight in (0, 0.2, 1, 100)]
+    assert chosen == sorted(chosen, reverse=True)
+    assert chosen[-1] == 2000
+    thrifty = predictor()
+    thrifty.cost_weight.fill_(0.2)
+    assert thrifty.choose(features, 2000, 6000).float().mean() == chosen[1]
 
 
 @pytest.fixture
 def model(tmp_path: Path) -> RoutedDecoder:
     save_random_model("llama", tmp_path)
-    return load_model(tmp_path, torch.float32, torch.device("cpu")).model
+    return load_model(tmp_path, torch.float32, CPU).model
+
+
+def random_router(model: RoutedDecoder) -> LearnedRouter:
+    torch.manual_seed(0)
+    decision = DecisionModule(2 * model.spec.kv_dim, NUM_LAYERS - 2, 4)
+    return LearnedRouter(decision, torch.zeros(NUM_LAYERS - 2), 0.0, "test")
+
+
+def random_exits(model: RoutedDecoder) -> dict[int, Exit]:
+    return {exit_: module.requires_grad_(False) for exit_, module in new_exits(model, EXITS).items()}
+
+
+def right_at_each_depth(model: RoutedDecoder, batch: ExampleBatch) -> Iterator[Tensor]:
+    """Whether each answer is right when exactly the first layers run, from one to all."""
+    num_examples = len(prompt_features(model, batch))
+    for num_run in range(1, NUM_LAYERS + 1):
+        path = torch.tensor([layer < num_run for layer in range(NUM_LAYERS)]).expand(num_examples, -1)
+        yield answer_loss(model, batch, fixed_paths(batch, path)).is_right
+
+
+def answered_by(model: RoutedDecoder, example: Example) -> Example:
+    """The example with the answer that the model gives at full depth."""
+    ids = list(example.ids[: example.num_prompt])
+    while len(ids) < len(example.ids):
+        ids.append(int(model.lm_head(model.dense(torch.tensor([ids])))[0, -1].argmax()))
+    return Example(tuple(ids), example.num_prompt)
+
+
+def test_quality_is_whether_an_answer_is_right_or_else_how_much_of_it_is(model: RoutedDecoder, tmp_path: Path) -> None:
+    examples = [*(answered_by(model, example) for example in EXAMPLES[:5]), *EXAMPLES[5:8]]
+    batches = packed_in_order(examples, 8, 64)
+    path = tmp_path / "state.safetensors"
+    table = measure_depth_table(model, random_router(model), 16, batches, ACTIONS.depths, 1, path, "run")
+    assert table.quality.shape == (8, len(ACTIONS.depths))
+    assert table.quality[:5, -1].tolist() == [1] * 5
+    assert set(table.quality[:5].flatten().tolist()) <= {0, 1}
+    never_right = table.quality[5:]
+    assert never_right.max() < 1
+    torch.testing.assert_close(never_right * 7, (never_right * 7).round())
+
+
+def test_exits_are_measured_in_one_pass_as_the_model_leaves_there(model: RoutedDecoder, tmp_path: Path) -> None:
+    exits = random_exits(model)
+    with_exits = model.with_exits(exits)
+    examples = [answered_by(model, example) for example in EXAMPLES[:6]]
+    (batch,) = packed_in_order(examples, 8, 64)
+    depths = with_exits.spec.actions.depths
+    assert depths == (2000, 4000, 6000)
+    path = tmp_path / "state.safetensors"
+    table = measure_depth_table(with_exits, ExitRouter(exits, "test"), 16, iter([batch]), depths, 1, path, "run")
+    assert table.quality[:, -1].tolist() == [1] * 6
+    # An untrained exit after one layer is the last layer.
+    path_of_exit = torch.tensor([True, *[False] * (NUM_LAYERS - 2), True]).expand(6, -1)
+    exits[1].norm.load_state_dict(model.norm.state_dict())
+    path.unlink()
+    again = measure_depth_table(with_exits, ExitRouter(exits, "test"), 16, iter([batch]), depths, 1, path, "run")
+    assert again.quality[:, 0].tolist() == answer_loss(model, batch, fixed_paths(batch, path_of_exit)).is_right.tolist()
 
 
 def trained(model: RoutedDecoder, plan: PredictorPlan, directory: Path, examples: Iterator[Example]) -> BudgetPredictor:
+    return train_predictor(model, random_router(model), 16, examples, plan, directory / "state.safetensors")
+
+
+def test_predictor_spends_depth_where_answers_need_it_and_pays() -> None:
     torch.manual_seed(0)
-    decision = DecisionModule(2 * model.spec.kv_dim, NUM_LAYERS - 2, 4)
-    router = LearnedRouter(decision, torch.zeros(NUM_LAYERS - 2), 0.0, "test")
-    return train_predictor(model, router, 16, examples, plan, directory / "state.safetensors")
-
-
-@pytest.mark.parametrize(("cost_weight", "depth"), [(1e4, 3), (-1e4, NUM_LAYERS)])
-def test_training_goes_where_the_reward_is(
-    model: RoutedDecoder, cost_weight: float, depth: int, tmp_path: Path
-) -> None:
-    plan = replace(PLAN, cost_weight=cost_weight, num_steps=400, learning_rate=0.01)
-    learnt = trained(model, plan, tmp_path, cycle(EXAMPLES))
-    (batch,) = packed_in_order(EXAMPLES, 30, 64)
-    assert set(learnt.choose(prompt_features(model, batch), 2, NUM_LAYERS).tolist()) == {depth}
-
-
-def test_policy_spends_depth_where_answers_need_it() -> None:
-    torch.manual_seed(0)
-    is_hard = torch.arange(200) % 2 == 0
-    features = torch.randn(200, 10) + 3 * is_hard[:, None]
-    levels = tuple(range(3, NUM_LAYERS + 1))
-    gain = torch.linspace(-9, 0, len(levels))
-    rewards = DepthRewards(features, torch.where(is_hard[:, None], gain, 0.01 * gain), levels)
-    learnt = predictor()
-    fit_policy(learnt, rewards, replace(PLAN, num_steps=300, learning_rate=0.02))
-    chosen = learnt.choose(features, 2, NUM_LAYERS)
-    assert chosen[is_hard].float().mean() > NUM_LAYERS - 0.5
-    assert chosen[~is_hard].float().mean() < 3.5
+    kind = torch.arange(600) % 3
+    features = torch.randn(600, 12) + 3 * torch.nn.functional.one_hot(kind, 3).repeat(1, 4)
+    needs_all = torch.tensor([0, 0, 0, 0, 1.0])
+    quality = torch.stack([torch.ones(5), torch.zeros(5), needs_all])[kind]
+    learnt = fit_predictor(DepthTable(features, quality), ACTIONS.depths, replace(PLAN, rank=16, cost_weight=0.4))
+    chosen = learnt.choose(features, 2000, 6000).float()
+    for number, depth in enumerate((2000, 2000, 6000)):
+        assert (chosen[kind == number] == depth).float().mean() > 0.95
+    assert set(learnt.choose(features, 2000, 6000, cost_weight=2.0).tolist()) == {2000}
+    assert (learnt.quality(features) - quality).abs().mean() < 0.1
 
 
 def test_a_feature_that_never_varied_in_training_is_not_made_of_rounding() -> None:
@@ -107,21 +157,31 @@ def test_interrupted_measuring_goes_on_and_gives_the_same_predictor(model: Route
     five = trained(model, replace(PLAN, num_batches=5), tmp_path / "parts", cycle(EXAMPLES))
     resumed = trained(model, PLAN, tmp_path / "parts", cycle(EXAMPLES))
     features = torch.randn(20, 2 * model.spec.kv_dim)
-    assert torch.equal(resumed.log_probabilities(features), whole.log_probabilities(features))
+    assert torch.equal(resumed.quality(features), whole.quality(features))
     fewer = trained(model, replace(PLAN, num_batches=5), tmp_path / "parts", cycle(EXAMPLES))
-    assert torch.equal(fewer.log_probabilities(features), five.log_probabilities(features))
+    assert torch.equal(fewer.quality(features), five.quality(features))
     with pytest.raises(OtherTrainingError, match="other data"):
         trained(model, replace(PLAN, num_tokens=32), tmp_path / "parts", cycle(EXAMPLES))
 
 
-def test_it_is_saved_beside_its_router_and_loaded_again(model: RoutedDecoder, tmp_path: Path) -> None:
-    config = RouterConfig("abc", NUM_LAYERS, model.spec.kv_dim, 4, "ppl", 0.1)
-    assert load_predictor(tmp_path, config, torch.device("cpu")) is None
-    saved = predictor(2 * model.spec.kv_dim)
+def test_smallest_budget_of_a_training_is_the_smallest_that_is_chosen(model: RoutedDecoder, tmp_path: Path) -> None:
+    learnt = trained(model, replace(PLAN, num_batches=1, lowest_budget=0.7), tmp_path, iter(EXAMPLES))
+    assert learnt.depths.tolist() == [4000, 5000, 6000]
+    assert float(learnt.cost_weight) == pytest.approx(PLAN.cost_weight)
+
+
+def test_it_is_saved_beside_what_it_chooses_for_and_loaded_again(model: RoutedDecoder, tmp_path: Path) -> None:
+    kv_dim = model.spec.kv_dim
+    assert load_predictor(tmp_path, ACTIONS, kv_dim, CPU) is None
+    saved = predictor(2 * kv_dim)
+    saved.cost_weight.fill_(0.3)
     save_predictor(tmp_path, saved)
-    loaded = load_predictor(tmp_path, config, torch.device("cpu"))
-    features = torch.randn(5, 2 * model.spec.kv_dim)
+    loaded = load_predictor(tmp_path, ACTIONS, kv_dim, CPU)
+    features = torch.randn(5, 2 * kv_dim)
     assert loaded is not None
-    assert torch.equal(loaded.log_probabilities(features), saved.log_probabilities(features))
+    torch.testing.assert_close(loaded.quality(features), saved.quality(features).detach())
+    assert (loaded.depths.tolist(), float(loaded.cost_weight)) == (list(ACTIONS.depths), pytest.approx(0.3))
     with pytest.raises(ArtifactError, match="features"):
-        load_predictor(tmp_path, replace(config, kv_dim=5), torch.device("cpu"))
+        load_predictor(tmp_path, ACTIONS, kv_dim + 1, CPU)
+    with pytest.raises(ArtifactError, match=r"chooses among .*allows \(2000, 4000, 6000\)"):
+        load_predictor(tmp_path, ActionSpace.of_exits(NUM_LAYERS, EXITS), kv_dim, CPU)

@@ -1,6 +1,6 @@
 """The loss of each example's answer in a packed batch, under given paths."""
 
-# B rows of examples, T tokens, E examples with an answer in reading order, L layers
+# B rows of examples, T tokens, E examples with an answer in reading order, D model dim, L layers
 
 from dataclasses import dataclass
 
@@ -18,26 +18,37 @@ from buddy_routing.train.example import ExampleBatch
 
 @dataclass(frozen=True, slots=True)
 class AnswerLoss:
-    """`nats` is the mean cross-entropy over an answer's `num_tokens`. `is_right` is whether the likeliest token is the
-    answer's at every position: then greedy decoding under the same path gives exactly that answer."""
+    """`nats` is the mean cross-entropy over an answer's `num_tokens`, `agreement` the share of them that are the
+    likeliest ones."""
 
     nats: Tensor  # [E]
     num_tokens: Tensor  # [E] fp32
-    is_right: Tensor  # [E] bool
+    agreement: Tensor  # [E]
+
+    @property
+    def is_right(self) -> Tensor:
+        """[E] bool: whether greedy decoding under the same path gives exactly the answer."""
+        return self.agreement == 1
+
+
+def answer_loss(model: RoutedDecoder, batch: ExampleBatch, choose: PathChooser) -> AnswerLoss:
+    """The loss of every example, with paths from `choose` (RoutedDecoder.dense)."""
+    with torch.no_grad():
+        hidden = model.dense(batch.tokens, choose, starts=conversation_starts(batch.begins))
+    return loss_of_states(model, batch, hidden)
 
 
 @torch.no_grad()
-def answer_loss(model: RoutedDecoder, batch: ExampleBatch, choose: PathChooser) -> AnswerLoss:
-    """The loss of every example, with paths from `choose` (RoutedDecoder.dense)."""
-    starts = conversation_starts(batch.begins)
-    logits = model.lm_head(model.dense(batch.tokens, choose, starts=starts)[batch.counted]).float()
+def loss_of_states(model: RoutedDecoder, batch: ExampleBatch, hidden: Tensor) -> AnswerLoss:
+    """The loss of every example, from final hidden states [B, T, D]."""
+    logits = model.lm_head(hidden[batch.counted]).float()
     wanted = batch.tokens[batch.in_answer]
     example = example_of_token(batch)[batch.in_answer]
     zeros = torch.zeros(int(example.max()) + 1, device=wanted.device)
     nats = zeros.index_add(0, example, F.cross_entropy(logits, wanted, reduction="none"))
-    wrong = zeros.index_add(0, example, (logits.argmax(-1) != wanted).float())
+    agreed = zeros.index_add(0, example, (logits.argmax(-1) == wanted).float())
     num_tokens = zeros.index_add(0, example, torch.ones_like(example).float())
-    return AnswerLoss(nats / num_tokens, num_tokens, wrong == 0)
+    return AnswerLoss(nats / num_tokens, num_tokens, agreed / num_tokens)
 
 
 def example_of_token(batch: ExampleBatch) -> Tensor:

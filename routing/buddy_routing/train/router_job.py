@@ -14,9 +14,10 @@ from accelerate import PartialState
 from tqdm import tqdm
 
 from buddy_routing.adapter import ADAPTER_DIR, merge_adapter, save_adapter
-from buddy_routing.artifact import load_router, save_predictor, save_router
+from buddy_routing.artifact import save_predictor, save_router
 from buddy_routing.checkpoint import load_model
 from buddy_routing.embedded import model_directory
+from buddy_routing.path_source import decoder_for, load_path_source
 from buddy_routing.train.chat_data import ChatEncoder, DataError, read_conversations
 from buddy_routing.train.duo_plan import DuoPlan
 from buddy_routing.train.example import Example
@@ -66,23 +67,23 @@ def make_router(
 def make_predictor(
     model: str | None, router: Path, data: Path, plan: PredictorPlan, device: torch.device, dtype: torch.dtype
 ) -> None:
-    """Train a predictor for the artifact `router` and save it there.
+    """Train a predictor for `router`, an artifact of any kind, and save it there.
 
     Raises ArtifactError, and everything that make_router raises.
     """
     directory = model_directory(model)
     examples = read_examples(data, directory, plan.num_tokens)
     loaded = load_model(directory, dtype, device)
-    learned, config = load_router(router, loaded.fingerprint, device)
+    source, route_block = load_path_source(router, loaded.model, loaded.fingerprint)
     if (router / ADAPTER_DIR).exists():
         merge_adapter(loaded.model, router / ADAPTER_DIR)
     # One pass: measuring an example again would teach nothing new.
     stream = itertools.islice(endless(examples, plan.seed), len(examples))
     with out_of_memory_explained(plan):
         predictor = train_predictor(
-            loaded.model,
-            learned,
-            config.route_block,
+            decoder_for(loaded.model, source),
+            source,
+            route_block,
             stream,
             plan,
             router / "predictor_training.safetensors",

@@ -8,11 +8,9 @@ from pathlib import Path
 import torch
 
 from buddy_routing.checkpoint import CheckpointError, end_token_ids
-from buddy_routing.decoder import RoutedDecoder
-from buddy_routing.duo import DuoRouter
-from buddy_routing.exits import ExitRouter
 from buddy_routing.first_layer import FirstLayer
 from buddy_routing.model_spec import ModelSpec, UnsupportedModelError
+from buddy_routing.path_source import decoder_for
 from buddy_routing.planner import PathPlanner
 from buddy_routing.router_config import ArtifactError
 from buddy_server.engine.block_pool import BlockPool
@@ -60,7 +58,7 @@ def build_engine(
 
 def assemble(served: ServedModel, routing: Routing, settings: EngineSettings) -> BuiltEngine:
     """An engine of its own around a model that may be in several. Raises EngineBuildError."""
-    model = routed_model(served, routing)
+    model = decoder_for(served.loaded.model, routing.router)
     served = replace(served, loaded=replace(served.loaded, model=model))
     num_blocks = _num_blocks(model.spec, served.dtype, settings)
     if num_blocks < 1:
@@ -100,17 +98,6 @@ def assemble(served: ServedModel, routing: Routing, settings: EngineSettings) ->
     grammars = Grammars(served.tokenizer, model.spec.vocab_size, end_tokens)
     engine = Engine(scheduler, ModelRunner(stepper), served.tokenizer, end_tokens, grammars, depth_predictor)
     return BuiltEngine(engine, info, directory)
-
-
-def routed_model(served: ServedModel, routing: Routing) -> RoutedDecoder:
-    """The model with what its router adds to it: exits, or small FFNs."""
-    match routing.router:
-        case ExitRouter() as router:
-            return served.loaded.model.with_exits(router.exits)
-        case DuoRouter() as router:
-            return served.loaded.model.with_small_ffns(router.small_ffns)
-        case _:
-            return served.loaded.model
 
 
 def system_fingerprint(*parts: str) -> str:

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import torch
 
-from buddy_routing.action_space import MILLI_LAYERS
 from buddy_routing.features import last_features
 from buddy_routing.first_layer import FirstLayer
 from buddy_routing.predictor import BudgetPredictor
@@ -32,11 +31,10 @@ class DepthPredictor:
             tokens = torch.tensor([token for prompt in group for token in prompt], device=device)
             of_prompts = self.first_layer.v(tokens).split([len(prompt) for prompt in group])  # [T, Hkv, Dh] each
             features.update({prompt: last_features(v) for prompt, v in zip(group, of_prompts, strict=True)})
-        lowest = torch.tensor([-(-cost // MILLI_LAYERS) for cost, _ in bounds], device=device)
-        highest = torch.tensor([cost // MILLI_LAYERS for _, cost in bounds], device=device)
+        lowest, highest = torch.tensor(bounds, device=device).unbind(-1)
         rows = torch.stack([features[prompt] for prompt in prompts])  # [S, 2F]
-        layers = self.predictor.choose(rows, lowest, highest, self.cost_weight)
-        return [MILLI_LAYERS * count for count in layers.tolist()]
+        costs: list[int] = self.predictor.choose(rows, lowest, highest, self.cost_weight).tolist()
+        return costs
 
 
 def _in_groups(prompts: Sequence[tuple[int, ...]]) -> Iterator[Sequence[tuple[int, ...]]]:

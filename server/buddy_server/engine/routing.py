@@ -5,13 +5,14 @@ from pathlib import Path
 
 import torch
 
-from buddy_routing.artifact import load_duo, load_exits, load_predictor, load_router
+from buddy_routing.artifact import load_predictor
 from buddy_routing.embedded import embedded_router
 from buddy_routing.exits import ExitRouter
+from buddy_routing.path_source import decoder_for, load_path_source
 from buddy_routing.predictor import BudgetPredictor
 from buddy_routing.prior import bundled_text, measure_prior
 from buddy_routing.router import Router, StaticRouter
-from buddy_routing.router_config import INDICATORS, read_kind
+from buddy_routing.router_config import INDICATORS
 from buddy_server.engine.served_model import EngineBuildError, ServedModel
 
 DEFAULT_ROUTE_BLOCK = 128
@@ -36,15 +37,10 @@ def make_routing(router: str, served: ServedModel) -> Routing:
     """`router` is an artifact's directory or "prior:" and an indicator. Raises EngineBuildError, ArtifactError."""
     if not router.startswith("prior:"):
         artifact = Path(router).expanduser()
-        kind = read_kind(artifact)
-        if kind == "exits":
-            exits, exits_config = load_exits(artifact, served.loaded.model, served.loaded.fingerprint)
-            return Routing(exits, exits_config.route_block)
-        if kind == "duo":
-            duo, duo_config = load_duo(artifact, served.loaded.model, served.loaded.fingerprint)
-            return Routing(duo, duo_config.route_block)
-        learned, config = load_router(artifact, served.loaded.fingerprint, served.device)
-        return Routing(learned, config.route_block, load_predictor(artifact, config, served.device))
+        model = served.loaded.model
+        source, route_block = load_path_source(artifact, model, served.loaded.fingerprint)
+        actions = decoder_for(model, source).spec.actions
+        return Routing(source, route_block, load_predictor(artifact, actions, model.spec.kv_dim, served.device))
     indicator = router.removeprefix("prior:")
     if indicator not in INDICATORS:
         allowed = ", ".join(f"prior:{name}" for name in INDICATORS)

@@ -13,12 +13,12 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--exits",
         metavar="DIR",
-        help="artifact of `buddy train exits`, for the method exits (default: the embedded model's own)",
+        help="artifact of `buddy train exits`, for exits and auto:exits (default: the embedded model's own)",
     )
     parser.add_argument(
         "--duo",
         metavar="DIR",
-        help="artifact of `buddy train duo`, for the method duo (default: the embedded model's own)",
+        help="artifact of `buddy train duo`, for duo and auto:duo (default: the embedded model's own)",
     )
     parser.add_argument("--budgets", type=_budgets, default="0.875,0.75,0.625,0.5", help="default: %(default)s")
     parser.add_argument(
@@ -26,7 +26,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         type=lambda text: tuple(text.split(",")),
         default="router,prior:cosine,prior:ppl,prior:taylor,prior:greedy,random",
         help="what to compare at each budget, besides full depth (default: %(default)s); "
-        "also: router:once, router:zero-kv, auto, exits, duo, prompt-sets, bound, bound:duo",
+        "also: router:once, router:zero-kv, auto, exits, auto:exits, duo, auto:duo, prompt-sets, bound, bound:duo",
     )
     parser.add_argument("--tasks", type=Path, metavar="FILE", help="JSONL of questions (default: held-out tasks)")
     parser.add_argument(
@@ -66,7 +66,7 @@ def run(parsed: Namespace) -> None:
     from buddy_server.eval.evaluation import EvalPlan, evaluate
     from buddy_server.eval.methods import check_methods
     from buddy_server.eval.questions import builtin_questions, questions_from_file
-    from buddy_server.eval.report import markdown_table, write_report
+    from buddy_server.eval.report import equal_depth_table, markdown_table, write_report
     from buddy_server.eval.row import read_rows, write_rows
     from buddy_server.tokenizer import ChatTokenizer
 
@@ -112,7 +112,7 @@ def run(parsed: Namespace) -> None:
         rows += measured
         if parsed.json:
             write_rows(parsed.json, measured, "a")
-    print(markdown_table(rows))
+    print("\n\n".join(filter(None, (markdown_table(rows), equal_depth_table(rows)))))
     if parsed.report:
         write_report(parsed.report, rows)
         write_difficulties(parsed.report, token_difficulties(served, tokenizer, plan))

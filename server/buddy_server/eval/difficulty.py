@@ -16,11 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from buddy_routing.decoder import RoutedDecoder
+from buddy_routing.path_source import decoder_for
 from buddy_routing.route_sources import conversation_starts
 from buddy_routing.router import LearnedRouter
 from buddy_routing.train.example import ExampleBatch
 from buddy_routing.train.routed_paths import routed_paths
-from buddy_server.engine.build import routed_model
 from buddy_server.engine.served_model import ServedModel
 from buddy_server.eval.evaluation import EvalPlan, question_batches
 from buddy_server.tokenizer import ChatTokenizer
@@ -55,7 +55,7 @@ def token_difficulties(served: ServedModel, tokenizer: ChatTokenizer, plan: Eval
         routing = plan.source(served, tokenizer).routing(method, plan.seeds[0])
         if not isinstance(routing.router, LearnedRouter):
             continue
-        model = routed_model(served, routing)
+        model = decoder_for(served.loaded.model, routing.router)
         number = -1
         for batch in question_batches(questions, served, tokenizer):
             nats = torch.stack([_nats(model, routing.router, routing.route_block, batch, b) for b in budgets], 1)

@@ -59,8 +59,14 @@ class EvalPlan:
     def budgets_of(self, method: str, seed: int) -> list[float | None]:
         """The budgets at which `method` still has to be measured; None lets the predictor choose."""
         done = {row.budget for row in self.measured if (row.method, row.seed) == (method, seed)}
-        budgets = {"full": (1.0,), "auto": (None,), **dict.fromkeys(BOUNDS, tuple(b for b in self.budgets if b < 1))}
-        return [budget for budget in budgets.get(method, self.budgets) if budget not in done]
+        budgets: tuple[float | None, ...] = self.budgets
+        if method == "full":
+            budgets = (1.0,)
+        elif method in BOUNDS:
+            budgets = tuple(budget for budget in self.budgets if budget < 1)
+        elif method.startswith("auto"):
+            budgets = (None,)
+        return [budget for budget in budgets if budget not in done]
 
 
 def evaluate(served: ServedModel, tokenizer: ChatTokenizer, plan: EvalPlan) -> Iterator[list[EvalRow]]:
@@ -73,8 +79,9 @@ def evaluate(served: ServedModel, tokenizer: ChatTokenizer, plan: EvalPlan) -> I
     drawn = {seed: plan.questions_of(seed) for seed in plan.seeds}
     _check_measured(plan, drawn)
     # What these raise, they raise before anything is measured.
-    if "auto" in plan.methods:
-        source.routing("auto", 0)
+    for method in plan.methods:
+        if method.startswith("auto"):
+            source.routing(method, 0)
     if "exits" in plan.methods:
         actions = assemble(served, source.routing("exits", 0), SETTINGS).info.actions
         for asked in plan.budgets:
@@ -217,6 +224,8 @@ def _run(
             seed=seed,
             distinct_paths=mean(len(set(paths[index])) for index in members) if ran else None,
             tokens_per_s=num_tokens / elapsed if num_tokens else None,
+            right=tuple(right[index] for index in members),
+            depths=tuple(costs[index] / actions.full_cost for index in members),
             layer_use=tuple(mean(action != SKIP for action in of_layer) for of_layer in zip(*ran, strict=True)) or None,
         )
 

@@ -14,6 +14,7 @@ from buddy_routing.train.example import ExampleBatch
 from buddy_routing.train.prompt_sets import train_prompt_sets
 from buddy_server.engine.routing import Routing, make_routing
 from buddy_server.engine.served_model import ServedModel
+from buddy_server.eval.row import fixed_method
 
 METHODS = (
     "router",
@@ -22,7 +23,9 @@ METHODS = (
     "router:zero-kv",
     "auto",
     "exits",
+    "auto:exits",
     "duo",
+    "auto:duo",
     "prompt-sets",
     "random",
     *(f"prior:{name}" for name in INDICATORS),
@@ -57,10 +60,10 @@ class MethodSource:
         """The routing of a method that `check_methods` accepts, except the bounds. Raises MethodError, ArtifactError.
 
         "router" is the first artifact, also for "router:zero-kv" (zero_filling.py) and "router:aligned", where all
-        answers of a batch share paths; "router:once" keeps the path chosen at the prompt's end; "auto" is the artifact
-        with its Budget Predictor; "exits" and "duo" are the other artifacts; "prompt-sets" chooses one of a few
-        rankings for each prompt; "random" is a ranking drawn by the seed; "prior:" plus an indicator is a measured
-        ranking.
+        answers of a batch share paths; "router:once" keeps the path chosen at the prompt's end; "exits" and "duo" are
+        the other artifacts; "auto", "auto:exits" and "auto:duo" are the three with their Budget Predictors;
+        "prompt-sets" chooses one of a few rankings for each prompt; "random" is a ranking drawn by the seed; "prior:"
+        plus an indicator is a measured ranking.
         """
         match method:
             case "router" | "router:zero-kv" | "router:aligned":
@@ -68,10 +71,10 @@ class MethodSource:
                 if method != "router" and isinstance(routing.router, ExitRouter):
                     raise MethodError(f"method {method!r} needs a router, and {self.router} are exits")
                 return routing
-            case "auto":
-                routing = make_routing(self.router, self.served)
+            case "auto" | "auto:exits" | "auto:duo":
+                routing = self.routing(fixed_method(method), seed)
                 if routing.predictor is None:
-                    raise MethodError(f"method 'auto' needs a Budget Predictor, and {self.router} has none")
+                    raise MethodError(f"method {method!r} needs a Budget Predictor, and its artifact has none")
                 return routing
             case "exits":
                 if self.exits is None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import TYPE_CHECKING
 
+from buddy_server.eval.equal_depth import compare_at_equal_depth
 from buddy_server.eval.row import EvalRow
 
 if TYPE_CHECKING:
@@ -104,6 +105,23 @@ def bound_table(rows: Sequence[EvalRow]) -> str:
     return "\n".join(lines)
 
 
+def equal_depth_table(rows: Sequence[EvalRow]) -> str:
+    """One line per auto method: how it compares with fixed budgets of the same mean depth. Empty if none can be
+    compared."""
+    compared = compare_at_equal_depth(rows)
+    if not compared:
+        return ""
+    lines = [
+        "| method | questions | mean depth | accuracy | fixed budgets of that depth | difference | 95 % interval |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for c in compared:
+        cells = [c.method, f"{c.num_questions}", f"{c.mean_depth:.3f}", f"{c.accuracy:.1%}", f"{c.fixed:.1%}"]
+        cells += [f"{100 * (c.accuracy - c.fixed):+.1f}", f"{100 * c.lowest:+.1f} to {100 * c.highest:+.1f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def is_static(method: str) -> bool:
     """Whether a method runs the same layers for every prompt."""
     return method == "random" or method.startswith("prior:")
@@ -118,6 +136,8 @@ def write_report(directory: Path, rows: Sequence[EvalRow]) -> None:
     tables = [markdown_table(rows)]
     if any(row.method == "bound" for row in rows):
         tables.append(bound_table(rows))
+    if compared := equal_depth_table(rows):
+        tables.append(f"Chosen budgets against fixed ones of the same mean depth:\n\n{compared}")
     (directory / "report.md").write_text("\n\n".join(tables) + "\n", encoding="utf-8")
     summaries = summarise(rows)
     _plot_accuracy(summaries, directory / "accuracy.png")

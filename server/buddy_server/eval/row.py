@@ -11,7 +11,9 @@ from typing import Literal
 class EvalRow:
     """One method at one budget on one task. `budget` is None if the predictor chose; `mean_depth` is the measured share
     of the layers, `distinct_paths` the mean over answers; `tokens_per_s` covers the whole run that contains the row,
-    prompts included. None means not measured: the task "text" has `bits_per_byte` and no accuracy."""
+    prompts included. `right` tells for each question whether it was answered, `depths` the share of the layers that it
+    was allowed; the questions of a seed are always in the same order. None means not measured: the task "text" has
+    `bits_per_byte` and no accuracy."""
 
     method: str
     budget: float | None
@@ -23,7 +25,14 @@ class EvalRow:
     distinct_paths: float | None = None
     tokens_per_s: float | None = None
     layer_use: tuple[float, ...] | None = None
+    right: tuple[bool, ...] | None = None
+    depths: tuple[float, ...] | None = None
     bits_per_byte: float | None = None
+
+
+def fixed_method(method: str) -> str:
+    """The method with fixed budgets whose paths are those of "auto" or "auto:..."."""
+    return method.removeprefix("auto").removeprefix(":") or "router"
 
 
 def read_rows(path: Path) -> list[EvalRow]:

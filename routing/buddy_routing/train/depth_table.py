@@ -1,0 +1,108 @@
+"""How right each example's answer is at every depth: all the data for a Budget Predictor, measured once."""
+
+# B rows of examples, T tokens, E examples, K depths, F width of one token's V
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from buddy_routing.decoder import RoutedDecoder
+from buddy_routing.exits import ExitRouter
+from buddy_routing.route_sources import conversation_starts
+from buddy_routing.router import LearnedRouter
+from buddy_routing.train.answer_loss import AnswerLoss, answer_loss, loss_of_states, prompt_features
+from buddy_routing.train.example import ExampleBatch
+from buddy_routing.train.routed_paths import routed_paths
+from buddy_routing.train.training_state import check_run
+
+
+@dataclass(frozen=True, slots=True)
+class DepthTable:
+    """`features` are those at the prompts' last tokens. `quality` is 1 where an answer is right at that depth, and 0
+    where it is not; for an answer that is right at none, it is the share of its tokens that are right."""
+
+    features: Tensor  # [E, 2F]
+    quality: Tensor  # [E, K]
+
+
+def measure_depth_table(
+    model: RoutedDecoder,
+    router: LearnedRouter | ExitRouter,
+    route_block: int,
+    batches: Iterator[ExampleBatch],
+    depths: Sequence[int],
+    num_batches: int,
+    checkpoint: Path,
+    run: str,
+) -> DepthTable:
+    """Measure the examples in up to `num_batches` of `batches` at each of `depths`, milli-layers of a token. A router
+    chooses every answer's own paths; exits are those of `model`. What `checkpoint` already holds is not measured again.
+
+    Raises OtherTrainingError for a checkpoint of another run; ValueError if there is no example.
+    """
+    device = model.inv_freq.device
+    # Grouped by batch, so that a run with fewer batches than the checkpoint uses the first ones.
+    features: list[Tensor] = []
+    quality: list[Tensor] = []
+    if checkpoint.exists():
+        with safe_open(checkpoint, framework="pt") as file:
+            check_run(checkpoint, file.metadata(), run)
+            sizes = file.get_tensor("sizes").tolist()
+            features = list(file.get_tensor("features").to(device).split(sizes))[:num_batches]
+            quality = list(file.get_tensor("quality").to(device).split(sizes))[:num_batches]
+    done = len(quality)
+    bar = tqdm(islice(batches, done, num_batches), initial=done, total=num_batches, desc="depths", unit="batch")
+    for host_batch in bar:
+        batch = host_batch.to(device)
+        features.append(prompt_features(model, batch))
+        quality.append(_quality(list(_answers(model, router, route_block, batch, depths))))
+        _save(checkpoint, features, quality, run)
+    if not quality:
+        raise ValueError("there is no example to learn from")
+    return DepthTable(torch.cat(features), torch.cat(quality))
+
+
+def _save(path: Path, features: list[Tensor], quality: list[Tensor], run: str) -> None:
+    tensors = {
+        "features": torch.cat(features).cpu(),
+        "quality": torch.cat(quality).cpu(),
+        "sizes": torch.tensor([len(batch) for batch in quality]),
+    }
+    partial = path.with_suffix(".partial")
+    save_file(tensors, partial, metadata={"run": run})
+    partial.replace(path)
+
+
+def _answers(
+    model: RoutedDecoder,
+    router: LearnedRouter | ExitRouter,
+    route_block: int,
+    batch: ExampleBatch,
+    depths: Sequence[int],
+) -> Iterator[AnswerLoss]:
+    """The answers of a batch at each of `depths`."""
+    actions = model.spec.actions
+    if isinstance(router, ExitRouter):
+        with torch.no_grad():
+            full, left = model.dense_exits(batch.tokens, conversation_starts(batch.begins))
+        hidden = dict(zip(actions.depths, [*left, full], strict=True))
+        yield from (loss_of_states(model, batch, hidden[depth]) for depth in depths)
+        return
+    for depth in depths:
+        max_cost = torch.full_like(batch.tokens, depth)
+        choose = routed_paths(router, actions, batch.begins, batch.in_answer, max_cost, route_block)
+        yield answer_loss(model, batch, choose)
+
+
+def _quality(answers: Sequence[AnswerLoss]) -> Tensor:
+    """[E, K], as in DepthTable."""
+    is_right = torch.stack([answer.is_right for answer in answers], 1)
+    agreement = torch.stack([answer.agreement for answer in answers], 1)
+    return torch.where(is_right.any(1, keepdim=True), is_right.float(), agreement)
