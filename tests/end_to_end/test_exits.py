@@ -1,5 +1,6 @@
 """`buddy serve --router DIR` with exits for the embedded model, through the official client."""
 
+import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -7,9 +8,14 @@ from typing import Any
 import httpx
 import openai
 import pytest
+import torch
 
 from buddy_process import serving
-from buddy_routing.embedded import MODEL_ID, embedded_exits
+from buddy_routing.action_space import MILLI_LAYERS
+from buddy_routing.artifact import save_predictor
+from buddy_routing.embedded import MODEL_ID, embedded_exits, embedded_model
+from buddy_routing.model_spec import ModelSpec
+from buddy_routing.predictor import BudgetPredictor
 
 NUM_LAYERS = 16
 EXITS = (7, 9, 11, 13)
@@ -19,9 +25,17 @@ QUESTION = [{"role": "user", "content": "Tell me a short story about a dog named
 
 
 @pytest.fixture(scope="module")
-def client() -> Iterator[openai.OpenAI]:
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[openai.OpenAI]:
+    """Of exits with a Budget Predictor that always chooses 10 layers."""
+    exits = shutil.copytree(embedded_exits(), tmp_path_factory.mktemp("exits") / "exits")
+    kv_dim = ModelSpec.from_pretrained(embedded_model()).kv_dim
+    depths = [MILLI_LAYERS * num_run for num_run in sorted(set(RUN.values()))]
+    predictor = BudgetPredictor(2 * kv_dim, depths)
+    torch.nn.init.zeros_(predictor.estimator.up.weight)
+    predictor.estimator.up.bias.data = torch.tensor([float(depth == 10_000) for depth in depths])
+    save_predictor(exits, predictor)
     with (
-        serving("--router", str(embedded_exits())) as url,
+        serving("--router", str(exits)) as url,
         openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=120) as client,
     ):
         yield client
@@ -50,9 +64,11 @@ def test_every_token_runs_the_deepest_exit_that_its_budget_buys(client: openai.O
     assert answer.model_extra["buddy"]["budget_granted"] == budget
 
 
-def test_auto_is_the_largest_budget_of_the_tier(client: openai.OpenAI) -> None:
-    check_cost(ask(client), NUM_LAYERS)
-    check_cost(ask(client, "auto"), NUM_LAYERS)
+def test_auto_is_the_exit_that_the_predictor_chooses(client: openai.OpenAI) -> None:
+    for answer in (ask(client), ask(client, "auto")):
+        check_cost(answer, 10)
+        buddy = answer.model_extra["buddy"]
+        assert (buddy["decided_by"], buddy["budget_granted"]) == ("predictor", 0.625)
 
 
 def test_a_budget_below_the_first_exit_is_refused_and_the_range_named(client: openai.OpenAI) -> None:

@@ -71,13 +71,13 @@ def test_a_router_and_its_predictor_are_trained_by_two_commands_and_load(
     training = train("router", *common, "--out", router, "--route-block", "16", "--epochs", "1")
     main(training)
     assert "is of a training with another model, other data or other settings" in refused(*training, "--rank", "8")
-    main(train("predictor", *common, "--router", router, "--num-steps", "4"))
+    main(train("predictor", *common, "--router", router, "--num-batches", "4"))
     built = build_engine(str(model), str(router), EngineSettings(), "cpu", "float32")
     assert built.info.has_predictor
     assert not built.info.router_id.startswith("prior")
 
 
-def test_exits_are_trained_by_one_command_and_load(
+def test_exits_and_their_predictor_are_trained_by_two_commands_and_load(
     refused: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(batch_training, "CHECKPOINT_EVERY", 10)
@@ -92,6 +92,9 @@ def test_exits_are_trained_by_one_command_and_load(
     built = build_engine(str(model), str(exits), EngineSettings(), "cpu", "float32")
     assert built.info.actions.exits == (2, 4)
     assert not built.info.has_predictor
+    main(train("predictor", "--model", model, "--data", data, "--router", exits, "--num-tokens", "128"))
+    built = build_engine(str(model), str(exits), EngineSettings(), "cpu", "float32")
+    assert built.info.has_predictor
 
 
 @pytest.mark.parametrize("lora_rank", [0, 2])
@@ -131,11 +134,7 @@ def test_router_and_predictor_of_a_users_model_resume_after_a_kill_and_serve(nam
     resumed, uninterrupted = (load_file(directory / "router.safetensors") for directory in (cut, whole))
     assert all((resumed[name] == tensor).all() for name, tensor in uninterrupted.items())
     assert list(whole.glob("**/events.out.tfevents.*"))
-    run(
-        train(
-            "predictor", "--model", model, "--router", whole, "--data", data, "--num-tokens", "128", "--num-steps", "8"
-        )
-    )
+    run(train("predictor", "--model", model, "--router", whole, "--data", data, "--num-tokens", "128"))
     with serving("--model", str(model), "--router", str(whole), "--dtype", "float32") as url:
         body = {"model": "model", "messages": [{"role": "user", "content": "What is 1 + 2?"}], "max_tokens": 4}
         half = httpx.post(f"{url}/v1/chat/completions", json={**body, "budget": 0.5}).json()["buddy"]

@@ -1,13 +1,18 @@
 """An engine whose answers leave the model at exits."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from buddy_routing.action_space import MILLI_LAYERS
+from buddy_routing.artifact import save_predictor
+from buddy_routing.predictor import BudgetPredictor
 from buddy_server.engine.messages import FinishEvent, TokenEvent
 from tiny_engine import (
+    KV_DIM,
     NUM_LAYERS,
     ROUTE_BLOCK,
     build_tiny_engine,
@@ -91,6 +96,29 @@ def test_a_preempted_answer_goes_on_at_its_exit(site: tuple[Path, Path], native:
         name = request.request_id
         assert cramped.answers[name].token_ids == roomy.answers[name].token_ids
         assert cramped.answers[name].end.usage.cost == roomy.answers[name].end.usage.cost
+
+
+def test_predictor_chooses_among_the_exits_within_the_bounds_of_a_request(
+    site: tuple[Path, Path], tmp_path: Path
+) -> None:
+    model, exits = site[0], shutil.copytree(site[1], tmp_path / "exits")
+    torch.manual_seed(0)
+    depths = [MILLI_LAYERS * num_run for num_run in COSTS]
+    save_predictor(exits, BudgetPredictor(2 * KV_DIM, depths))
+    engine = build_tiny_engine(model, exits).engine
+    bounds = [(depths[0], depths[-1])] * 20 + [(depths[0], depths[1]), (depths[1], depths[1])]
+    requests = [
+        replace(make_request(f"{seed}", seed=seed), min_cost=lowest, max_cost=highest)
+        for seed, (lowest, highest) in enumerate(bounds)
+    ]
+    run = run_engine(engine, requests)
+    assert len(set(run.depths.values())) > 1
+    for request, (lowest, highest) in zip(requests, bounds, strict=True):
+        depth = run.depths[request.request_id]
+        assert depth in depths
+        assert lowest <= depth <= highest
+        (path,) = {event.path for event in run.answers[request.request_id].tokens}
+        assert engine.scheduler.actions.cost(path) == depth
 
 
 def test_lowered_budgets_change_the_exit_of_those_that_have_not_begun(site: tuple[Path, Path]) -> None:

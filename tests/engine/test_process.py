@@ -37,7 +37,7 @@ from buddy_server.engine.worker_process import WorkerProcess
 from buddy_server.errors import EngineStartError
 from child_processes import is_running
 from fakes.serving import wait_until
-from tiny_engine import KV_DIM, NUM_LAYERS, TinySite, make_request, run_engine
+from tiny_engine import ACTIONS, KV_DIM, NUM_LAYERS, TinySite, make_request, run_engine
 
 TIMEOUT_S = 90.0
 PROMPT_END_S = 5.0
@@ -55,7 +55,7 @@ def anyio_backend() -> str:
 def plan(tiny: TinySite, tmp_path_factory: pytest.TempPathFactory) -> EnginePlan:
     """Of an engine with a Budget Predictor."""
     router = shutil.copytree(tiny.router, tmp_path_factory.mktemp("process") / "router")
-    save_predictor(router, BudgetPredictor(2 * KV_DIM, NUM_LAYERS))
+    save_predictor(router, BudgetPredictor(2 * KV_DIM, ACTIONS.depths))
     return EnginePlan(str(tiny.model), str(router), EngineSettings(native=False), "cpu", "float32")
 
 

@@ -112,6 +112,12 @@ def test_default_budget_of_the_tier_counts_when_none_is_asked() -> None:
     assert (decision.granted, decision.max_cost, decision.min_cost, decision.decided_by) == (0.75, 6000, None, "tenant")
 
 
+def test_open_budget_of_exits_lies_between_those_that_the_tier_pays_for() -> None:
+    exits = ActionSpace.of_exits(8, (3, 5))
+    decision = decide_depth("auto", Tier("t", min_budget=0.3, max_budget=0.8), exits, has_predictor=True)
+    assert (decision.min_cost, decision.max_cost) == (4000, 6000)
+
+
 def test_smallest_budget_is_granted_as_asked() -> None:
     decision = decide_depth(parse_budget(2 / 6, SIX), Tier("t"), SIX, has_predictor=True)
     assert (decision.granted, decision.max_cost, decision.clamped) == (2 / 6, 2000, None)
