@@ -192,7 +192,9 @@ def make_router(plan: DemoPlan, directory: Path, tuned: LearnedRouter, device: t
         router, config = train_router(loaded, examples, router_plan, plan.router_steps, checkpoint, tuned.decision)
     save_router(plan.out / "router", router, config)
     predictor_plan = PredictorPlan(num_batches=plan.predictor_batches, seed=plan.seed)
-    examples = map(tokenizer.encode_example, corpus.router_mix(plan.seed + 1))
+    # How the model answers what it knows by heart says little about anything new.
+    fresh = Corpus(plan.data, "heldout")
+    examples = map(tokenizer.encode_example, fresh.router_mix(plan.seed + 1))
     checkpoint = plan.work / f"predictor-{loaded.fingerprint}.safetensors"
     predictor = train_predictor(loaded.model, router, config.route_block, examples, predictor_plan, checkpoint)
     save_predictor(plan.out / "router", predictor)
