@@ -15,7 +15,7 @@ class PredictorPlan:
     num_rows: int = 8
     num_tokens: int = 512
     lowest_budget: float = 0.5
-    cost_weight: float = 0.3
+    cost_weight: float = 0.4
     learning_rate: float = 3e-3
     rank: int = 32
     seed: int = 0
