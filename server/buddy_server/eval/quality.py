@@ -14,8 +14,9 @@ from tqdm import tqdm
 from buddy_routing.decoder import RoutedDecoder
 from buddy_routing.exits import ExitRouter
 from buddy_routing.features import causal_features
+from buddy_routing.path_source import decoder_for
 from buddy_routing.router import Router
-from buddy_routing.selection import select_path
+from buddy_routing.selection import action_shares, select_path
 from buddy_routing.tasks import mentions_required, story_requests
 from buddy_server.engine.engine import Engine
 from buddy_server.eval.answering import Prompt, greedy_answers
@@ -59,19 +60,20 @@ def bits_per_byte(
 
 def _hidden_states(model: RoutedDecoder, router: Router | ExitRouter, max_cost: int) -> Callable[[Tensor], Tensor]:
     """Maps tokens [1, T] to final hidden states [1, T, D]."""
+    decoder = decoder_for(model, router)
+    actions = decoder.spec.actions
     if isinstance(router, ExitRouter):
-        with_exits = model.with_exits(router.exits)
-        actions = with_exits.spec.actions
         number = actions.exit_paths.index(actions.exit_path(max_cost))
 
         def at_exit(tokens: Tensor) -> Tensor:
-            full, left = with_exits.dense_exits(tokens)
+            full, left = decoder.dense_exits(tokens)
             return [*left, full][number]
 
         return at_exit
 
     def choose(v: Tensor) -> Tensor:
         features = causal_features(v)[0]  # [T, 2F]
-        return select_path(router.scores(features), torch.tensor(max_cost, device=v.device), model.spec.actions)[None]
+        paths = select_path(router.scores(features), torch.tensor(max_cost, device=v.device), actions)
+        return action_shares(paths)[None]
 
-    return lambda tokens: model.dense(tokens, choose)
+    return lambda tokens: decoder.dense(tokens, choose)
