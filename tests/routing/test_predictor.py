@@ -7,19 +7,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
 from buddy_routing.action_space import ActionSpace
 from buddy_routing.artifact import load_predictor, save_predictor
 from buddy_routing.checkpoint import load_model
 from buddy_routing.decoder import Exit, RoutedDecoder
+from buddy_routing.duo import DuoRouter, new_small_ffns
 from buddy_routing.exits import ExitRouter, new_exits
 from buddy_routing.predictor import BudgetPredictor
 from buddy_routing.router import DecisionModule, LearnedRouter
 from buddy_routing.router_config import ArtifactError
-from buddy_routing.train.answer_loss import answer_loss, fixed_paths, prompt_features
+from buddy_routing.train.answer_loss import answer_loss, fixed_paths
 from buddy_routing.train.depth_table import DepthTable, measure_depth_table
-from buddy_routing.train.example import Example, ExampleBatch, packed_in_order
+from buddy_routing.train.example import Example, packed_in_order
 from buddy_routing.train.predictor_plan import PredictorPlan
 from buddy_routing.train.predictor_training import fit_predictor, train_predictor
 from buddy_routing.train.router_training import mean_and_spread
@@ -73,14 +73,6 @@ def random_router(model: RoutedDecoder) -> LearnedRouter:
 
 def random_exits(model: RoutedDecoder) -> dict[int, Exit]:
     return {exit_: module.requires_grad_(False) for exit_, module in new_exits(model, EXITS).items()}
-
-
-def right_at_each_depth(model: RoutedDecoder, batch: ExampleBatch) -> Iterator[Tensor]:
-    """Whether each answer is right when exactly the first layers run, from one to all."""
-    num_examples = len(prompt_features(model, batch))
-    for num_run in range(1, NUM_LAYERS + 1):
-        path = torch.tensor([layer < num_run for layer in range(NUM_LAYERS)]).expand(num_examples, -1)
-        yield answer_loss(model, batch, fixed_paths(batch, path)).is_right
 
 
 def answered_by(model: RoutedDecoder, example: Example) -> Example:
@@ -162,6 +154,19 @@ def test_interrupted_measuring_goes_on_and_gives_the_same_predictor(model: Route
     assert torch.equal(fewer.quality(features), five.quality(features))
     with pytest.raises(OtherTrainingError, match="other data"):
         trained(model, replace(PLAN, num_tokens=32), tmp_path / "parts", cycle(EXAMPLES))
+
+
+def test_small_ffns_are_chosen_for_in_whole_layers(model: RoutedDecoder, tmp_path: Path) -> None:
+    small_ffns = new_small_ffns(model, 4)
+    with_small = model.with_small_ffns(small_ffns)
+    torch.manual_seed(0)
+    decision = DecisionModule(2 * model.spec.kv_dim, with_small.spec.actions.num_scores, 4)
+    router = DuoRouter(decision, small_ffns, "test")
+    plan = replace(PLAN, num_batches=1)
+    learnt = train_predictor(with_small, router, 16, iter(EXAMPLES), plan, tmp_path / "state.safetensors")
+    assert learnt.depths.tolist() == [3000, 4000, 5000, 6000]
+    save_predictor(tmp_path, learnt)
+    assert load_predictor(tmp_path, with_small.spec.actions, model.spec.kv_dim, CPU) is not None
 
 
 def test_smallest_budget_of_a_training_is_the_smallest_that_is_chosen(model: RoutedDecoder, tmp_path: Path) -> None:
