@@ -1,5 +1,6 @@
 """The task generator: seeded, split without overlap, and checked by answers that hold up."""
 
+import itertools
 import random
 import re
 from collections import Counter, defaultdict
@@ -11,6 +12,7 @@ import pytest
 from buddy_routing.tasks import (
     FAMILIES,
     LEVELS,
+    SPLITS,
     Split,
     StoryTask,
     Task,
@@ -30,6 +32,7 @@ NUM_TASKS_PER_SPLIT = 10_000
 def tasks_by_split() -> Mapping[Split, list[Task]]:
     return {
         "train": list(sample_tasks(seed=11, count=NUM_TASKS_PER_SPLIT, split="train")),
+        "validation": list(sample_tasks(seed=11, count=NUM_TASKS_PER_SPLIT, split="validation")),
         "heldout": list(sample_tasks(seed=11, count=NUM_TASKS_PER_SPLIT, split="heldout")),
     }
 
@@ -55,16 +58,16 @@ def test_other_seed_gives_other_tasks() -> None:
     assert list(sample_tasks(seed=3, count=200)) != list(sample_tasks(seed=4, count=200))
 
 
-def test_every_family_and_level_is_drawn_in_both_splits(tasks_by_split: Mapping[Split, list[Task]]) -> None:
+def test_every_family_and_level_is_drawn_in_every_split(tasks_by_split: Mapping[Split, list[Task]]) -> None:
     wanted = {(family, level) for family in FAMILIES for level in LEVELS}
     for tasks in tasks_by_split.values():
         assert {(task.family, task.level) for task in tasks} == wanted
 
 
 def test_splits_share_no_problem_and_no_prompt(tasks_by_split: Mapping[Split, list[Task]]) -> None:
-    train, heldout = tasks_by_split["train"], tasks_by_split["heldout"]
-    assert not {task.key for task in train} & {task.key for task in heldout}
-    assert not {normalised(task.prompt) for task in train} & {normalised(task.prompt) for task in heldout}
+    for one, other in itertools.combinations(tasks_by_split.values(), 2):
+        assert not {task.key for task in one} & {task.key for task in other}
+        assert not {normalised(task.prompt) for task in one} & {normalised(task.prompt) for task in other}
 
 
 def test_split_follows_from_the_key_alone(tasks_by_split: Mapping[Split, list[Task]]) -> None:
@@ -156,12 +159,13 @@ def test_beyond_the_tables_a_working_leads_to_the_answer(a: int, op: str, b: int
 
 def test_tables_share_no_prompt_between_the_splits() -> None:
     rng = random.Random(0)
-    prompts: dict[Split, set[str]] = {"train": set(), "heldout": set()}
+    prompts: dict[Split, set[str]] = {split: set() for split in SPLITS}
     for split in prompts:
         for _ in range(6000):
             prompt = generate("arithmetic", 1, rng, split).prompt
             prompts[split].add(prompt.lower().rstrip(".?! "))
-    assert not prompts["train"] & prompts["heldout"]
+    for one, other in itertools.combinations(prompts.values(), 2):
+        assert not one & other
 
 
 @pytest.mark.parametrize("family", ["arithmetic", "conversion", "dates", "word_problems"])
@@ -287,7 +291,7 @@ def test_unknown_level_is_named_with_the_allowed_ones() -> None:
 def test_bad_sampling_arguments_are_named_before_the_first_task() -> None:
     with pytest.raises(ValueError, match="count is -1"):
         sample_tasks(0, -1)
-    with pytest.raises(ValueError, match="split is 'test'; allowed: train, heldout"):
+    with pytest.raises(ValueError, match="split is 'test'; allowed: train, validation, heldout"):
         sample_tasks(0, 1, split="test")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="'algebra'"):
         sample_tasks(0, 1, families=["algebra"])

@@ -1,7 +1,8 @@
 """The texts from which the embedded model learns, as documents and as packed token arrays.
 
-Sources and licences are in DATA.md, next to the texts. Every source is split by position: the last twentieth of its
-documents is held out and never trained on. Tasks have their own split (buddy_routing.tasks).
+Sources and licences are in DATA.md, next to the texts. Every source is split by position: the model never sees the last
+twentieth of its documents, of which one half is held out and the other for validation. Tasks have their own split
+(buddy_routing.tasks).
 """
 
 import json
@@ -17,13 +18,12 @@ from typing import Literal, TypeVar
 import numpy as np
 from tqdm import tqdm
 
-from buddy_routing.tasks import sample_tasks, story_requests
+from buddy_routing.tasks import Split, sample_tasks, story_requests
 from buddy_routing.train.demo_plan import BOOKS, INSTRUCTIONS, KIDS_STORIES, TINY_STORIES, WORD_PROBLEMS
 from buddy_routing.train.document import Document
 from buddy_routing.train.tokenizer import TrainingTokenizer
 
 T = TypeVar("T")
-Split = Literal["train", "heldout"]
 SEPARATOR = "<|endoftext|>"
 BOOK_PIECE_CHARS = 1000
 CONVERSATION_SHARE = 0.2
@@ -48,7 +48,9 @@ class Corpus:
 
     def _part(self, documents: Sequence[str]) -> Sequence[str]:
         cut = len(documents) - len(documents) // 20
-        return documents[:cut] if self.split == "train" else documents[cut:]
+        half = (cut + len(documents)) // 2
+        parts = {"train": documents[:cut], "heldout": documents[cut:half], "validation": documents[half:]}
+        return parts[self.split]
 
     def _stories_of(self, name: str) -> Sequence[str]:
         text = (self.directory / name).read_text(encoding="utf-8")

@@ -193,7 +193,7 @@ def make_router(plan: DemoPlan, directory: Path, tuned: LearnedRouter, device: t
     save_router(plan.out / "router", router, config)
     predictor_plan = PredictorPlan(num_batches=plan.predictor_batches, seed=plan.seed)
     # How the model answers what it knows by heart says little about anything new.
-    fresh = Corpus(plan.data, "heldout")
+    fresh = Corpus(plan.data, "validation")
     examples = map(tokenizer.encode_example, fresh.router_mix(plan.seed + 1))
     checkpoint = plan.work / f"predictor-{loaded.fingerprint}.safetensors"
     predictor = train_predictor(loaded.model, router, config.route_block, examples, predictor_plan, checkpoint)
