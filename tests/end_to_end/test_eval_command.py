@@ -146,6 +146,8 @@ def test_an_artifact_that_changes_the_model_is_not_compared_with_others(
         (("--methods", "router,magic"), "method 'magic' is unknown; allowed: router"),
         (("--budgets", "0.05"), "0.05"),
         (("--limit", "0"), "--limit is 0"),
+        (("--families", "facts,magic"), "families magic are unknown; allowed: arithmetic"),
+        (("--families", "facts", "--tasks", "{tasks}"), "--families are of the held-out tasks"),
         (("--resume",), "--resume needs --json FILE"),
         (("--resume", "--json", "rows.jsonl", "--text", "a.txt"), "--resume does not go with --text"),
         (("--dtype", "int8", "--methods", "bound"), "which has no int8"),

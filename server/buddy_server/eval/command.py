@@ -30,6 +30,12 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--tasks", type=Path, metavar="FILE", help="JSONL of questions (default: held-out tasks)")
     parser.add_argument(
+        "--families",
+        type=lambda text: tuple(text.split(",")),
+        metavar="NAME,...",
+        help="only these families of the held-out tasks, such as facts,sorting",
+    )
+    parser.add_argument(
         "--calibration", type=Path, metavar="FILE", help="JSONL of other questions, for methods that learn from some"
     )
     parser.add_argument("--text", type=Path, metavar="FILE", help="a text to measure bits per byte on, too")
@@ -60,6 +66,7 @@ def _seeds(text: str) -> tuple[int, ...]:
 def run(parsed: Namespace) -> None:
     """Raises ValueError for the model, the router, the methods or the questions; OSError for files."""
     from buddy_routing.embedded import embedded_duo, embedded_exits
+    from buddy_routing.tasks import FAMILIES
     from buddy_server.engine.routing import default_router
     from buddy_server.engine.served_model import load_served_model
     from buddy_server.eval.difficulty import token_difficulties, write_difficulties
@@ -73,6 +80,8 @@ def run(parsed: Namespace) -> None:
     check_methods(parsed.methods)
     if parsed.limit < 1:
         raise ValueError(f"--limit is {parsed.limit}, allowed is 1 or more")
+    if parsed.families and parsed.tasks:
+        raise ValueError("--families are of the held-out tasks, which --tasks FILE replaces")
     if parsed.resume and parsed.json is None:
         raise ValueError("--resume needs --json FILE, whose rows it continues")
     if parsed.resume and parsed.text:
@@ -85,7 +94,8 @@ def run(parsed: Namespace) -> None:
         served.loaded.model.spec.actions.max_cost(budget)
     tokenizer = ChatTokenizer.from_directory(served.loaded.directory)
     if parsed.tasks is None:
-        questions_of = partial(builtin_questions, parsed.limit, tokenizer=tokenizer)
+        families = parsed.families or FAMILIES
+        questions_of = partial(builtin_questions, parsed.limit, tokenizer=tokenizer, families=families)
         calibration = builtin_questions(CALIBRATION_QUESTIONS, 0, tokenizer, split="train")
     else:
         questions_of = partial(questions_from_file, parsed.tasks, parsed.limit, tokenizer=tokenizer)

@@ -19,7 +19,7 @@ EXPECTED = (
 
 
 class QuestionError(ValueError):
-    """A file of questions that cannot be used; the message names the line and what was expected."""
+    """Questions that cannot be used; the message names the value and what was expected."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +34,19 @@ class Question:
     choices: tuple[str, ...] = ()
 
 
-def builtin_questions(limit: int, seed: int, tokenizer: ChatTokenizer, split: Split = "heldout") -> list[Question]:
-    """`limit` tasks of a split, spread evenly over the families."""
+def builtin_questions(
+    limit: int,
+    seed: int,
+    tokenizer: ChatTokenizer,
+    split: Split = "heldout",
+    families: Sequence[str] = FAMILIES,
+) -> list[Question]:
+    """`limit` tasks of a split, spread evenly over the `families`. Raises QuestionError for an unknown one."""
+    if unknown := set(families) - set(FAMILIES):
+        raise QuestionError(f"families {', '.join(sorted(unknown))} are unknown; allowed: {', '.join(FAMILIES)}")
     questions = []
-    for index, family in enumerate(FAMILIES):
-        count = limit // len(FAMILIES) + (index < limit % len(FAMILIES))
+    for index, family in enumerate(families):
+        count = limit // len(families) + (index < limit % len(families))
         tasks = sample_tasks(seed, count, split=split, families=(family,))
         questions += [Question(family, _rendered(task.prompt, tokenizer), task.reply, _checker(task)) for task in tasks]
     return questions
