@@ -68,6 +68,11 @@ def load_duo(directory: Path, model: RoutedDecoder, base_fingerprint: str) -> tu
     config = read_duo_config(directory)
     for path in (_weights(directory), directory / SMALL_FFNS_NAME):
         _check_base(directory, path, config.base_fingerprint, base_fingerprint)
+    if config.small_ffn_size >= model.spec.intermediate_size:
+        allowed = f"less than {model.spec.intermediate_size}, the big ones' size"
+        raise ArtifactError(
+            f"{directory / CONFIG_NAME}: small_ffn_size is {config.small_ffn_size}; allowed is {allowed}"
+        )
     small_ffns = {layer: MLP(model.spec, config.small_ffn_size) for layer in range(1, config.num_layers - 1)}
     actions = replace(model.spec, small_ffn_size=config.small_ffn_size).actions
     decision = DecisionModule(feature_dim(config.kv_dim), actions.num_scores, config.rank)
@@ -155,9 +160,12 @@ def _save(path: Path, module: nn.Module, dtype: torch.dtype | None = None) -> No
 def _load(path: Path, module: nn.Module) -> None:
     """Raises ArtifactError for a file that has not exactly the module's weights."""
     try:
-        module.load_state_dict(load_file(path))
+        state = load_file(path)
+        module.load_state_dict(state)
     except (SafetensorError, RuntimeError) as error:
         raise ArtifactError(f"{path} does not fit {CONFIG_NAME} and the model: {error}") from error
+    if broken := [name for name, tensor in state.items() if not tensor.isfinite().all()]:
+        raise ArtifactError(f"{path} has weights that are not finite: {', '.join(broken)}")
     module.eval().requires_grad_(False)
 
 

@@ -28,11 +28,11 @@ def new_small_ffns(model: RoutedDecoder, divisor: int) -> dict[int, MLP]:
     Raises ValueError for a divisor that leaves no unit, or all.
     """
     spec = model.spec
-    size = spec.intermediate_size // divisor
-    if not 0 < size < spec.intermediate_size:
+    if not 1 < divisor <= spec.intermediate_size:
         raise ValueError(f"small FFNs of 1/{divisor} are not allowed: give 2 to {spec.intermediate_size}")
     if spec.num_layers < 3:
         raise ValueError("a model of 2 layers has none that could have a small FFN")
+    size = spec.intermediate_size // divisor
     return {layer: _part_of(model.blocks[layer].mlp, size, model) for layer in range(1, spec.num_layers - 1)}
 
 

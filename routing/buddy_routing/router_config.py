@@ -21,7 +21,8 @@ Indicator = Literal["cosine", "ppl", "taylor", "greedy"]
 INDICATORS: tuple[Indicator, ...] = get_args(Indicator)
 
 RouterKind = Literal["router", "exits", "duo"]
-"""What an artifact is: a learned router, also if its config names no kind, exits, or a router with small FFNs."""
+"""What an artifact is. "router": a learned router, also where the config names no kind; "exits"; "duo": small FFNs and
+their router."""
 
 Config = TypeVar("Config")
 

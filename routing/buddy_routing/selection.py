@@ -27,7 +27,9 @@ def select_path(scores: Tensor, max_cost: Tensor, space: ActionSpace) -> Tensor:
     if space.num_actions == 2:
         chosen = _best_layers(scores, left, space)
     else:
-        rows = zip(scores.flatten(0, -2).split(CHUNK_ROWS), left.flatten().split(CHUNK_ROWS), strict=True)
+        rows = zip(
+            scores.reshape(-1, scores.shape[-1]).split(CHUNK_ROWS), left.flatten().split(CHUNK_ROWS), strict=True
+        )
         chosen = torch.cat([_best_mix(*some, space) for some in rows]).view(*scores.shape[:-1], -1)
     return paths.index_copy_(-1, free, chosen)
 

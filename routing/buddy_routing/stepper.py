@@ -115,7 +115,7 @@ class NativeStepper:
 def router_weights(planner: PathPlanner) -> RouterWeights | None:
     """What the op needs to choose paths itself; None for a type of router it does not support, which runs in Python."""
     actions = planner.actions
-    # A forced layer, which only runs, is given the further costs of the others.
+    # Where a layer has fewer actions, its last cost fills the row; nobody takes these.
     costs = [[*of_column, *of_column[-1:] * (actions.num_actions - len(of_column))] for of_column in actions.costs]
     choice = RouterWeights(
         prior=torch.empty(0),

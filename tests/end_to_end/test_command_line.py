@@ -82,9 +82,15 @@ def test_train_demo_names_a_data_directory_that_is_missing(refused: Callable[...
     assert f"--data {tmp_path} does not hold the texts" in refused("train", "demo", "--data", str(tmp_path))
 
 
-def test_train_demo_names_a_start_without_a_model(refused: Callable[..., str], tmp_path: Path) -> None:
+def test_train_demo_refuses_a_start_that_it_cannot_use(refused: Callable[..., str], tmp_path: Path) -> None:
     for name in TEXTS:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    told = refused("train", "demo", "--data", str(tmp_path), "--start", str(tmp_path))
-    assert f"--start {tmp_path} does not hold a model/" in told
+    common = ("train", "demo", "--data", str(tmp_path))
+    told = refused(*common, "--start", str(tmp_path))
+    assert f"--start {tmp_path} is no earlier --out; missing: model, router" in told
+    assert "--kept-share is 0.4, and there is no --start" in refused(*common, "--kept-share", "0.4")
+    for name in ("model", "router"):
+        (tmp_path / name).mkdir()
+    told = refused(*common, "--start", str(tmp_path), "--out", str(tmp_path))
+    assert f"--out {tmp_path} is --start, which it would overwrite" in told

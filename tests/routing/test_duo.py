@@ -2,20 +2,25 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from buddy_kernels import WeightKind
+from buddy_kernels import PathAction, RoutedStep, StepRows, WeightKind
 from buddy_routing.action_space import MILLI_LAYERS, RUN, SMALL
 from buddy_routing.artifact import load_duo, load_router, save_duo
 from buddy_routing.checkpoint import load_model
 from buddy_routing.decoder import MLP, RoutedDecoder
 from buddy_routing.duo import DuoRouter, new_small_ffns
+from buddy_routing.model_spec import ModelSpec
+from buddy_routing.planner import PathPlanner
 from buddy_routing.router import DecisionModule, StaticRouter
 from buddy_routing.router_config import ArtifactError, DuoConfig, read_kind
+from buddy_routing.selection import select_path
+from buddy_routing.stepper import decoder_weights, router_weights
 from buddy_routing.train.routed_paths import routed_paths
 from sparse_decode import SparseDecode, grouped, segment_bounds
 from tiny_models import CONFIGS, SHAPE, save_random_model
@@ -26,6 +31,26 @@ NUM_LAYERS: int = SHAPE["num_hidden_layers"]
 DIVISOR = 4
 WIDTH = 60
 NUM_PROMPT, ROUTE_BLOCK = 37, 16
+TINY = ModelSpec(
+    family="llama",
+    num_layers=3,
+    hidden_size=16,
+    num_heads=2,
+    num_kv_heads=1,
+    head_dim=8,
+    intermediate_size=32,
+    vocab_size=32,
+    max_context=64,
+    norm_eps=1e-6,
+    rope_theta=10000.0,
+    rope_scaling=None,
+    tie_embeddings=True,
+    qkv_bias=False,
+    output_bias=False,
+    mlp_bias=False,
+    qk_norm=False,
+    windows=(None,) * 3,
+)
 
 
 def load_tiny(name: str, directory: Path, dtype: torch.dtype = torch.float32) -> RoutedDecoder:
@@ -203,10 +228,16 @@ def test_a_saved_router_comes_back_with_its_small_ffns_and_others_are_refused(tm
         ({"small_ffn_size": 0}, "small_ffn_size is 0; allowed is 1 or more"),
         ({"small_ffn_size": "big"}, "small_ffn_size is 'big'; allowed is 1 or more"),
         ({"kv_policy": "drop"}, "kv_policy 'drop' is not supported"),
+        ({"small_ffn_size": SHAPE["intermediate_size"]}, "the big ones' size"),
     ):
         (artifact / "router_config.json").write_text(json.dumps(fields | changes))
         with pytest.raises(ArtifactError, match=told):
             load_duo(artifact, model, "abc")
+    with torch.no_grad():
+        router.decision.up.bias[0] = torch.nan
+    save_duo(artifact, router, config, torch.float32)
+    with pytest.raises(ArtifactError, match=r"router\.safetensors has weights that are not finite: up\.bias"):
+        load_duo(artifact, model, "abc")
 
 
 def test_small_ffns_belong_to_one_decoder_and_not_to_the_one_that_shares_its_layers(tmp_path: Path) -> None:
@@ -215,3 +246,37 @@ def test_small_ffns_belong_to_one_decoder_and_not_to_the_one_that_shares_its_lay
     assert isinstance(duo.small_ffn(1), MLP)
     assert (duo.small_ffn(0), duo.small_ffn(NUM_LAYERS - 1), model.small_ffn(1)) == (None, None, None)
     assert duo.blocks[1] is model.blocks[1]
+
+
+@pytest.mark.parametrize("num_layers", [3, 6, 18, 36])
+def test_the_native_knapsack_is_the_reference_in_ties_too(num_layers: int) -> None:
+    torch.manual_seed(0)
+    config = replace(TINY, num_layers=num_layers, windows=(None,) * num_layers)
+    model = RoutedDecoder(config).requires_grad_(False)
+    duo = model.with_small_ffns(new_small_ffns(model, DIVISOR)).requires_grad_(False)
+    actions = duo.spec.actions
+    step = RoutedStep(decoder_weights(duo), "float32", num_blocks=6, num_threads=1)
+    generator = torch.Generator().manual_seed(num_layers)
+    for attempt in range(20):
+        scores = torch.randn(actions.num_scores, generator=generator) * 3
+        if attempt % 2:
+            scores = scores.round() / 2
+        planner = PathPlanner(StaticRouter(scores, "test"), duo.spec, 6, CPU)
+        costs = torch.randint(actions.smallest_cost, actions.full_cost + 1, (6,), generator=generator)
+        rows = StepRows(
+            tokens=[1] * 6,
+            positions=[0] * 6,
+            lengths=[1] * 6,
+            tables=[[block] for block in range(6)],
+            lanes=range(6),
+            max_costs=costs.tolist(),
+            path_actions=[PathAction.CHOOSE] * 6,
+            wanted=(),
+            aheads=[0] * 6,
+            aligned=range(6),
+        )
+        weights = router_weights(planner)
+        assert weights is not None
+        paths = step(rows, weights).paths[0]
+        assert torch.equal(paths, select_path(scores.expand(6, -1), costs, actions))
+        assert all(actions.cost(path) <= cost for path, cost in zip(paths.tolist(), costs.tolist(), strict=True))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from buddy_routing.action_space import MILLI_LAYERS, ActionSpace
-from buddy_routing.selection import action_shares, select_path, straight_through
+from buddy_routing.selection import _soft_mix, action_shares, select_path, straight_through
 
 SIX = ActionSpace.skip_or_run(6)
 
@@ -101,9 +101,10 @@ def test_straight_through_with_small_ffns_has_the_value_of_the_path_and_a_soft_o
     paths = select_path(scores, torch.tensor([2300, 4100, 6000, 7900]), actions)
     shares = straight_through(scores, paths, actions)
     torch.testing.assert_close(shares, action_shares(paths), rtol=0, atol=1e-6)
-    # At the price at which the soft path costs what the hard one does, a small rise of all scores of a cost changes
-    # the former as the softmax says: the gradient of the cost with respect to the price is not zero.
+    hard = action_shares(paths)[:, 1:-1]
+    soft = _soft_mix(scores.unflatten(-1, (-1, 2)), hard, actions)
     costs = torch.tensor([1.0, 0.297])
+    torch.testing.assert_close((soft * costs).sum((-1, -2)), (hard * costs).sum((-1, -2)), rtol=1e-4, atol=1e-4)
     (shares[..., 1:-1, :] * costs).sum().backward()
     assert scores.grad is not None
     assert (scores.grad.abs().sum(-1) > 0).all()

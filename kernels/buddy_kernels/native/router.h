@@ -121,7 +121,6 @@ class PathChooser {
     // `sums` has the highest sum of the first i layers of which r run and s have it, at LANES + s; before it are -inf.
     void mix_best(const Router& router, const float* scored, int64_t left, int8_t* path) {
         const auto count = static_cast<int64_t>(free.size());
-        if (count == 0) return;
         const int64_t run_cost = cost_of(router, free[0], RUN), small_cost = cost_of(router, free[0], SMALL);
         if (left >= count * run_cost) {
             for (const int64_t layer : free) path[layer] = RUN;

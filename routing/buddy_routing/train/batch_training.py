@@ -1,5 +1,5 @@
-"""The training loop of routers and exits: packed batches, shared by the processes, with progress, resumed if it was
-interrupted."""
+"""The training loop of routers, exits and small FFNs: packed batches, shared by the processes, with progress, resumed
+if it was interrupted."""
 
 import random
 from collections.abc import Callable, Iterator
@@ -92,4 +92,6 @@ def train_on_batches(
         accelerator.log({"loss": loss.item(), "learning_rate": optimizer.param_groups[0]["lr"]}, step=step)
         if (step % CHECKPOINT_EVERY == 0 or step == num_steps) and accelerator.is_main_process:
             save_training_state(checkpoint, loss_module, [optimizer], step, run)
-    accelerator.end_training()
+    # Not the process group, which the next part of a training needs.
+    for tracker in accelerator.trackers:
+        tracker.finish()

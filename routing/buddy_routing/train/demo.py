@@ -66,8 +66,8 @@ def demo_config() -> LlamaConfig:
 
 def make_tokenizer(plan: DemoPlan, corpus: Corpus) -> TrainingTokenizer:
     directory = plan.work / "tokenizer"
-    if plan.start and not directory.exists():
-        directory.mkdir(parents=True)
+    if plan.start:
+        directory.mkdir(parents=True, exist_ok=True)
         copy_tokenizer(Path(plan.start) / "model", directory)
     if not (directory / "tokenizer_config.json").exists():
         rng = random.Random(plan.seed)
@@ -83,7 +83,8 @@ def packed_tokens(
 ) -> PackedTokens:
     """The token file of a stage, drawn once. A longer pretraining needs a longer file, which begins with the same
     tokens."""
-    path = plan.work / f"{stage}-{num_tokens}-{run_name(mixture, plan.seed)}.npz"
+    vocabulary = (plan.work / "tokenizer" / "tokenizer.json").read_text(encoding="utf-8")
+    path = plan.work / f"{stage}-{num_tokens}-{run_name(mixture, plan.seed, vocabulary)}.npz"
     if not path.exists():
         pack(corpus, mixture, tokenizer, num_tokens, plan.seed).save(path)
     return PackedTokens.load(path)
@@ -112,7 +113,8 @@ def make_base(plan: DemoPlan, device: torch.device) -> tuple[RoutedDecoder, Lear
     # Named after its starting point: tuning from another one is a different run.
     checkpoint = plan.work / f"{name}-{tune.num_steps}-{plan.routed_share:g}.safetensors"
     router = router or router_from_prior(model, data, plan.seed, device)
-    fit(model, data, tune, checkpoint, device, plan.seed + 1, compile_layers, router)
+    run = run_name(name, tune, plan.seed)
+    fit(model, data, tune, checkpoint, device, plan.seed + 1, compile_layers, router, run)
     if plan.start and plan.kept_share:
         before, router_before, _ = started(plan, device)
         keep(plan.kept_share, before, model)

@@ -45,7 +45,7 @@ class DemoPlan:
 def add_arguments(parser: ArgumentParser) -> None:
     meanings = {
         "start": "an earlier --out to tune further, in place of pretraining",
-        "kept_share": "the share of the weights in --start in the mean of those before and after",
+        "kept_share": "the share of --start's weights in the result",
     }
     add_plan(parser, DemoPlan, meanings, {})
 
@@ -56,8 +56,14 @@ def plan_from(parsed: Namespace) -> DemoPlan:
     missing = [name for name in TEXTS if not (plan.data / name).exists()]
     if missing:
         raise ValueError(f"--data {plan.data} does not hold the texts; missing: {', '.join(missing)}")
-    if plan.start and not (Path(plan.start) / "model").exists():
-        raise ValueError(f"--start {plan.start} does not hold a model/, as an earlier --out does")
+    if plan.start:
+        missing = [name for name in ("model", "router") if not (Path(plan.start) / name).exists()]
+        if missing:
+            raise ValueError(f"--start {plan.start} is no earlier --out; missing: {', '.join(missing)}")
+        if Path(plan.start).resolve() == plan.out.resolve():
+            raise ValueError(f"--out {plan.out} is --start, which it would overwrite")
+    elif plan.kept_share:
+        raise ValueError(f"--kept-share is {plan.kept_share}, and there is no --start of which to keep it")
     check_positive(plan, "pretrain_tokens", "tune_tokens", "predictor_batches", "batch_tokens", "learning_rate")
     if plan.router_steps < 0:
         raise ValueError(f"--router-steps is {plan.router_steps}, allowed is 0 or more")

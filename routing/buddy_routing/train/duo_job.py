@@ -44,3 +44,4 @@ def make_duo(model: str | None, data: Path, out: Path, plan: DuoPlan, device: to
         if plan.lora_rank:
             save_adapter(out / ADAPTER_DIR, loaded.model, plan.lora_rank, str(directory))
         tqdm.write(f"{steps} steps; the small FFNs and their router are in {out}", file=sys.stderr)
+    process.destroy_process_group()

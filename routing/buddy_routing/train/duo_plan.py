@@ -49,7 +49,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 def plan_from(parsed: Namespace) -> DuoPlan:
     """Raises ValueError naming a number out of range."""
     plan = read_plan(DuoPlan, parsed)
-    check_positive(plan, "epochs", "num_rows", "num_tokens", "learning_rate", "rank", "route_block")
+    check_positive(plan, "epochs", "num_rows", "num_tokens", "learning_rate", "divisor", "rank", "route_block")
     if plan.lora_rank < 0:
         raise ValueError(f"--lora-rank is {plan.lora_rank}, allowed is 0 or more")
     if not 0 < plan.random_share < 1:

@@ -47,7 +47,7 @@ class RandomMixes(nn.Module):
     def __init__(self, actions: ActionSpace, device: torch.device) -> None:
         super().__init__()
         costs = actions.costs[actions.free[0]]
-        # Between taking whichever action scores best and paying three times what a big FFN is worth for its cost.
+        # From equal scores for both FFNs to a big one worth three times as much per milli-layer.
         self._most = math.log(3 * costs[RUN] / costs[SMALL])
         self._count = len(actions.free)
         self.generator = torch.Generator(device)
@@ -72,8 +72,8 @@ def train_duo(
 ) -> tuple[DuoRouter, DuoConfig]:
     """Train in fp32; resumes from the two files in `checkpoints` if they exist. The same seed gives the same router.
 
-    `examples` gives the same ones at every call. As train_on_batches, and ValueError for small FFNs that the model
-    cannot have.
+    `examples` gives the same ones at every call. Raises what train_on_batches raises, and ValueError for small FFNs
+    that the model cannot have.
     """
     small_ffns = new_small_ffns(loaded.model, plan.divisor)
     torch.manual_seed(plan.seed)
@@ -86,7 +86,7 @@ def train_duo(
 
     def train(name: str, by: Router, num_steps: int) -> None:
         def inputs_of(batch: ExampleBatch, seed: int) -> tuple[object, ...]:
-            mixes.generator.manual_seed(seed)
+            mixes.generator.manual_seed(seed ^ 1)  # Not that of the budgets.
             # A model that stays as it is has nothing to learn at full depth.
             highest = model.spec.num_layers - (0 if plan.lora_rank else 1)
             return batch, cost_per_conversation(batch.begins, model.spec.actions, plan.lowest_budget, highest, seed)

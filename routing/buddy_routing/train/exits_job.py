@@ -43,3 +43,4 @@ def make_exits(
     if process.is_main_process:
         save_exits(out, exits, config, dtype)
         tqdm.write(f"{steps} steps; the exits are in {out}", file=sys.stderr)
+    process.destroy_process_group()

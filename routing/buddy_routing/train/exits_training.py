@@ -65,7 +65,7 @@ def train_exits(
 ) -> tuple[dict[int, Exit], ExitsConfig]:
     """Train exits in fp32; resumes from `checkpoint` if it exists. The same seed gives the same exits.
 
-    As train_on_batches, and ValueError for exits that the model cannot have.
+    Raises what train_on_batches raises, and ValueError for exits that the model cannot have.
     """
     exits = new_exits(loaded.model, plan.exits)
     train_on_batches(

@@ -58,15 +58,17 @@ def fit(
     seed: int,
     compile_layers: bool,
     router: LearnedRouter | None = None,
+    run: str = "",
 ) -> None:
     """Train `model` in place, together with `router` if given, resuming from `checkpoint`, which contains both.
 
-    Ctrl-C loses at most `CHECKPOINT_EVERY` steps.
+    Ctrl-C loses at most `CHECKPOINT_EVERY` steps. Raises OtherTrainingError for a checkpoint of another `run`, if that
+    is given.
     """
     trained: nn.Module = model if router is None else nn.ModuleDict({"base": model, "router": router})
     trained.to(device).train()
     optimizers = make_optimizers(trained, plan)
-    step = load_training_state(checkpoint, trained, optimizers)
+    step = load_training_state(checkpoint, trained, optimizers, run)
     if compile_layers:
         # Per layer, not the whole model: dropped layers then cost nothing and never trigger a recompilation.
         for layer in model.blocks:
@@ -101,7 +103,7 @@ def fit(
         bar.set_postfix(step=step, loss=f"{mean_loss:.3f}", refresh=False)
         bar.update(plan.batch_size * plan.num_tokens)
         if step % CHECKPOINT_EVERY == 0 or step == plan.num_steps:
-            save_training_state(checkpoint, trained, optimizers, step)
+            save_training_state(checkpoint, trained, optimizers, step, run)
     bar.close()
     for layer in model.blocks:
         layer.__dict__.pop("dense", None)

@@ -43,10 +43,10 @@ def cost_per_conversation(
     begins: Tensor, actions: ActionSpace, lowest_budget: float, most_layers: int, seed: int
 ) -> Tensor:
     """[B, T] int64: milli-layers of a token, the same for all tokens of a conversation: whole layers, uniform between
-    what `lowest_budget` pays for and `most_layers`."""
+    what `lowest_budget` pays for, if it is less, and `most_layers`."""
     conversation = begins.cumsum(1)  # [B, T]
     generator = torch.Generator().manual_seed(seed)
     shape = (len(begins), int(conversation.max()) + 1)
     lowest = actions.max_cost(max(lowest_budget, actions.smallest_budget)) // MILLI_LAYERS
-    layers = torch.randint(lowest, most_layers + 1, shape, generator=generator)
+    layers = torch.randint(min(lowest, most_layers), most_layers + 1, shape, generator=generator)
     return MILLI_LAYERS * layers.to(begins.device).gather(1, conversation)

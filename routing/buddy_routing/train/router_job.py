@@ -62,6 +62,7 @@ def make_router(
         if plan.lora_rank:
             save_adapter(out / ADAPTER_DIR, loaded.model, plan.lora_rank, str(directory))
         tqdm.write(f"{steps} steps; the router is in {out}", file=sys.stderr)
+    process.destroy_process_group()
 
 
 def make_predictor(

@@ -82,7 +82,7 @@ def _contenders(plan: EngineBenchPlan, dtype: str, work: Path) -> list[Contender
         leaving = OurEngine.load(directory, None, dtype, DTYPES[dtype], most, exits=plan.exits)
         leaving = replace(leaving, engine="buddy, exits")
         contenders += [replace(leaving, budgets=(budget,)) for budget in plan.budgets if budget < 1]
-    if plan.small_ffns:
+    if plan.small_ffns is not None:
         mixing = OurEngine.load(directory, None, dtype, DTYPES[dtype], most, small_ffns=plan.small_ffns)
         mixing = replace(mixing, engine="buddy, small FFNs")
         contenders += [replace(mixing, budgets=(budget,)) for budget in plan.budgets if budget < 1]

@@ -59,7 +59,7 @@ class OurEngine:
             routing = Routing(
                 ExitRouter({number: exit_.to(served.dtype) for number, exit_ in made.items()}, "untrained")
             )
-        elif small_ffns:
+        elif small_ffns is not None:
             routing = Routing(random_duo(served, small_ffns))
         else:
             routing = make_routing(router, served) if router else Routing(random_router(spec))
@@ -88,8 +88,9 @@ class OurEngine:
             for request_id, event in engine.step().events:
                 if isinstance(event, TokenEvent):
                     most = costs[int(request_id) % len(costs)]
-                    # What is left of a budget may not pay for another small FFN.
-                    assert 0 <= most - actions.path_costs[event.path] < min(filter(None, actions.costs[1]))
+                    # With small FFNs, what is left of a budget may not pay for a big one.
+                    most_left = MILLI_LAYERS if actions.num_actions > 2 else 1
+                    assert 0 <= most - actions.path_costs[event.path] < most_left
                     paths[int(request_id)].append(event.path)
                     num_decoded += bool(prefilled)
                     first_tokens.setdefault(request_id, event.token_id)
@@ -141,12 +142,16 @@ class OurEngine:
         """Bytes of the weight matrices, each counted once."""
         _, layer, head = self._num_weights
         num_heads = 1 if self.spec.tie_embeddings else 2
-        return (self.spec.num_layers * layer + num_heads * head) * WEIGHT_BYTES[self.dtype]
+        actions = self.built.info.actions
+        small = 0
+        if actions.num_actions > 2:
+            small = 3 * self.spec.small_ffn_size * self.spec.hidden_size * len(actions.free)
+        return (actions.num_columns * layer + small + num_heads * head) * WEIGHT_BYTES[self.dtype]
 
     @property
     def kv_cache_bytes(self) -> int:
         # With int8 weights, K/V keep the dtype from which the weights were quantized.
-        token = 2 * self.spec.num_layers * self.spec.kv_dim * max(2, WEIGHT_BYTES[self.dtype])
+        token = 2 * self.built.info.actions.num_columns * self.spec.kv_dim * max(2, WEIGHT_BYTES[self.dtype])
         return self.built.info.kv_capacity_tokens * token
 
     @property

@@ -125,4 +125,6 @@ def run(parsed: Namespace) -> None:
     print("\n\n".join(filter(None, (markdown_table(rows), equal_depth_table(rows)))))
     if parsed.report:
         write_report(parsed.report, rows)
-        write_difficulties(parsed.report, token_difficulties(served, tokenizer, plan))
+        if parsed.dtype != "int8":
+            # They are rated in plain torch, which would be another model.
+            write_difficulties(parsed.report, token_difficulties(served, tokenizer, plan))

@@ -32,8 +32,8 @@ MOST_NATS = 4.0
 
 @dataclass(frozen=True, slots=True)
 class RatedToken:
-    """A token of a reference answer. `nats` are its losses at the `budgets`, in their order; `difficulty` is the loss
-    at the smallest budget less the lowest of all of them, in nats."""
+    """A token of the reference answer to the `question`-th of those that are rated. `nats` are its losses at the
+    `budgets`, in their order; `difficulty` is the loss at the smallest budget less the lowest of all of them."""
 
     method: str
     question: int
@@ -93,7 +93,8 @@ def _page(rated: Sequence[RatedToken]) -> str:
     lowest = rated[0].budgets[0]
     parts = [
         "<!doctype html><meta charset=utf-8><title>Token difficulty</title>",
-        "<style>body{font:16px/1.8 sans-serif;max-width:50em;margin:2em auto}span{border-radius:3px}</style>",
+        "<style>body{font:16px/1.8 sans-serif;max-width:50em;margin:2em auto}",
+        "span{border-radius:3px;white-space:pre-wrap}</style>",
         "<h1>Token difficulty</h1>",
         f"<p>The redder a token of a reference answer, the more loss it has at budget {lowest:g} that a larger budget "
         f"saves: full colour from {MOST_NATS:g} nats.</p>",
@@ -104,10 +105,10 @@ def _page(rated: Sequence[RatedToken]) -> str:
             parts.append(f"<h2>{html.escape(token.method)}</h2>")
         if before is None or (before.method, before.question) != (token.method, token.question):
             parts.append("<p>")
-        strength = min(1.0, max(0.0, token.difficulty / MOST_NATS))
+        strength = min(1.0, token.difficulty / MOST_NATS)
         losses = ", ".join(f"{budget:g}: {nats:.2f}" for budget, nats in zip(token.budgets, token.nats, strict=True))
         parts.append(
             f'<span style="background:rgba(220,40,20,{strength:.2f})" title="nats at {losses}">'
             f"{html.escape(token.token)}</span>"
         )
-    return "\n".join(parts[:4]) + "".join(parts[4:]) + "\n"
+    return "\n".join(parts[:5]) + "".join(parts[5:]) + "\n"

@@ -80,8 +80,10 @@ def evaluate(served: ServedModel, tokenizer: ChatTokenizer, plan: EvalPlan) -> I
     _check_measured(plan, drawn)
     # What these raise, they raise before anything is measured.
     for method in plan.methods:
-        if method.startswith("auto"):
+        if method.startswith(("auto", "exits", "duo", "router:")):
             source.routing(method, 0)
+        elif method == "bound:duo":
+            source.routing("duo", 0)
     if "exits" in plan.methods:
         actions = assemble(served, source.routing("exits", 0), SETTINGS).info.actions
         for asked in plan.budgets:

@@ -167,6 +167,8 @@ def _plot_curves(axes: "Axes", summaries: Sequence[Summary], x_name: str) -> Non
     for number, method in enumerate(dict.fromkeys(s.method for s in summaries if s.method != "full")):
         is_chosen = method.startswith("auto")
         points = [s for s in summaries if s.method == method and getattr(s, x_name) is not None]
+        if not points:
+            continue
         # Every fixed curve ends at full depth, where all methods are equal.
         points = sorted([*points, *([] if is_chosen else full)], key=lambda s: getattr(s, x_name))
         axes.errorbar(

@@ -78,7 +78,9 @@ def path_costs(paths: Tensor, actions: ActionSpace) -> Tensor:
 
 def _one_cheaper(paths: Tensor, actions: ActionSpace) -> Tensor:
     """[E, C, L]: paths [E, L] with each free layer in turn made cheaper, where it runs."""
-    cheaper = torch.tensor([SKIP, SKIP if actions.num_actions == 2 else SMALL, SKIP], dtype=torch.int8)
+    cheaper = torch.tensor(
+        [SKIP, SKIP if actions.num_actions == 2 else SMALL, SKIP], dtype=torch.int8, device=paths.device
+    )
     children = []
     for layer in actions.free:
         child = paths.clone()
