@@ -25,9 +25,7 @@ class Launch:
     num_stages: int
 
     def run(self) -> None:
-        self.kernel[self.grid](
-            *self.tensors, **self.constants, num_warps=self.num_warps, num_stages=self.num_stages
-        )
+        self.kernel[self.grid](*self.tensors, **self.constants, num_warps=self.num_warps, num_stages=self.num_stages)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +50,12 @@ def recorded(capability: Capability) -> Iterator[list[Launch]]:
 
 
 def launch(
-    kernel: Any, grid: tuple[int, ...], *tensors: Tensor | None, num_warps: int = 4, num_stages: int = 1, **constants: Any
+    kernel: Any,
+    grid: tuple[int, ...],
+    *tensors: Tensor | None,
+    num_warps: int = 4,
+    num_stages: int = 1,
+    **constants: Any,
 ) -> None:
     made = Launch(kernel, grid, tensors, constants, num_warps, num_stages)
     recording = _recording.get()

@@ -20,8 +20,8 @@ _BLOCK_TOKENS = 1024
 @dataclass(frozen=True, slots=True)
 class LogitAdjustments:
     """By lane, since they stay with a sequence: `presence` and `frequency` [lanes] fp64, `counts` [lanes, V] int32 of
-    the tokens that the answer has, `bias` [lanes, V] fp32. By row: `allowed` [N, V / 8 rounded up] uint8, a bit for each
-    token, the lowest of the first byte first; None allows all."""
+    the tokens that the answer has, `bias` [lanes, V] fp32. By row: `allowed` [N, V / 8 rounded up] uint8, a bit for
+    each token, the lowest of the first byte first; None allows all."""
 
     presence: Tensor
     frequency: Tensor

@@ -96,7 +96,9 @@ def step_launches(model: ModelShape, num_rows: int, capability: Capability) -> l
         for num_actions in (2, 3):
             _routing(model, num_rows, num_actions)
         _sampling(model, num_rows)
-    distinct = {(launch.kernel, *launch.constants.items(), *map(_pointer, launch.tensors)): launch for launch in launches}
+    distinct = {
+        (launch.kernel, *launch.constants.items(), *map(_pointer, launch.tensors)): launch for launch in launches
+    }
     return list(distinct.values())
 
 

@@ -70,7 +70,7 @@ def _choose_paths_kernel(
 def _summed(scores, is_free, leader, live, num_live, aligned, NUM_SCORES: tl.constexpr):
     """The scores of all rows that share the leader's path, added in their order."""
     total = tl.where(is_free, 0.0, 0.0)
-    for place in range(0, num_live):
+    for place in range(num_live):
         row = tl.load(live + place).to(tl.int64)
         if tl.load(aligned + row) == leader:
             total += tl.load(scores + row * NUM_SCORES, mask=is_free, other=0.0)
@@ -82,7 +82,7 @@ def _best_layers(score, extra, left, is_free, BLOCK: tl.constexpr):
     """The free layers by falling score, of equals the lower first, each that still fits."""
     layer = tl.arange(0, BLOCK)
     runs = layer < 0
-    for _ in range(0, BLOCK):
+    for _ in range(BLOCK):
         fits = is_free & (runs == 0) & (extra <= left)
         best = tl.argmax(tl.where(fits, score, float("-inf")), 0, tie_break_left=True)
         taken = fits & (layer == best)
@@ -105,7 +105,7 @@ def _best_mix(score_of_run, score_of_small, run_cost, small_cost, left, is_free,
     one_small_less = tl.maximum(smalls - 1, 0) + runs * 0
     cell = runs * BLOCK + smalls
     best = tl.where(cell == 0, 0.0, float("-inf"))
-    for index in range(0, BLOCK):
+    for index in range(BLOCK):
         here = is_free & (layer == index)
         if tl.sum(here.to(tl.int32), 0) == 1:
             run = tl.sum(tl.where(here, score_of_run, 0.0), 0)
@@ -123,7 +123,7 @@ def _best_mix(score_of_run, score_of_small, run_cost, small_cost, left, is_free,
     at = tl.min(tl.min(tl.where(paid == most, cell, BLOCK * BLOCK), 1), 0)
     tl.debug_barrier()  # What follows reads what other threads have stored.
     chosen = layer * 0
-    for back in range(0, BLOCK):
+    for back in range(BLOCK):
         index = BLOCK - 1 - back
         here = is_free & (layer == index)
         if tl.sum(here.to(tl.int32), 0) == 1:

@@ -81,7 +81,14 @@ def fill_layer_lists_reference(paths: Tensor, live: RowList, lists: LayerLists) 
 
 @triton.jit
 def _layer_lists_kernel(
-    paths, live, live_count, indices, counts, NUM_ROWS: tl.constexpr, NUM_COLUMNS: tl.constexpr, BLOCK_ROWS: tl.constexpr
+    paths,
+    live,
+    live_count,
+    indices,
+    counts,
+    NUM_ROWS: tl.constexpr,
+    NUM_COLUMNS: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
 ):
     column, kind = tl.program_id(0), tl.program_id(1)
     place = tl.arange(0, BLOCK_ROWS)

@@ -26,7 +26,7 @@ _LOWEST, _HIGHEST = tl.constexpr(-(2**63)), tl.constexpr(2**63 - 1)
 
 @dataclass(frozen=True, slots=True)
 class SamplingRows:
-    """`Sampling` of every row on the device: [N] each, fp64 but for `top_k`, which is int64. `uniform` is from [0, 1)."""
+    """`Sampling` of every row on the device, [N] each: fp64, but `top_k` int64. `uniform` is from [0, 1)."""
 
     temperature: Tensor
     top_k: Tensor
@@ -154,10 +154,7 @@ def _first_beyond(
     while reached + 1 < too_early:
         middle = (reached >> 1) + (too_early >> 1) + (reached & too_early & 1)
         total, last, next_one = _summed(logits, most, temperature, floor, min_p, middle, COUNTS, VOCAB, BLOCK)
-        if OR_EQUAL:
-            is_reached = total >= target
-        else:
-            is_reached = total > target
+        is_reached = total >= target if OR_EQUAL else total > target
         reached = tl.where(is_reached, last, reached)
         too_early = tl.where(is_reached, too_early, next_one + 1)
     return reached

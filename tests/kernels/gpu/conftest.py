@@ -8,8 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-# Before Triton is imported, which the modules of kernels do.
-os.environ.setdefault("TRITON_INTERPRET", "1")
 INTERPRETED = os.environ["TRITON_INTERPRET"] == "1"
 
 collect_ignore_glob = [] if find_spec("triton") else ["test_*.py"]
@@ -21,12 +19,13 @@ def device() -> torch.device:
 
 
 @pytest.fixture(autouse=INTERPRETED)
-def bf16_as_on_a_card(monkeypatch):
-    """Triton 3.7's interpreter cuts numbers off to bf16 where a card rounds, and multiplies their bits as integers."""
+def arithmetic_of_a_card(monkeypatch):
+    """Triton 3.7's interpreter cuts numbers off to bf16 where a card rounds, and multiplies their bits as integers; and
+    its products are numpy's, whose sums follow the number of columns."""
     import triton.language as tl
     from triton.runtime import interpreter
 
-    convert, bf16_dot = interpreter._convert_float, interpreter.InterpreterBuilder.create_dot
+    convert = interpreter._convert_float
 
     def converted(data, from_type, to_type, rounding):
         if (from_type, to_type) == (tl.float32, tl.bfloat16):
@@ -38,8 +37,8 @@ def bf16_as_on_a_card(monkeypatch):
         return convert(data, from_type, to_type, rounding)
 
     def dot(self, a, b, d, input_precision, max_num_imprecise_acc):
-        a, b = (self.cast_impl(x, tl.float32) if x.dtype.scalar == tl.bfloat16 else x for x in (a, b))
-        return bf16_dot(self, a, b, d, input_precision, max_num_imprecise_acc)
+        a, b = (self.cast_impl(x, tl.float32).data.astype(np.float64) for x in (a, b))
+        return interpreter.TensorHandle((a @ b + d.data).astype(np.float32), tl.float32)
 
     monkeypatch.setattr(interpreter, "_convert_float", converted)
     monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", dot)
