@@ -12,11 +12,13 @@ from buddy_kernels.gpu.launch import Capability, capability_of
 
 @dataclass(frozen=True, slots=True)
 class ProductBlocks:
-    """A program's part of the weights: so many outputs, and at once so many bytes of each one's inputs.
+    """A program's part of the weights: so many outputs, and at once so many bytes of each one's inputs. Half as many
+    outputs, where there would be fewer programs than the card has `processors`.
 
-    `outputs` stays under 64: above, Triton takes instructions whose shape follows the batch (wgmma, tcgen05).
+    `outputs` stays under 64: from there on Triton takes instructions whose shape follows the batch (wgmma, tcgen05).
     """
 
+    processors: int
     outputs: int
     input_bytes: int
     num_warps: int
@@ -40,11 +42,11 @@ class Blocks:
     attention: AttentionBlocks
 
 
-DEFAULT = Blocks(ProductBlocks(32, 256, 4, 3), AttentionBlocks(64, 32, 4, 4, 2))
+DEFAULT = Blocks(ProductBlocks(100, 32, 256, 4, 3), AttentionBlocks(64, 16, 4, 4, 2))
 BY_CAPABILITY: dict[Capability, Blocks] = {
-    (8, 0): Blocks(ProductBlocks(32, 256, 4, 4), AttentionBlocks(64, 32, 4, 4, 3)),
-    (9, 0): Blocks(ProductBlocks(32, 256, 4, 5), AttentionBlocks(64, 32, 4, 4, 3)),
-    (10, 0): Blocks(ProductBlocks(32, 256, 4, 6), AttentionBlocks(64, 32, 4, 4, 3)),
+    (8, 0): Blocks(ProductBlocks(108, 32, 256, 4, 4), AttentionBlocks(64, 32, 4, 4, 3)),
+    (9, 0): Blocks(ProductBlocks(132, 32, 256, 4, 5), AttentionBlocks(64, 32, 4, 4, 3)),
+    (10, 0): Blocks(ProductBlocks(148, 32, 256, 4, 6), AttentionBlocks(64, 32, 4, 4, 3)),
 }
 
 

@@ -107,8 +107,7 @@ def score_layers(
 ) -> None:
     """Count each live row's V in its lane's running sums, unless it is counted already, and score the layers.
 
-    The sums are fp64, as the reference's, and one addition a step, so that both have the same bits, and so has the mean:
-    whatever way the tokens were split into steps, and on which of the two they ran.
+    The sums are fp64 and take one addition a token, as the reference's: both have the same bits, and so has the mean.
 
     Args:
         first_v: [N, F] contiguous, the first layer's V of each row.

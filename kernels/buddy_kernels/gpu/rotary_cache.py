@@ -1,6 +1,7 @@
 """Rotation of a step's queries and keys, and the writing of its keys and values into the paged cache of one layer."""
 
-# N rows, Hq query heads, Hkv key/value heads, Dh head dim, P blocks in the pool, K slots per block, T block table columns
+# N rows, Hq query heads, Hkv key/value heads, Dh head dim, P blocks in the pool, K slots per block,
+# T block table columns
 
 import torch
 import triton

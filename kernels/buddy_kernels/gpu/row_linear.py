@@ -1,10 +1,10 @@
 """Products of the rows on a list with weights that are read once, and not at all when the list is empty.
 
-A row's bits depend neither on the other rows nor on how many there may be: inputs are summed from the first to the last
-by one program, in fp32, and outputs come in blocks so small that every batch size is computed by the same instruction,
-mma.sync.m16n8k16, with outputs for m and rows for n. What that costs: the sum over inputs is never split among programs,
-so a matrix of few outputs (the K/V projections of small models) keeps few programs busy; and a batch of one multiplies
-by 15 columns of zeros, for which the tensor cores have the time.
+A row's bits depend neither on the other rows nor on how many there may be: one program sums an output from the first
+input to the last, in fp32, and outputs come in blocks so small that every batch size is computed by the same
+instruction, mma.sync.m16n8k16, with outputs for m and rows for n. What that costs: a sum over inputs is never split
+among programs, so that a matrix of few outputs (K/V projections of small models) keeps few of the card's processors
+busy; and a batch of one multiplies by 15 columns of zeros, for which the tensor cores have the time.
 """
 
 # N rows, I input width, O output width, F feed-forward dim
@@ -185,9 +185,12 @@ def _launch_linear(x: Tensor, weight: Tensor, bias: Tensor | None, rows: RowList
     _check_product(x, weight, rows, out)
     _check_bias("bias", bias, outputs)
     blocks = blocks_for(x.device).product
+    block_outputs = blocks.outputs
+    if triton.cdiv(outputs, block_outputs) < blocks.processors:
+        block_outputs //= 2
     launch(
         _row_linear_kernel,
-        (triton.cdiv(outputs, blocks.outputs),),
+        (triton.cdiv(outputs, block_outputs),),
         x,
         weight,
         bias,
@@ -199,7 +202,7 @@ def _launch_linear(x: Tensor, weight: Tensor, bias: Tensor | None, rows: RowList
         ADDS=adds,
         BLOCK_ROWS=_block_rows(rows),
         BLOCK_INPUTS=blocks.input_bytes // x.element_size(),
-        BLOCK_OUTPUTS=blocks.outputs,
+        BLOCK_OUTPUTS=block_outputs,
         num_warps=blocks.num_warps,
         num_stages=blocks.num_stages,
     )
