@@ -5,6 +5,9 @@ input to the last, in fp32, and outputs come in blocks so small that every batch
 instruction, mma.sync.m16n8k16, with outputs for m and rows for n. What that costs: a sum over inputs is never split
 among programs, so that a matrix of few outputs (K/V projections of small models) keeps few of the card's processors
 busy; and a batch of one multiplies by 15 columns of zeros, for which the tensor cores have the time.
+
+Without rows the loop over inputs ends before it begins. Its length hangs on the list so that the compiler does not know
+it, which would unroll the loop and run out of registers.
 """
 
 # N rows, I input width, O output width, F feed-forward dim
@@ -63,14 +66,13 @@ def _row_linear_kernel(
     BLOCK_OUTPUTS: tl.constexpr,
 ):
     num_listed = tl.load(count)
-    if num_listed == 0:
-        return
+    inputs = tl.minimum(num_listed * INPUTS, INPUTS)
     output = tl.program_id(0) * BLOCK_OUTPUTS + tl.arange(0, BLOCK_OUTPUTS)
     place = tl.arange(0, BLOCK_ROWS)
     is_listed = place < num_listed
     row = tl.load(rows + place, mask=is_listed, other=0).to(tl.int64)
     product = tl.zeros((BLOCK_OUTPUTS, BLOCK_ROWS), tl.float32)
-    for start in range(0, INPUTS, BLOCK_INPUTS):
+    for start in range(0, inputs, BLOCK_INPUTS):
         some = _row_inputs(x, row, is_listed, start, INPUTS, BLOCK_INPUTS)
         weights = _weights(weight, output, start, INPUTS, OUTPUTS, BLOCK_INPUTS, BLOCK_OUTPUTS)
         product = tl.dot(weights, some, product, input_precision="ieee")
@@ -99,15 +101,14 @@ def _row_swiglu_kernel(
     BLOCK_OUTPUTS: tl.constexpr,
 ):
     num_listed = tl.load(count)
-    if num_listed == 0:
-        return
+    inputs = tl.minimum(num_listed * INPUTS, INPUTS)
     output = tl.program_id(0) * BLOCK_OUTPUTS + tl.arange(0, BLOCK_OUTPUTS)
     place = tl.arange(0, BLOCK_ROWS)
     is_listed = place < num_listed
     row = tl.load(rows + place, mask=is_listed, other=0).to(tl.int64)
     gates = tl.zeros((BLOCK_OUTPUTS, BLOCK_ROWS), tl.float32)
     ups = tl.zeros((BLOCK_OUTPUTS, BLOCK_ROWS), tl.float32)
-    for start in range(0, INPUTS, BLOCK_INPUTS):
+    for start in range(0, inputs, BLOCK_INPUTS):
         some = _row_inputs(x, row, is_listed, start, INPUTS, BLOCK_INPUTS)
         gate_weights = _weights(gate, output, start, INPUTS, OUTPUTS, BLOCK_INPUTS, BLOCK_OUTPUTS)
         up_weights = _weights(up, output, start, INPUTS, OUTPUTS, BLOCK_INPUTS, BLOCK_OUTPUTS)

@@ -62,7 +62,7 @@ each_space = pytest.mark.parametrize(
 
 
 @each_space
-@pytest.mark.parametrize("num_rows", [1, 21])
+@pytest.mark.parametrize("num_rows", [1, 9])
 def test_paths_are_those_of_select_path(space, num_rows, device):
     torch.manual_seed(num_rows)
     scores, max_costs = random_scores(space, num_rows, device), random_max_costs(space, num_rows, device)

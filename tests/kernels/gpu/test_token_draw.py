@@ -55,7 +55,7 @@ def logits_with_ties(num_rows, vocab, device):
     ],
     ids=str,
 )
-@pytest.mark.parametrize(("num_rows", "vocab"), [(3, 1), (9, 257), (5, 5000)])
+@pytest.mark.parametrize(("num_rows", "vocab"), [(3, 1), (5, 257), (3, 5000)])
 def test_tokens_are_those_of_the_reference(how, num_rows, vocab, device):
     torch.manual_seed(vocab)
     how = sampling(num_rows, device, **how)
@@ -65,8 +65,8 @@ def test_tokens_are_those_of_the_reference(how, num_rows, vocab, device):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
 def test_logits_may_be_of_the_model_s_dtype(dtype, device):
     torch.manual_seed(0)
-    how = sampling(9, device, top_p=0.9)
-    assert_same_tokens(logits_with_ties(9, 257, device).to(dtype), how, listed(range(9), 9, device))
+    how = sampling(3, device, top_p=0.9)
+    assert_same_tokens(logits_with_ties(3, 257, device).to(dtype), how, listed(range(3), 3, device))
 
 
 @pytest.mark.parametrize("uniform", [0.0, 1 - 2.0**-53])
