@@ -31,7 +31,7 @@ from buddy_kernels.gpu.row_linear import add_row_linear, row_linear, row_swiglu
 from buddy_kernels.gpu.row_lists import LayerLists, RowList, fill_layer_lists
 from buddy_kernels.gpu.row_norm import norm_rows
 from buddy_kernels.gpu.token_draw import SamplingRows, draw_tokens
-from buddy_kernels.routed_step import Projection, RouterWeights
+from buddy_kernels.step_weights import Projection, RouterWeights
 
 CAPABILITIES: tuple[Capability, ...] = ((8, 0), (9, 0), (10, 0))
 BATCH_SIZES = (1, 64)

@@ -11,8 +11,8 @@ from torch import Tensor
 from buddy_kernels.checks import check_dtype, check_shape
 from buddy_kernels.gpu.launch import launch
 from buddy_kernels.gpu.row_lists import RowList
-from buddy_kernels.routed_step import RouterWeights
 from buddy_kernels.step import PathAction
+from buddy_kernels.step_weights import RouterWeights
 
 _BLOCK_FEATURES = 128
 _CONTINUE = tl.constexpr(int(PathAction.CONTINUE))
