@@ -1,8 +1,8 @@
 """From logits to tokens, by the same draw as sampling.py: the same logits and number give the same token.
 
 Nothing is sorted. Tokens have an order, by falling logit and of equals the lower index first, in which a token is one
-64-bit integer; where a sum over the first tokens reaches a target is found by bisection, each step of which reads the
-row's logits once. Weights and their sums are fp64, as the reference's.
+64-bit integer. Those that may be kept are gathered once, with their weights; where a sum over the first of them reaches
+a target is found by bisection. Weights and their sums are fp64, as the reference's.
 """
 
 # N rows, V vocabulary
@@ -54,6 +54,8 @@ def _draw_tokens_kernel(
     rows,
     count,
     tokens,
+    kept_keys,
+    kept_weights,
     VOCAB: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -73,20 +75,24 @@ def _draw_tokens_kernel(
     if temperature > 0:
         most = tl.load(of_row + token).to(tl.float64)
         if (top_k > 0) | (min_p > 0) | (top_p < 1):
+            keys, weights = kept_keys + row * VOCAB, kept_weights + row * VOCAB
+            least, left = min_p, min_p * 0
+            if (top_k <= 0) & (top_p < 1):
+                left = _weight_of_all(of_row, most, temperature, min_p, VOCAB, BLOCK)
+                # Tokens that weigh less than this are together less than what top_p leaves out.
+                least = tl.maximum(min_p, (1 - top_p) * left / VOCAB)
+            num_kept = _gather(of_row, most, temperature, least, keys, weights, VOCAB, BLOCK)
+            tl.debug_barrier()  # What follows reads what other threads have stored.
             floor = tl.full((), _LOWEST, tl.int64)
             if top_k > 0:
-                wanted = (top_k - 1).to(tl.float64)
-                floor = _first_beyond(of_row, most, temperature, floor, 0.0, best, wanted, True, False, VOCAB, BLOCK)
+                before_last = (top_k - 1).to(tl.float64)
+                floor = _first_beyond(keys, weights, num_kept, floor, best, before_last, True, False, BLOCK)
+                left, _, _ = _summed(keys, weights, num_kept, floor, floor, False, BLOCK)
             if top_p < 1:
-                left, _, _ = _summed(of_row, most, temperature, floor, min_p, floor, False, VOCAB, BLOCK)
-                floor = _first_beyond(
-                    of_row, most, temperature, floor, min_p, best, top_p * left, False, True, VOCAB, BLOCK
-                )
-            kept, _, _ = _summed(of_row, most, temperature, floor, min_p, floor, False, VOCAB, BLOCK)
+                floor = _first_beyond(keys, weights, num_kept, floor, best, top_p * left, False, True, BLOCK)
+            kept, _, _ = _summed(keys, weights, num_kept, floor, floor, False, BLOCK)
             drawn = uniform * kept
-            token = _token(
-                _first_beyond(of_row, most, temperature, floor, min_p, best, drawn, False, False, VOCAB, BLOCK)
-            )
+            token = _token(_first_beyond(keys, weights, num_kept, floor, best, drawn, False, False, BLOCK))
         else:
             token = _drawn_of_all(of_row, most, temperature, uniform, VOCAB, BLOCK)
     tl.store(tokens + row, token.to(tl.int64))
@@ -113,47 +119,69 @@ def _weights(logits, index, most, temperature, VOCAB: tl.constexpr):
 
 
 @triton.jit
-def _summed(
-    logits, most, temperature, floor, min_p, threshold, COUNTS: tl.constexpr, VOCAB: tl.constexpr, BLOCK: tl.constexpr
-):
-    """Of the tokens kept, those down to `floor` that weigh `min_p` or more and anything at all: the sum of the weights,
-    or the number, of those down to `threshold`; the last of these; the first after them."""
+def _weight_of_all(logits, most, temperature, least, VOCAB: tl.constexpr, BLOCK: tl.constexpr):
+    """Of the tokens that weigh `least` or more."""
     total = tl.full((), 0.0, tl.float64)
-    last = tl.full((), _HIGHEST, tl.int64)
-    next_one = tl.full((), _LOWEST, tl.int64)
+    for start in range(0, VOCAB, BLOCK):
+        _, weight = _weights(logits, start + tl.arange(0, BLOCK), most, temperature, VOCAB)
+        total += tl.sum(tl.where(weight >= least, weight, 0.0), 0)
+    return total
+
+
+@triton.jit
+def _gather(logits, most, temperature, least, keys, weights, VOCAB: tl.constexpr, BLOCK: tl.constexpr):
+    """Store the tokens that weigh `least` or more, and anything at all: their places in the order and their weights.
+    Returns how many they are."""
+    num_kept = tl.full((), 0, tl.int32)
     for start in range(0, VOCAB, BLOCK):
         index = start + tl.arange(0, BLOCK)
         logit, weight = _weights(logits, index, most, temperature, VOCAB)
-        token = _in_order(logit, index)
-        kept = (token >= floor) & (weight >= min_p) & (weight > 0)
-        within = kept & (token >= threshold)
+        is_kept = (weight >= least) & (weight > 0)
+        into = num_kept + tl.cumsum(is_kept.to(tl.int32), 0) - 1
+        tl.store(keys + into, _in_order(logit, index), mask=is_kept)
+        tl.store(weights + into, weight, mask=is_kept)
+        num_kept += tl.sum(is_kept.to(tl.int32), 0)
+    return num_kept
+
+
+@triton.jit
+def _summed(keys, weights, num_kept, floor, threshold, COUNTS: tl.constexpr, BLOCK: tl.constexpr):
+    """Of the tokens down to `floor`: the sum of the weights, or the number, of those down to `threshold`; the last of
+    these; the first after them."""
+    total = tl.full((), 0.0, tl.float64)
+    last = tl.full((), _HIGHEST, tl.int64)
+    next_one = tl.full((), _LOWEST, tl.int64)
+    for start in range(0, num_kept, BLOCK):
+        place = start + tl.arange(0, BLOCK)
+        key = tl.load(keys + place, mask=place < num_kept, other=_LOWEST)
+        weight = tl.load(weights + place, mask=place < num_kept, other=0.0)
+        is_kept = (place < num_kept) & (key >= floor)
+        within = is_kept & (key >= threshold)
         total += tl.sum(tl.where(within, 1.0 if COUNTS else weight, 0.0).to(tl.float64), 0)
-        last = tl.minimum(last, tl.min(tl.where(within, token, _HIGHEST), 0))
-        next_one = tl.maximum(next_one, tl.max(tl.where(kept & (token < threshold), token, _LOWEST), 0))
+        last = tl.minimum(last, tl.min(tl.where(within, key, _HIGHEST), 0))
+        next_one = tl.maximum(next_one, tl.max(tl.where(is_kept & (key < threshold), key, _LOWEST), 0))
     return total, last, next_one
 
 
 @triton.jit
 def _first_beyond(
-    logits,
-    most,
-    temperature,
+    keys,
+    weights,
+    num_kept,
     floor,
-    min_p,
     best,
     target,
     COUNTS: tl.constexpr,
     OR_EQUAL: tl.constexpr,
-    VOCAB: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """The first kept token with which the sum over those up to it is beyond `target`, or equal; else the last kept."""
-    _, reached, _ = _summed(logits, most, temperature, floor, min_p, floor, COUNTS, VOCAB, BLOCK)
+    """The first token with which the sum over those up to it is beyond `target`, or equal; else the last to `floor`."""
+    _, reached, _ = _summed(keys, weights, num_kept, floor, floor, COUNTS, BLOCK)
     # Between a token that is far enough and one past the last that is not.
     too_early = best + 1
     while reached + 1 < too_early:
         middle = (reached >> 1) + (too_early >> 1) + (reached & too_early & 1)
-        total, last, next_one = _summed(logits, most, temperature, floor, min_p, middle, COUNTS, VOCAB, BLOCK)
+        total, last, next_one = _summed(keys, weights, num_kept, floor, middle, COUNTS, BLOCK)
         is_reached = total >= target if OR_EQUAL else total > target
         reached = tl.where(is_reached, last, reached)
         too_early = tl.where(is_reached, too_early, next_one + 1)
@@ -163,11 +191,7 @@ def _first_beyond(
 @triton.jit
 def _drawn_of_all(logits, most, temperature, uniform, VOCAB: tl.constexpr, BLOCK: tl.constexpr):
     """Nothing is cut off: tokens in the order of their indices."""
-    total = tl.full((), 0.0, tl.float64)
-    for start in range(0, VOCAB, BLOCK):
-        _, weight = _weights(logits, start + tl.arange(0, BLOCK), most, temperature, VOCAB)
-        total += tl.sum(weight, 0)
-    target = uniform * total
+    target = uniform * _weight_of_all(logits, most, temperature, 0.0, VOCAB, BLOCK)
     passed = tl.full((), 0.0, tl.float64)
     before = tl.full((), 0.0, tl.float64)
     found = tl.full((), 0, tl.int32)
@@ -188,7 +212,7 @@ def _drawn_of_all(logits, most, temperature, uniform, VOCAB: tl.constexpr, BLOCK
 
 
 def draw_tokens(logits: Tensor, how: SamplingRows, rows: RowList, tokens: Tensor) -> None:
-    """The next token of each listed row.
+    """The next token of each listed row. Takes 16 bytes of memory for each logit.
 
     Args:
         logits: [N, V] contiguous, any float dtype; at least one of each row is finite.
@@ -219,6 +243,8 @@ def draw_tokens(logits: Tensor, how: SamplingRows, rows: RowList, tokens: Tensor
         rows.indices,
         rows.count,
         tokens,
+        torch.empty(num_rows, vocab, dtype=torch.int64, device=logits.device),
+        torch.empty(num_rows, vocab, dtype=torch.float64, device=logits.device),
         VOCAB=vocab,
         BLOCK=min(_BLOCK_TOKENS, triton.next_power_of_2(vocab)),
         num_warps=16,

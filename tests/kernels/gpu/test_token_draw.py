@@ -62,6 +62,13 @@ def test_tokens_are_those_of_the_reference(how, num_rows, vocab, device):
     assert_same_tokens(logits_with_ties(num_rows, vocab, device), how, every_other(num_rows, device))
 
 
+@pytest.mark.parametrize("top_p", [0.0, 1e-3, 0.5, 0.999])
+def test_of_equal_tokens_the_first_are_kept(top_p, device):
+    torch.manual_seed(0)
+    how = sampling(2, device, top_p=top_p)
+    assert_same_tokens(torch.zeros(2, 257, device=device), how, listed(range(2), 2, device))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
 def test_logits_may_be_of_the_model_s_dtype(dtype, device):
     torch.manual_seed(0)
