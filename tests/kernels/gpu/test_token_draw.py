@@ -63,10 +63,11 @@ def test_tokens_are_those_of_the_reference(how, num_rows, vocab, device):
 
 
 @pytest.mark.parametrize("top_p", [0.0, 1e-3, 0.5, 0.999])
-def test_of_equal_tokens_the_first_are_kept(top_p, device):
+@pytest.mark.parametrize("vocab", [4, 257])
+def test_of_equal_tokens_the_first_are_kept(top_p, vocab, device):
     torch.manual_seed(0)
-    how = sampling(2, device, top_p=top_p)
-    assert_same_tokens(torch.zeros(2, 257, device=device), how, listed(range(2), 2, device))
+    how = sampling(8, device, top_p=top_p)
+    assert_same_tokens(torch.zeros(8, vocab, device=device), how, listed(range(8), 8, device))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
