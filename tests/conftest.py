@@ -2,6 +2,8 @@ import os
 
 # Tensors here are tiny: threads would only wait for one another. Before torch is imported, for child processes too.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Kernels run on CPU tensors (kernels/gpu). Before Triton is imported, which transformers does.
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 def pytest_configure() -> None:

@@ -1,0 +1,251 @@
+"""Attention of the rows on a list, one token of each sequence, over the paged cache of one layer.
+
+A long context is read by several programs, whose parts a second kernel puts together. How it is split follows from the
+row's own position alone, so that its bits do not depend on the batch.
+"""
+
+# N rows, Hq query heads, Hkv key/value heads, G = Hq / Hkv, Dh head dim, P blocks in the pool, K slots per block,
+# T block table columns, S splits of a context
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from buddy_kernels.attention import paged_attention_reference
+from buddy_kernels.checks import check_dtype, check_shape
+from buddy_kernels.gpu.blocks import blocks_for
+from buddy_kernels.gpu.launch import launch
+from buddy_kernels.gpu.row_lists import RowList
+
+_MIN_QUERIES = 16
+"""The fewest rows of a product that tensor cores take."""
+
+
+def decode_attention_reference(
+    q: Tensor,
+    cache_k: Tensor,
+    cache_v: Tensor,
+    block_tables: Tensor,
+    positions: Tensor,
+    scale: float,
+    window: int | None,
+    rows: RowList,
+    out: Tensor,
+) -> None:
+    """`decode_attention` in plain torch; the truth."""
+    listed = rows.listed()
+    starts = torch.arange(len(listed) + 1, device=q.device)
+    tables, at = block_tables[listed], positions[listed]
+    out[listed] = paged_attention_reference(q[listed], cache_k, cache_v, tables, starts, at, scale, window)
+
+
+@triton.jit(do_not_specialize_on_alignment=["rows", "count"])
+def _attention_parts_kernel(
+    q,
+    cache_k,
+    cache_v,
+    block_tables,
+    positions,
+    rows,
+    count,
+    parts,
+    part_max,
+    part_sum,
+    SCALE: tl.constexpr,
+    WINDOW: tl.constexpr,
+    HEADS: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    TABLE_WIDTH: tl.constexpr,
+    SPLITS: tl.constexpr,
+    MIN_BLOCKS: tl.constexpr,
+    BLOCK_CONTEXT: tl.constexpr,
+    BLOCK_QUERIES: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
+):
+    place, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    if place >= tl.load(count):
+        return
+    row = tl.load(rows + place).to(tl.int64)
+    position = tl.load(positions + row).to(tl.int32)
+    first = _first_block(position, WINDOW, BLOCK_CONTEXT)
+    per_split = _blocks_per_split(position, first, SPLITS, MIN_BLOCKS, BLOCK_CONTEXT)
+    start = (first + split * per_split) * BLOCK_CONTEXT
+    if start > position:
+        return
+    GROUP: tl.constexpr = HEADS // KV_HEADS
+    query, dim = tl.arange(0, BLOCK_QUERIES), tl.arange(0, BLOCK_DIM)
+    head = kv_head * GROUP + query
+    is_query = (query < GROUP)[:, None] & (dim < HEAD_DIM)[None, :]
+    queries = tl.load(q + (row * HEADS + head)[:, None] * HEAD_DIM + dim[None, :], mask=is_query, other=0.0)
+    running_max = tl.full((BLOCK_QUERIES,), float("-inf"), tl.float32)
+    running_sum = tl.zeros((BLOCK_QUERIES,), tl.float32)
+    weighted = tl.zeros((BLOCK_QUERIES, BLOCK_DIM), tl.float32)
+    end = tl.minimum(start + per_split * BLOCK_CONTEXT, position + 1)
+    for block_start in range(start, end, BLOCK_CONTEXT):
+        token = block_start + tl.arange(0, BLOCK_CONTEXT)
+        visible = token <= position
+        if WINDOW is not None:
+            visible = visible & (token > position - WINDOW)
+        block = tl.load(block_tables + row * TABLE_WIDTH + token // BLOCK_SIZE, mask=visible, other=0).to(tl.int64)
+        slot = ((block * BLOCK_SIZE + token % BLOCK_SIZE) * KV_HEADS + kv_head) * HEAD_DIM
+        read = visible[:, None] & (dim < HEAD_DIM)[None, :]
+        keys = tl.load(cache_k + slot[:, None] + dim[None, :], mask=read, other=0.0)
+        values = tl.load(cache_v + slot[:, None] + dim[None, :], mask=read, other=0.0)
+        scores = tl.dot(queries, tl.trans(keys), input_precision="ieee") * SCALE
+        scores = tl.where(visible[None, :], scores, float("-inf"))
+        new_max = tl.maximum(running_max, tl.max(scores, 1))
+        weights = tl.exp(scores - new_max[:, None])
+        kept = tl.exp(running_max - new_max)
+        running_sum = running_sum * kept + tl.sum(weights, 1)
+        weighted = tl.dot(weights.to(values.dtype), values, weighted * kept[:, None], input_precision="ieee")
+        running_max = new_max
+    part = (row * HEADS + head) * SPLITS + split
+    tl.store(parts + part[:, None] * HEAD_DIM + dim[None, :], weighted, mask=is_query)
+    tl.store(part_max + part, running_max, mask=query < GROUP)
+    tl.store(part_sum + part, running_sum, mask=query < GROUP)
+
+
+@triton.jit(do_not_specialize_on_alignment=["rows", "count"])
+def _attention_whole_kernel(
+    parts,
+    part_max,
+    part_sum,
+    positions,
+    rows,
+    count,
+    out,
+    WINDOW: tl.constexpr,
+    HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    SPLITS: tl.constexpr,
+    MIN_BLOCKS: tl.constexpr,
+    BLOCK_CONTEXT: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
+):
+    place, head = tl.program_id(0), tl.program_id(1)
+    if place >= tl.load(count):
+        return
+    row = tl.load(rows + place).to(tl.int64)
+    position = tl.load(positions + row).to(tl.int32)
+    first = _first_block(position, WINDOW, BLOCK_CONTEXT)
+    per_split = _blocks_per_split(position, first, SPLITS, MIN_BLOCKS, BLOCK_CONTEXT)
+    split, dim = tl.arange(0, SPLITS), tl.arange(0, BLOCK_DIM)
+    is_used = (first + split * per_split) * BLOCK_CONTEXT <= position
+    part = (row * HEADS + head) * SPLITS + split
+    max_of_part = tl.load(part_max + part, mask=is_used, other=float("-inf"))
+    share = tl.exp(max_of_part - tl.max(max_of_part, 0))
+    total = tl.sum(share * tl.load(part_sum + part, mask=is_used, other=0.0), 0)
+    read = is_used[:, None] & (dim < HEAD_DIM)[None, :]
+    weighted = tl.load(parts + part[:, None] * HEAD_DIM + dim[None, :], mask=read, other=0.0)
+    tl.store(
+        out + (row * HEADS + head) * HEAD_DIM + dim, tl.sum(share[:, None] * weighted, 0) / total, mask=dim < HEAD_DIM
+    )
+
+
+@triton.jit
+def _first_block(position, WINDOW: tl.constexpr, BLOCK_CONTEXT: tl.constexpr):
+    """The block of the oldest token that a row sees."""
+    if WINDOW is None:
+        return position * 0
+    else:
+        return tl.maximum(position - WINDOW + 1, 0) // BLOCK_CONTEXT
+
+
+@triton.jit
+def _blocks_per_split(position, first, SPLITS: tl.constexpr, MIN_BLOCKS: tl.constexpr, BLOCK_CONTEXT: tl.constexpr):
+    return tl.maximum(tl.cdiv(position // BLOCK_CONTEXT + 1 - first, SPLITS), MIN_BLOCKS)
+
+
+def decode_attention(
+    q: Tensor,
+    cache_k: Tensor,
+    cache_v: Tensor,
+    block_tables: Tensor,
+    positions: Tensor,
+    scale: float,
+    window: int | None,
+    rows: RowList,
+    out: Tensor,
+) -> None:
+    """Each listed row attends to the cached positions 0 .. its own of its sequence; the other rows of `out` stay.
+
+    Args:
+        q: [N, Hq, Dh] contiguous, rotated.
+        cache_k: [P, K, Hkv, Dh] contiguous, in the dtype of `q`; the row's own key is in it.
+        cache_v: as `cache_k`.
+        block_tables: [N, T] int32; entries of positions that the row does not see are not read.
+        positions: [N] int64, under 2**31.
+        scale: factor on the scores, usually Dh ** -0.5.
+        window: sees only positions > own - window; None sees all.
+        rows: of N.
+        out: as `q`; scores and softmax are fp32, the weights of values in their dtype.
+
+    Raises:
+        ValueError: a shape or dtype does not fit, Hq is not a multiple of Hkv, or `window` is under 1.
+
+    Source: Dao et al., Flash-Decoding for long-context inference.
+    """
+    num_rows, num_heads, head_dim = q.shape
+    _, block_size, num_kv_heads, _ = cache_k.shape
+    check_shape("rows.indices", rows.indices, (num_rows,))
+    check_shape("cache_k", cache_k, (None, None, None, head_dim))
+    check_dtype("cache_k", cache_k, q.dtype)
+    check_shape("cache_v", cache_v, cache_k.shape)
+    check_shape("block_tables", block_tables, (num_rows, None))
+    check_dtype("block_tables", block_tables, torch.int32)
+    check_shape("positions", positions, (num_rows,))
+    check_dtype("positions", positions, torch.int64)
+    check_shape("out", out, q.shape)
+    if num_heads % num_kv_heads:
+        raise ValueError(f"q has {num_heads} heads, allowed is a multiple of the cache's {num_kv_heads}")
+    if window is not None and window < 1:
+        raise ValueError(f"window is {window}, allowed is None or 1 or more")
+    blocks = blocks_for(q.device).attention
+    parts = torch.empty(num_rows, num_heads, blocks.splits, head_dim, dtype=torch.float32, device=q.device)
+    part_max, part_sum = (torch.empty(parts.shape[:3], dtype=torch.float32, device=q.device) for _ in range(2))
+    sizes = {
+        "WINDOW": window,
+        "HEADS": num_heads,
+        "HEAD_DIM": head_dim,
+        "SPLITS": blocks.splits,
+        "MIN_BLOCKS": blocks.min_blocks,
+        "BLOCK_CONTEXT": blocks.context,
+        "BLOCK_DIM": max(16, triton.next_power_of_2(head_dim)),
+    }
+    launch(
+        _attention_parts_kernel,
+        (num_rows, num_kv_heads, blocks.splits),
+        q,
+        cache_k,
+        cache_v,
+        block_tables,
+        positions,
+        rows.indices,
+        rows.count,
+        parts,
+        part_max,
+        part_sum,
+        SCALE=scale,
+        KV_HEADS=num_kv_heads,
+        BLOCK_SIZE=block_size,
+        TABLE_WIDTH=block_tables.shape[1],
+        BLOCK_QUERIES=max(_MIN_QUERIES, triton.next_power_of_2(num_heads // num_kv_heads)),
+        num_warps=blocks.num_warps,
+        num_stages=blocks.num_stages,
+        **sizes,
+    )
+    launch(
+        _attention_whole_kernel,
+        (num_rows, num_heads),
+        parts,
+        part_max,
+        part_sum,
+        positions,
+        rows.indices,
+        rows.count,
+        out,
+        **sizes,
+    )

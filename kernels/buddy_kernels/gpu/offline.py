@@ -1,0 +1,262 @@
+"""Compiles the kernels of a decode step for cards that are not there, and says what they would take of them.
+
+`python -m buddy_kernels.gpu.offline` prints it for every model, card and batch size below. Needs Triton, whose compiler
+and disassembler come along, and no GPU.
+"""
+
+# N rows, D model dim, Hq query heads, Hkv key/value heads, Dh head dim, F feed-forward dim, V vocabulary, L layers,
+# P blocks in the pool, K slots per block, T block table columns
+
+import re
+import subprocess
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from buddy_kernels.gpu.decode_attention import decode_attention
+from buddy_kernels.gpu.launch import Capability, Launch, recorded
+from buddy_kernels.gpu.logit_adjustment import LogitAdjustments, adjust_logits
+from buddy_kernels.gpu.path_choice import choose_paths
+from buddy_kernels.gpu.path_router import score_layers
+from buddy_kernels.gpu.rotary_cache import rotate_and_write
+from buddy_kernels.gpu.row_linear import add_row_linear, row_linear, row_swiglu
+from buddy_kernels.gpu.row_lists import LayerLists, RowList, fill_layer_lists
+from buddy_kernels.gpu.row_norm import norm_rows
+from buddy_kernels.gpu.token_draw import SamplingRows, draw_tokens
+from buddy_kernels.step_weights import Projection, RouterWeights
+
+CAPABILITIES: tuple[Capability, ...] = ((8, 0), (9, 0), (10, 0))
+BATCH_SIZES = (1, 64)
+POINTERS = {
+    torch.float64: "*fp64",
+    torch.float32: "*fp32",
+    torch.bfloat16: "*bf16",
+    torch.float16: "*fp16",
+    torch.int64: "*i64",
+    torch.int32: "*i32",
+    torch.int8: "*i8",
+    torch.uint8: "*u8",
+    torch.bool: "*i1",
+}
+ALIGNMENT = 16
+"""Of tensors in bytes, in which Triton compiles a kernel of its own; a fresh tensor has it."""
+BLOCK_SIZE, TABLE_WIDTH, NUM_BLOCKS = 16, 512, 4096
+ROUTER_RANK, SMALL_FFN_COST = 32, 250
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    name: str
+    num_layers: int
+    dim: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    mlp_dim: int
+    vocab: int
+    has_qkv_bias: bool = False
+
+
+MODELS = (
+    ModelShape("Llama-3-8B", 32, 4096, 32, 8, 128, 14336, 128256),
+    ModelShape("Qwen2.5-7B", 28, 3584, 28, 4, 128, 18944, 152064, has_qkv_bias=True),
+    ModelShape("Llama-1B", 16, 2048, 32, 8, 64, 8192, 128256),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class KernelReport:
+    """What a kernel takes of a card. `stack_bytes` of local memory are where registers are spilled to; `products` are
+    its tensor-core instructions."""
+
+    model: str
+    capability: Capability
+    num_rows: int
+    kernel: str
+    registers: int
+    stack_bytes: int
+    shared_bytes: int
+    num_warps: int
+    instructions: int
+    products: tuple[str, ...]
+
+
+def step_launches(model: ModelShape, num_rows: int, capability: Capability) -> list[Launch]:
+    """The launches of a decode step of `num_rows`, each that differs from the others once: one layer stands for all."""
+    with recorded(capability) as launches, torch.device("meta"):
+        _layer(model, num_rows)
+        for num_actions in (2, 3):
+            _routing(model, num_rows, num_actions)
+        _sampling(model, num_rows)
+    distinct = {
+        (launch.kernel, *launch.constants.items(), *map(_pointer, launch.tensors)): launch for launch in launches
+    }
+    return list(distinct.values())
+
+
+def compiled(model: ModelShape, num_rows: int, capability: Capability) -> Iterator[KernelReport]:
+    """A report on every kernel of a decode step."""
+    target = GPUTarget("cuda", capability[0] * 10 + capability[1], 32)
+    for launch in step_launches(model, num_rows, capability):
+        made = triton.compile(
+            _source(launch), target=target, options={"num_warps": launch.num_warps, "num_stages": launch.num_stages}
+        )
+        registers, stack_bytes = _resources(made.asm["cubin"])
+        opcodes = _opcodes(made.asm["cubin"])
+        yield KernelReport(
+            model.name,
+            capability,
+            num_rows,
+            launch.kernel.__name__,
+            registers,
+            stack_bytes,
+            made.metadata.shared,
+            launch.num_warps,
+            len(opcodes),
+            tuple(sorted({opcode for opcode in opcodes if re.match(r"HMMA|HGMMA|UTC.*MMA", opcode)})),
+        )
+
+
+def _layer(model: ModelShape, num_rows: int) -> None:
+    q_width, kv_width = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
+    hidden, attended, fed = _buffer(num_rows, model.dim), _buffer(num_rows, q_width), _buffer(num_rows, model.mlp_dim)
+    q, kv = _buffer(num_rows, q_width), _buffer(num_rows, kv_width)
+    live = _rows(num_rows)
+    q_heads, kv_heads = q.view(num_rows, -1, model.head_dim), kv.view(num_rows, -1, model.head_dim)
+    q_bias, kv_bias = (_buffer(width) if model.has_qkv_bias else None for width in (q_width, kv_width))
+    cos = torch.empty(num_rows, model.head_dim // 2)
+    tables = torch.empty(num_rows, TABLE_WIDTH, dtype=torch.int32)
+    cache = _buffer(NUM_BLOCKS, BLOCK_SIZE, model.num_kv_heads, model.head_dim)
+    norm_rows(hidden, _buffer(model.dim), 1e-5, live, hidden)
+    row_linear(hidden, _buffer(q_width, model.dim), q_bias, live, q)
+    row_linear(hidden, _buffer(kv_width, model.dim), kv_bias, live, kv)
+    rotate_and_write(q_heads, kv_heads, kv_heads, cos, cos, _ints(num_rows), tables, cache, cache, live, live)
+    decode_attention(q_heads, cache, cache, tables, _ints(num_rows), 0.125, None, live, q_heads)
+    add_row_linear(attended, _buffer(model.dim, q_width), None, live, hidden)
+    gate = _buffer(model.mlp_dim, model.dim)
+    row_swiglu(hidden, gate, gate, None, None, live, fed)
+    add_row_linear(fed, _buffer(model.dim, model.mlp_dim), None, live, hidden)
+    row_linear(hidden, _buffer(model.vocab, model.dim), None, live, _buffer(num_rows, model.vocab))
+
+
+def _routing(model: ModelShape, num_rows: int, num_actions: int) -> None:
+    width, num_scores = model.num_kv_heads * model.head_dim, (model.num_layers - 2) * (num_actions - 1)
+    router = RouterWeights(
+        prior=torch.empty(num_scores),
+        costs=torch.empty(model.num_layers, num_actions, dtype=torch.int64),
+        forced=torch.empty(model.num_layers, dtype=torch.bool),
+        sums=torch.empty(num_rows, width, dtype=torch.float64),
+        last_paths=torch.empty(num_rows, model.num_layers, dtype=torch.int8),
+        down=Projection(torch.empty(ROUTER_RANK, 2 * width), torch.empty(ROUTER_RANK)),
+        up=Projection(torch.empty(num_scores, ROUTER_RANK), torch.empty(num_scores)),
+    )
+    live, of_rows, scores = _rows(num_rows), _ints(num_rows), torch.empty(num_rows, num_scores)
+    actions, paths = torch.empty(num_rows, dtype=torch.uint8), torch.empty_like(router.last_paths)
+    score_layers(_buffer(num_rows, width), of_rows, of_rows, actions, router, live, scores)
+    choose_paths(scores, of_rows, of_rows, actions, of_rows, router, live, paths)
+    fill_layer_lists(paths, live, LayerLists.empty(num_rows, model.num_layers, torch.device("meta")))
+
+
+def _sampling(model: ModelShape, num_rows: int) -> None:
+    logits, live = _buffer(num_rows, model.vocab), _rows(num_rows)
+    number, adjusted = torch.empty(num_rows, dtype=torch.float64), torch.empty(num_rows, model.vocab)
+    allowed = torch.empty(num_rows, triton.cdiv(model.vocab, 8), dtype=torch.uint8)
+    by = LogitAdjustments(number, number, torch.empty_like(adjusted, dtype=torch.int32), adjusted, allowed)
+    adjust_logits(logits, _ints(num_rows), by, live, adjusted)
+    how = SamplingRows(number, _ints(num_rows), number, number, number)
+    for given in (logits, adjusted):
+        draw_tokens(given, how, live, _ints(num_rows))
+
+
+def _buffer(*shape: int) -> Tensor:
+    return torch.empty(*shape, dtype=torch.bfloat16)
+
+
+def _ints(num_rows: int) -> Tensor:
+    return torch.empty(num_rows, dtype=torch.int64)
+
+
+def _rows(num_rows: int) -> RowList:
+    return RowList(torch.empty(num_rows, dtype=torch.int32), torch.empty(1, dtype=torch.int32))
+
+
+def _pointer(tensor: Tensor | None) -> str:
+    return "constexpr" if tensor is None else POINTERS[tensor.dtype]
+
+
+def _source(launch: Launch) -> Any:
+    """What Triton makes of the launch's arguments when it runs."""
+    parameters = launch.kernel.params
+    signature = dict.fromkeys(launch.kernel.arg_names, "constexpr")
+    constants = {(launch.kernel.arg_names.index(name),): value for name, value in launch.constants.items()}
+    aligned = {}
+    for place, tensor in enumerate(launch.tensors):
+        signature[parameters[place].name] = _pointer(tensor)
+        if tensor is None:
+            constants[(place,)] = None
+        elif not parameters[place].do_not_specialize_on_alignment:
+            aligned[(place,)] = [["tt.divisibility", ALIGNMENT]]
+    return ASTSource(fn=launch.kernel, signature=signature, constexprs=constants, attrs=aligned)
+
+
+def _resources(cubin: bytes) -> tuple[int, int]:
+    """Registers of a thread, and its bytes of stack."""
+    found = re.search(r"REG:(\d+) STACK:(\d+)", _output_of(triton.knobs.nvidia.cuobjdump.path, "-res-usage", cubin))
+    assert found is not None
+    return int(found[1]), int(found[2])
+
+
+def _opcodes(cubin: bytes) -> list[str]:
+    listing = _output_of(triton.knobs.nvidia.nvdisasm.path, "-c", cubin)
+    return re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?\w+\s+)?([A-Z][\w.]*)", listing, re.MULTILINE)
+
+
+def _output_of(tool: str, option: str, cubin: bytes) -> str:
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "kernel.cubin")
+        path.write_bytes(cubin)
+        return subprocess.run([tool, option, str(path)], check=True, capture_output=True, text=True).stdout  # noqa: S603
+
+
+def _print(reports: Iterable[KernelReport]) -> None:
+    row = "{:<11} {:>5} {:>4} {:<26} {:>4} {:>6} {:>7} {:>6} {:>6} {}"
+    print(row.format("model", "sm", "rows", "kernel", "regs", "stack", "shared", "warps", "instr", "products"))
+    for report in reports:
+        major, minor = report.capability
+        print(
+            row.format(
+                report.model,
+                f"{major}{minor}",
+                report.num_rows,
+                report.kernel.strip("_").removesuffix("_kernel"),
+                report.registers,
+                report.stack_bytes,
+                report.shared_bytes,
+                report.num_warps,
+                report.instructions,
+                " ".join(report.products),
+            ),
+            flush=True,
+        )
+
+
+def main() -> None:
+    _print(
+        report
+        for model in MODELS
+        for capability in CAPABILITIES
+        for num_rows in BATCH_SIZES
+        for report in compiled(model, num_rows, capability)
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,277 @@
+"""Products of the rows on a list with weights that are read once, and not at all when the list is empty.
+
+A row's bits depend neither on the other rows nor on how many there may be: one program sums an output from the first
+input to the last, in fp32, and outputs come in blocks so small that every batch size is computed by the same
+instruction, mma.sync.m16n8k16, with outputs for m and rows for n. What that costs: a sum over inputs is never split
+among programs, so that a matrix of few outputs (K/V projections of small models) keeps few of the card's processors
+busy; and a batch of one multiplies by 15 columns of zeros, for which the tensor cores have the time.
+
+Without rows the loop over inputs ends before it begins. Its length hangs on the list so that the compiler does not know
+it, which would unroll the loop and run out of registers.
+"""
+
+# N rows, I input width, O output width, F feed-forward dim
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from buddy_kernels.checks import check_dtype, check_shape
+from buddy_kernels.gpu.blocks import blocks_for
+from buddy_kernels.gpu.launch import launch
+from buddy_kernels.gpu.row_lists import RowList
+from buddy_kernels.linear import linear_reference
+from buddy_kernels.swiglu import swiglu_reference
+
+MAX_ROWS = 64
+_MIN_ROWS = 16
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def row_linear_reference(x: Tensor, weight: Tensor, bias: Tensor | None, rows: RowList, out: Tensor) -> None:
+    """`row_linear` in plain torch; the truth up to the order of summation."""
+    listed = rows.listed()
+    out[listed] = linear_reference(x[listed], weight, bias)
+
+
+def add_row_linear_reference(x: Tensor, weight: Tensor, bias: Tensor | None, rows: RowList, into: Tensor) -> None:
+    """`add_row_linear` in plain torch; the truth up to the order of summation."""
+    listed = rows.listed()
+    into[listed] += linear_reference(x[listed], weight, bias)
+
+
+def row_swiglu_reference(
+    x: Tensor, gate: Tensor, up: Tensor, gate_bias: Tensor | None, up_bias: Tensor | None, rows: RowList, out: Tensor
+) -> None:
+    """`row_swiglu` in plain torch; the truth up to the order of summation."""
+    listed = rows.listed()
+    given = x[listed]
+    out[listed] = swiglu_reference(linear_reference(given, gate, gate_bias), linear_reference(given, up, up_bias))
+
+
+@triton.jit(do_not_specialize_on_alignment=["rows", "count"])
+def _row_linear_kernel(
+    x,
+    weight,
+    bias,
+    rows,
+    count,
+    out,
+    INPUTS: tl.constexpr,
+    OUTPUTS: tl.constexpr,
+    ADDS: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_INPUTS: tl.constexpr,
+    BLOCK_OUTPUTS: tl.constexpr,
+):
+    num_listed = tl.load(count)
+    inputs = tl.minimum(num_listed * INPUTS, INPUTS)
+    output = tl.program_id(0) * BLOCK_OUTPUTS + tl.arange(0, BLOCK_OUTPUTS)
+    place = tl.arange(0, BLOCK_ROWS)
+    is_listed = place < num_listed
+    row = tl.load(rows + place, mask=is_listed, other=0).to(tl.int64)
+    product = tl.zeros((BLOCK_OUTPUTS, BLOCK_ROWS), tl.float32)
+    for start in range(0, inputs, BLOCK_INPUTS):
+        some = _row_inputs(x, row, is_listed, start, INPUTS, BLOCK_INPUTS)
+        weights = _weights(weight, output, start, INPUTS, OUTPUTS, BLOCK_INPUTS, BLOCK_OUTPUTS)
+        product = tl.dot(weights, some, product, input_precision="ieee")
+    product = _with_bias(product, bias, output, OUTPUTS).to(x.dtype.element_ty)
+    into = out + row[None, :] * OUTPUTS + output[:, None]
+    stored = is_listed[None, :] & (output < OUTPUTS)[:, None]
+    if ADDS:
+        product = product.to(tl.float32) + tl.load(into, mask=stored, other=0.0).to(tl.float32)
+    tl.store(into, product, mask=stored)
+
+
+@triton.jit(do_not_specialize_on_alignment=["rows", "count"])
+def _row_swiglu_kernel(
+    x,
+    gate,
+    up,
+    gate_bias,
+    up_bias,
+    rows,
+    count,
+    out,
+    INPUTS: tl.constexpr,
+    OUTPUTS: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_INPUTS: tl.constexpr,
+    BLOCK_OUTPUTS: tl.constexpr,
+):
+    num_listed = tl.load(count)
+    inputs = tl.minimum(num_listed * INPUTS, INPUTS)
+    output = tl.program_id(0) * BLOCK_OUTPUTS + tl.arange(0, BLOCK_OUTPUTS)
+    place = tl.arange(0, BLOCK_ROWS)
+    is_listed = place < num_listed
+    row = tl.load(rows + place, mask=is_listed, other=0).to(tl.int64)
+    gates = tl.zeros((BLOCK_OUTPUTS, BLOCK_ROWS), tl.float32)
+    ups = tl.zeros((BLOCK_OUTPUTS, BLOCK_ROWS), tl.float32)
+    for start in range(0, inputs, BLOCK_INPUTS):
+        some = _row_inputs(x, row, is_listed, start, INPUTS, BLOCK_INPUTS)
+        gate_weights = _weights(gate, output, start, INPUTS, OUTPUTS, BLOCK_INPUTS, BLOCK_OUTPUTS)
+        up_weights = _weights(up, output, start, INPUTS, OUTPUTS, BLOCK_INPUTS, BLOCK_OUTPUTS)
+        gates = tl.dot(gate_weights, some, gates, input_precision="ieee")
+        ups = tl.dot(up_weights, some, ups, input_precision="ieee")
+    # Rounded after each of the reference's ops.
+    dtype = x.dtype.element_ty
+    gates = _with_bias(gates, gate_bias, output, OUTPUTS).to(dtype).to(tl.float32)
+    ups = _with_bias(ups, up_bias, output, OUTPUTS).to(dtype).to(tl.float32)
+    activated = (gates * tl.sigmoid(gates)).to(dtype).to(tl.float32)
+    into = out + row[None, :] * OUTPUTS + output[:, None]
+    tl.store(into, activated * ups, mask=is_listed[None, :] & (output < OUTPUTS)[:, None])
+
+
+@triton.jit
+def _row_inputs(x, row, is_listed, start, INPUTS: tl.constexpr, BLOCK_INPUTS: tl.constexpr):
+    """[BLOCK_INPUTS, BLOCK_ROWS] of the listed rows, zeros for the others and past the last input."""
+    index = start + tl.arange(0, BLOCK_INPUTS)
+    read = is_listed[:, None]
+    if INPUTS % BLOCK_INPUTS != 0:
+        read = read & (index < INPUTS)[None, :]
+    return tl.trans(tl.load(x + row[:, None] * INPUTS + index[None, :], mask=read, other=0.0))
+
+
+@triton.jit
+def _weights(
+    weight,
+    output,
+    start,
+    INPUTS: tl.constexpr,
+    OUTPUTS: tl.constexpr,
+    BLOCK_INPUTS: tl.constexpr,
+    BLOCK_OUTPUTS: tl.constexpr,
+):
+    """[BLOCK_OUTPUTS, BLOCK_INPUTS], zeros past the last output or input."""
+    index = start + tl.arange(0, BLOCK_INPUTS)
+    address = weight + output.to(tl.int64)[:, None] * INPUTS + index[None, :]
+    if INPUTS % BLOCK_INPUTS != 0 or OUTPUTS % BLOCK_OUTPUTS != 0:
+        return tl.load(address, mask=(output < OUTPUTS)[:, None] & (index < INPUTS)[None, :], other=0.0)
+    else:
+        return tl.load(address)
+
+
+@triton.jit
+def _with_bias(product, bias, output, OUTPUTS: tl.constexpr):
+    if bias is None:
+        return product
+    else:
+        return product + tl.load(bias + output, mask=output < OUTPUTS, other=0.0).to(tl.float32)[:, None]
+
+
+def row_linear(x: Tensor, weight: Tensor, bias: Tensor | None, rows: RowList, out: Tensor) -> None:
+    """x @ weight.T + bias of the listed rows, into the same rows of `out`; the others stay as they are.
+
+    Args:
+        x: [N, I] contiguous, fp32, bf16 or fp16.
+        weight: [O, I] contiguous, in the dtype of `x`.
+        bias: [O] or None.
+        rows: of N, 1 to 64.
+        out: [N, O] contiguous, in the dtype of `x`.
+
+    Raises:
+        ValueError: a shape or dtype does not fit.
+    """
+    _launch_linear(x, weight, bias, rows, out, adds=False)
+
+
+def add_row_linear(x: Tensor, weight: Tensor, bias: Tensor | None, rows: RowList, into: Tensor) -> None:
+    """As `row_linear`, but added to the rows of `into` [N, O], the residual, after rounding to its dtype."""
+    _launch_linear(x, weight, bias, rows, into, adds=True)
+
+
+def _launch_linear(x: Tensor, weight: Tensor, bias: Tensor | None, rows: RowList, out: Tensor, adds: bool) -> None:
+    outputs, inputs = weight.shape
+    _check_product(x, weight, rows, out)
+    _check_bias("bias", bias, outputs)
+    blocks = blocks_for(x.device).product
+    block_outputs = blocks.outputs
+    if triton.cdiv(outputs, block_outputs) < blocks.processors:
+        block_outputs //= 2
+    launch(
+        _row_linear_kernel,
+        (triton.cdiv(outputs, block_outputs),),
+        x,
+        weight,
+        bias,
+        rows.indices,
+        rows.count,
+        out,
+        INPUTS=inputs,
+        OUTPUTS=outputs,
+        ADDS=adds,
+        BLOCK_ROWS=_block_rows(rows),
+        BLOCK_INPUTS=blocks.input_bytes // x.element_size(),
+        BLOCK_OUTPUTS=block_outputs,
+        num_warps=blocks.num_warps,
+        num_stages=blocks.num_stages,
+    )
+
+
+def row_swiglu(
+    x: Tensor, gate: Tensor, up: Tensor, gate_bias: Tensor | None, up_bias: Tensor | None, rows: RowList, out: Tensor
+) -> None:
+    """silu(x @ gate.T + gate_bias) * (x @ up.T + up_bias) of the listed rows, into the same rows of `out`.
+
+    Args:
+        x: [N, I] contiguous, fp32, bf16 or fp16.
+        gate: [F, I] contiguous, in the dtype of `x`.
+        up: as `gate`.
+        gate_bias: [F] or None.
+        up_bias: as `gate_bias`.
+        rows: of N, 1 to 64.
+        out: [N, F] contiguous, in the dtype of `x`.
+
+    Raises:
+        ValueError: a shape or dtype does not fit.
+    """
+    outputs, inputs = gate.shape
+    _check_product(x, gate, rows, out)
+    check_shape("up", up, gate.shape)
+    check_dtype("up", up, gate.dtype)
+    _check_bias("gate_bias", gate_bias, outputs)
+    _check_bias("up_bias", up_bias, outputs)
+    blocks = blocks_for(x.device).product
+    block_outputs = blocks.outputs // 2  # of each matrix
+    launch(
+        _row_swiglu_kernel,
+        (triton.cdiv(outputs, block_outputs),),
+        x,
+        gate,
+        up,
+        gate_bias,
+        up_bias,
+        rows.indices,
+        rows.count,
+        out,
+        INPUTS=inputs,
+        OUTPUTS=outputs,
+        BLOCK_ROWS=_block_rows(rows),
+        BLOCK_INPUTS=blocks.input_bytes // x.element_size(),
+        BLOCK_OUTPUTS=block_outputs,
+        num_warps=blocks.num_warps,
+        num_stages=blocks.num_stages,
+    )
+
+
+def _block_rows(rows: RowList) -> int:
+    return max(_MIN_ROWS, triton.next_power_of_2(rows.num_rows))
+
+
+def _check_product(x: Tensor, weight: Tensor, rows: RowList, out: Tensor) -> None:
+    if not 1 <= rows.num_rows <= MAX_ROWS:
+        raise ValueError(f"rows are {rows.num_rows}, allowed is 1 to {MAX_ROWS}")
+    check_dtype("x", x, *_DTYPES)
+    check_dtype("weight", weight, x.dtype)
+    check_dtype("out", out, x.dtype)
+    check_shape("x", x, (rows.num_rows, weight.shape[1]))
+    check_shape("out", out, (rows.num_rows, weight.shape[0]))
+    for name, tensor in (("x", x), ("weight", weight), ("out", out)):
+        if not tensor.is_contiguous():
+            raise ValueError(f"{name} has strides {tensor.stride()}, allowed is a contiguous tensor")
+
+
+def _check_bias(name: str, bias: Tensor | None, outputs: int) -> None:
+    if bias is not None:
+        check_shape(name, bias, (outputs,))

@@ -1,0 +1,74 @@
+"""Root mean square norm of the rows on a list."""
+
+# N rows, D model dim
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from buddy_kernels.checks import check_dtype, check_shape
+from buddy_kernels.gpu.launch import launch
+from buddy_kernels.gpu.row_lists import RowList
+from buddy_kernels.norm import rms_norm_reference
+
+
+def norm_rows_reference(x: Tensor, weight: Tensor, eps: float, rows: RowList, out: Tensor) -> None:
+    """`norm_rows` in plain torch; the truth."""
+    listed = rows.listed()
+    out[listed] = rms_norm_reference(x[listed], weight, eps)
+
+
+@triton.jit(do_not_specialize_on_alignment=["rows", "count"])
+def _norm_rows_kernel(x, weight, rows, count, out, WIDTH: tl.constexpr, EPS: tl.constexpr, BLOCK: tl.constexpr):
+    place = tl.program_id(0)
+    if place >= tl.load(count):
+        return
+    row = tl.load(rows + place).to(tl.int64)
+    column = tl.arange(0, BLOCK)
+    given = tl.load(x + row * WIDTH + column, mask=column < WIDTH, other=0.0)
+    weights = tl.load(weight + column, mask=column < WIDTH, other=0.0)
+    tl.store(out + row * WIDTH + column, rms_normed(given, weights, WIDTH, EPS), mask=column < WIDTH)
+
+
+@triton.jit
+def rms_normed(x, weights, WIDTH: tl.constexpr, EPS: tl.constexpr):
+    """A row [BLOCK], zeros behind its WIDTH, rounded before the weights as in `rms_norm_reference`."""
+    x_fp32 = x.to(tl.float32)
+    mean_square = tl.sum(x_fp32 * x_fp32, 0) / WIDTH
+    normed = (x_fp32 * tl.rsqrt(mean_square + EPS)).to(x.dtype)
+    return (weights.to(tl.float32) * normed.to(tl.float32)).to(x.dtype)
+
+
+def norm_rows(x: Tensor, weight: Tensor, eps: float, rows: RowList, out: Tensor) -> None:
+    """`rms_norm` of the listed rows of `x`, into the same rows of `out`; the others stay as they are.
+
+    There is nothing to add here: `add_row_linear` has added to the residual already.
+
+    Args:
+        x: [N, D] contiguous, any float dtype.
+        weight: [D].
+        eps: added to the mean square.
+        rows: of N.
+        out: as `x`.
+
+    Raises:
+        ValueError: a shape or dtype does not fit.
+    """
+    num_rows, width = rows.num_rows, weight.shape[0]
+    block = triton.next_power_of_2(width)
+    check_shape("x", x, (num_rows, width))
+    check_shape("out", out, x.shape)
+    check_dtype("out", out, x.dtype)
+    launch(
+        _norm_rows_kernel,
+        (num_rows,),
+        x,
+        weight,
+        rows.indices,
+        rows.count,
+        out,
+        WIDTH=width,
+        EPS=eps,
+        BLOCK=block,
+        num_warps=min(16, max(1, block // 256)),
+    )

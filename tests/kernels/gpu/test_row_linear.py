@@ -1,0 +1,124 @@
+import pytest
+import torch
+
+from buddy_kernels.gpu.row_linear import (
+    add_row_linear,
+    add_row_linear_reference,
+    row_linear,
+    row_linear_reference,
+    row_swiglu,
+    row_swiglu_reference,
+)
+from listed_rows import every_other, listed
+from tolerances import assert_close
+
+each_dtype = pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["fp32", "bf16", "fp16"]
+)
+each_size = pytest.mark.parametrize(
+    ("num_rows", "inputs", "outputs"), [(1, 1, 1), (63, 63, 33), (5, 257, 257), (17, 128, 64)]
+)
+each_bias = pytest.mark.parametrize("has_bias", [False, True], ids=["no_bias", "bias"])
+
+
+def made(dtype, num_rows, inputs, outputs, has_bias, device):
+    """Inputs, weights for two products and their biases."""
+    torch.manual_seed(inputs)
+    x = torch.randn(num_rows, inputs, device=device).to(dtype)
+    weights = [(torch.randn(outputs, inputs, device=device) / inputs**0.5).to(dtype) for _ in range(2)]
+    biases = [torch.randn(outputs, device=device).to(dtype) if has_bias else None for _ in range(2)]
+    return x, weights, biases
+
+
+def assert_same(got, want, rows, width):
+    """The listed rows up to rounding, the other rows to the bit."""
+    others = torch.ones(len(want), dtype=torch.bool, device=want.device)
+    others[rows.listed()] = False
+    assert torch.equal(got[others].nan_to_num(7), want[others].nan_to_num(7))
+    if want.dtype == torch.float16:  # finer than bf16, whose rounding the table has
+        got, want = got.bfloat16(), want.bfloat16()
+    assert_close(got[~others], want[~others], width)
+
+
+@each_dtype
+@each_size
+@each_bias
+def test_listed_rows_are_multiplied_and_the_others_stay(dtype, num_rows, inputs, outputs, has_bias, device):
+    x, (weight, _), (bias, _) = made(dtype, num_rows, inputs, outputs, has_bias, device)
+    rows = every_other(num_rows, device)
+    got, want = (torch.full((num_rows, outputs), torch.nan, dtype=dtype, device=device) for _ in range(2))
+    row_linear(x, weight, bias, rows, got)
+    row_linear_reference(x, weight, bias, rows, want)
+    assert_same(got, want, rows, inputs)
+
+
+@each_dtype
+@each_size
+def test_products_are_added_to_the_listed_rows_of_the_residual(dtype, num_rows, inputs, outputs, device):
+    x, (weight, _), (bias, _) = made(dtype, num_rows, inputs, outputs, True, device)
+    rows = every_other(num_rows, device)
+    got = torch.randn(num_rows, outputs, device=device).to(dtype)
+    want = got.clone()
+    add_row_linear(x, weight, bias, rows, got)
+    add_row_linear_reference(x, weight, bias, rows, want)
+    assert_same(got, want, rows, inputs)
+
+
+@each_dtype
+@each_size
+@each_bias
+def test_swiglu_of_listed_rows(dtype, num_rows, inputs, outputs, has_bias, device):
+    x, (gate, up), (gate_bias, up_bias) = made(dtype, num_rows, inputs, outputs, has_bias, device)
+    rows = every_other(num_rows, device)
+    got, want = (torch.full((num_rows, outputs), torch.nan, dtype=dtype, device=device) for _ in range(2))
+    row_swiglu(x, gate, up, gate_bias, up_bias, rows, got)
+    row_swiglu_reference(x, gate, up, gate_bias, up_bias, rows, want)
+    assert_same(got, want, rows, inputs)
+
+
+@each_dtype
+def test_a_row_has_the_same_bits_alone_in_a_list_and_in_any_batch(dtype, device):
+    x, (weight, up), (bias, _) = made(dtype, 63, 257, 65, True, device)
+    multiplied, activated = (torch.empty(63, 65, dtype=dtype, device=device) for _ in range(2))
+    everyone = listed(range(63), 63, device)
+    row_linear(x, weight, bias, everyone, multiplied)
+    row_swiglu(x, weight, up, bias, None, everyone, activated)
+    for first, num_rows, rows in [(20, 1, [0]), (0, 63, [20]), (10, 17, [0, 1, 16])]:
+        some = slice(first, first + num_rows)
+        alone, alone_activated = (torch.full((num_rows, 65), torch.nan, dtype=dtype, device=device) for _ in range(2))
+        row_linear(x[some], weight, bias, listed(rows, num_rows, device), alone)
+        row_swiglu(x[some], weight, up, bias, None, listed(rows, num_rows, device), alone_activated)
+        assert torch.equal(alone[rows], multiplied[some][rows])
+        assert torch.equal(alone_activated[rows], activated[some][rows])
+
+
+def test_without_rows_nothing_is_written(device):
+    x, (weight, up), _ = made(torch.float32, 3, 5, 7, False, device)
+    nobody, out = listed([], 3, device), torch.full((3, 7), torch.nan, device=device)
+    row_linear(x, weight, None, nobody, out)
+    row_swiglu(x, weight, up, None, None, nobody, out)
+    assert out.isnan().all()
+    into = torch.zeros(3, 7, device=device)
+    add_row_linear(x, weight * torch.nan, None, nobody, into)
+    assert not into.any()
+
+
+def test_rows_that_are_not_listed_may_hold_anything(device):
+    x, (weight, _), _ = made(torch.float32, 3, 5, 7, False, device)
+    x[[0, 2]] = torch.nan
+    out = torch.zeros(3, 7, device=device)
+    row_linear(x, weight, None, listed([1], 3, device), out)
+    assert out.isfinite().all()
+
+
+def test_bad_arguments_are_named(device):
+    x, (weight, _), _ = made(torch.float32, 65, 5, 7, False, device)
+    out = torch.empty(65, 7, device=device)
+    with pytest.raises(ValueError, match="rows are 65, allowed is 1 to 64"):
+        row_linear(x, weight, None, listed([0], 65, device), out)
+    with pytest.raises(ValueError, match=r"bias has shape \[6\], allowed is \[7\]"):
+        row_linear(x[:3], weight, torch.zeros(6, device=device), listed([0], 3, device), out[:3])
+    with pytest.raises(ValueError, match=r"weight has strides \(1, 7\), allowed is a contiguous tensor"):
+        row_linear(x[:3], weight.T.contiguous().T, None, listed([0], 3, device), out[:3])
+    with pytest.raises(ValueError, match=r"up has dtype torch.float16, allowed is torch.float32"):
+        row_swiglu(x[:3], weight, weight.half(), None, None, listed([0], 3, device), out[:3])

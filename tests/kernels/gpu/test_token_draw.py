@@ -1,0 +1,108 @@
+import pytest
+import torch
+
+from buddy_kernels.gpu.token_draw import SamplingRows, draw_tokens, draw_tokens_reference
+from listed_rows import every_other, listed
+
+NO_TOKEN = -1
+
+
+def sampling(num_rows, device, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0):
+    """Each row the same, but for the drawn number."""
+
+    def of_rows(value, dtype=torch.float64):
+        return torch.full((num_rows,), value, dtype=dtype, device=device)
+
+    uniform = torch.rand(num_rows, dtype=torch.float64).to(device)
+    return SamplingRows(of_rows(temperature), of_rows(top_k, torch.int64), of_rows(top_p), of_rows(min_p), uniform)
+
+
+def assert_same_tokens(logits, how, rows):
+    got, want = (torch.full((len(logits),), NO_TOKEN, device=logits.device) for _ in range(2))
+    draw_tokens(logits, how, rows, got)
+    draw_tokens_reference(logits.cpu(), *on_cpu(how, rows), want)
+    assert got.tolist() == want.tolist()
+
+
+def on_cpu(how, rows):
+    moved = SamplingRows(*(getattr(how, name).cpu() for name in ("temperature", "top_k", "top_p", "min_p", "uniform")))
+    return moved, type(rows)(rows.indices.cpu(), rows.count.cpu())
+
+
+def logits_with_ties(num_rows, vocab, device):
+    """Many are equal, some can not be taken."""
+    logits = (torch.randn(num_rows, vocab) * 6).round() / 2
+    logits[:, 1::7] = -torch.inf
+    logits[:, -1] += 0.25
+    return logits.to(device)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"temperature": 0.0},
+        {},
+        {"temperature": 1e-9},
+        {"temperature": 0.7, "top_k": 1},
+        {"temperature": 1.5, "top_k": 40},
+        {"top_k": 10**6},
+        {"top_p": 0.0},
+        {"top_p": 0.5},
+        {"temperature": 0.5, "top_p": 0.95},
+        {"min_p": 1.0},
+        {"min_p": 0.02},
+        {"temperature": 1.2, "top_k": 50, "top_p": 0.8, "min_p": 0.01},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize(("num_rows", "vocab"), [(3, 1), (5, 257), (3, 5000)])
+def test_tokens_are_those_of_the_reference(how, num_rows, vocab, device):
+    torch.manual_seed(vocab)
+    how = sampling(num_rows, device, **how)
+    assert_same_tokens(logits_with_ties(num_rows, vocab, device), how, every_other(num_rows, device))
+
+
+@pytest.mark.parametrize("top_p", [0.0, 1e-3, 0.5, 0.999])
+@pytest.mark.parametrize("vocab", [4, 257])
+def test_of_equal_tokens_the_first_are_kept(top_p, vocab, device):
+    torch.manual_seed(0)
+    how = sampling(8, device, top_p=top_p)
+    assert_same_tokens(torch.zeros(8, vocab, device=device), how, listed(range(8), 8, device))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+def test_logits_may_be_of_the_model_s_dtype(dtype, device):
+    torch.manual_seed(0)
+    how = sampling(3, device, top_p=0.9)
+    assert_same_tokens(logits_with_ties(3, 257, device).to(dtype), how, listed(range(3), 3, device))
+
+
+@pytest.mark.parametrize("uniform", [0.0, 1 - 2.0**-53])
+@pytest.mark.parametrize("how", [{}, {"top_k": 3}, {"top_p": 0.9}], ids=str)
+def test_the_ends_of_the_drawn_number_give_a_token_that_can_be_taken(uniform, how, device):
+    torch.manual_seed(1)
+    how = sampling(4, device, **how)
+    how.uniform.fill_(uniform)
+    logits = logits_with_ties(4, 257, device)
+    logits[:, -5:] = -torch.inf
+    assert_same_tokens(logits, how, listed(range(4), 4, device))
+
+
+def test_greedy_takes_the_lowest_of_equals_and_minus_zero_is_zero(device):
+    logits = torch.tensor([[-1.0, -0.0, 0.0], [-3.0, -2.0, -2.0]], device=device)
+    tokens = torch.full((2,), NO_TOKEN, device=device)
+    draw_tokens(logits, sampling(2, device, temperature=0.0), listed([0, 1], 2, device), tokens)
+    assert tokens.tolist() == [1, 1]
+
+
+def test_without_rows_nothing_is_drawn(device):
+    tokens = torch.full((3,), NO_TOKEN, device=device)
+    draw_tokens(torch.zeros(3, 5, device=device), sampling(3, device), listed([], 3, device), tokens)
+    assert (tokens == NO_TOKEN).all()
+
+
+def test_numbers_of_another_dtype_are_named(device):
+    how = sampling(1, device)
+    how = SamplingRows(how.temperature.float(), how.top_k, how.top_p, how.min_p, how.uniform)
+    with pytest.raises(ValueError, match=r"how.temperature has dtype torch.float32, allowed is torch.float64"):
+        draw_tokens(torch.zeros(1, 5, device=device), how, listed([0], 1, device), torch.zeros(1, dtype=torch.int64))
