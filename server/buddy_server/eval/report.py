@@ -163,6 +163,8 @@ def _plot_accuracy(summaries: Sequence[Summary], path: Path) -> None:
 
 
 def _plot_curves(axes: "Axes", summaries: Sequence[Summary], x_name: str) -> None:
+    from matplotlib import pyplot
+
     full = [s for s in summaries if s.method == "full"]
     for number, method in enumerate(dict.fromkeys(s.method for s in summaries if s.method != "full")):
         is_chosen = method.startswith("auto")
@@ -177,7 +179,7 @@ def _plot_curves(axes: "Axes", summaries: Sequence[Summary], x_name: str) -> Non
             yerr=[s.spread or 0.0 for s in points],
             fmt="*" if is_chosen else "o-",
             # A method without speed has its colour, too, so that the others have the same in both plots.
-            color=f"C{number % 10}",
+            color=pyplot.get_cmap("tab20")(number % 20),
             label=method,
             capsize=2,
             linewidth=2.4 if method in ("router", "exits", "duo") else 1.0,
