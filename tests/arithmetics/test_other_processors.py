@@ -14,7 +14,10 @@ NUMERIC = (
     *("kernels", "routing/test_decoder.py", "routing/test_stepper.py", "routing/test_exits.py"),
     *("routing/test_features.py", "routing/test_adapter.py", "routing/test_prompt_sets.py", "engine/test_exits.py"),
     *("engine/test_parity.py", "engine/test_prefix_cache.py", "engine/test_stories260k.py"),
+    *("routing/test_duo.py", "engine/test_duo.py"),
 )
+# In Triton's interpreter, and so in numpy's arithmetic.
+LEFT_OUT = TESTS / "kernels" / "gpu"
 
 
 def of_torch(vectors: str, onednn: str, mkl: str) -> dict[str, str]:
@@ -43,7 +46,7 @@ def test_numbers_hold_in_the_arithmetic_of_other_processors(name: str) -> None:
     _, environment = ARITHMETICS[name]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow"]
     done = subprocess.run(
-        [*command, *(str(TESTS / tests) for tests in NUMERIC)],
+        [*command, f"--ignore={LEFT_OUT}", *(str(TESTS / tests) for tests in NUMERIC)],
         env={**os.environ, **environment},
         cwd=TESTS.parent,
         capture_output=True,
