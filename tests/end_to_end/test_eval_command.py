@@ -10,7 +10,7 @@ import torch
 from buddy_routing.artifact import save_duo, save_exits
 from buddy_routing.checkpoint import load_model
 from buddy_routing.duo import DuoRouter, new_small_ffns
-from buddy_routing.embedded import embedded_model
+from buddy_routing.embedded import embedded_exits, embedded_model, embedded_router
 from buddy_routing.exits import new_exits
 from buddy_routing.router import DecisionModule
 from buddy_routing.router_config import DuoConfig, ExitsConfig
@@ -143,6 +143,8 @@ def test_an_artifact_that_changes_the_model_is_not_compared_with_others(
     [
         (("--methods", "exits", "--model", str(embedded_model())), "method 'exits' needs exits: give --exits DIR"),
         (("--methods", "duo", "--model", str(embedded_model())), "method 'duo' needs small FFNs: give --duo DIR"),
+        (("--methods", "exits", "--exits", str(embedded_router())), "needs an artifact of `buddy train exits`"),
+        (("--methods", "router", "--router", str(embedded_exits())), "is another kind of artifact"),
         (("--methods", "router,magic"), "method 'magic' is unknown; allowed: router"),
         (("--budgets", "0.05"), "0.05"),
         (("--limit", "0"), "--limit is 0"),

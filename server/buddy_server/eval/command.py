@@ -26,7 +26,8 @@ def add_arguments(parser: ArgumentParser) -> None:
         type=lambda text: tuple(text.split(",")),
         default="router,prior:cosine,prior:ppl,prior:taylor,prior:greedy,random",
         help="what to compare at each budget, besides full depth (default: %(default)s); "
-        "also: router:once, router:zero-kv, auto, exits, auto:exits, duo, auto:duo, prompt-sets, bound, bound:duo",
+        "also: router:once, router:aligned, router:zero-kv, auto, exits, auto:exits, duo, auto:duo, prompt-sets, "
+        "bound, bound:duo",
     )
     parser.add_argument("--tasks", type=Path, metavar="FILE", help="JSONL of questions (default: held-out tasks)")
     parser.add_argument(

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from buddy_routing.adapter import ADAPTER_DIR
+from buddy_routing.duo import DuoRouter
 from buddy_routing.exits import ExitRouter
 from buddy_routing.router import NEVER, LearnedRouter, StaticRouter
 from buddy_routing.router_config import INDICATORS
@@ -68,8 +69,11 @@ class MethodSource:
         match method:
             case "router" | "router:zero-kv" | "router:aligned":
                 routing = make_routing(self.router, self.served)
-                if method != "router" and isinstance(routing.router, ExitRouter):
-                    raise MethodError(f"method {method!r} needs a router, and {self.router} are exits")
+                if isinstance(routing.router, ExitRouter | DuoRouter):
+                    raise MethodError(
+                        f"method {method!r} needs a router, and {self.router} is another kind of artifact: "
+                        "give it by --exits or --duo, for the methods exits or duo"
+                    )
                 return routing
             case "auto" | "auto:exits" | "auto:duo":
                 routing = self.routing(fixed_method(method), seed)
@@ -79,11 +83,11 @@ class MethodSource:
             case "exits":
                 if self.exits is None:
                     raise MethodError("method 'exits' needs exits: give --exits DIR")
-                return self._beside_router(self.exits)
+                return self._beside_router(self.exits, "exits", ExitRouter)
             case "duo":
                 if self.duo is None:
                     raise MethodError("method 'duo' needs small FFNs: give --duo DIR")
-                return self._beside_router(self.duo)
+                return self._beside_router(self.duo, "duo", DuoRouter)
             case "router:once":
                 routing = make_routing(self.router, self.served)
                 if not isinstance(routing.router, LearnedRouter):
@@ -101,11 +105,16 @@ class MethodSource:
             case _:
                 return make_routing(method, self.served)
 
-    def _beside_router(self, artifact: str) -> Routing:
+    def _beside_router(self, artifact: str, method: str, kind: type[ExitRouter | DuoRouter]) -> Routing:
         for changing in (artifact, self.router):
             if (Path(changing).expanduser() / ADAPTER_DIR).exists():
                 raise MethodError(
                     f"{changing} changes the model ({ADAPTER_DIR}/), so nothing else can be compared with it in one "
                     "evaluation: give it as --router DIR and leave out exits and duo"
                 )
-        return make_routing(artifact, self.served)
+        routing = make_routing(artifact, self.served)
+        if not isinstance(routing.router, kind):
+            raise MethodError(
+                f"method {method!r} needs an artifact of `buddy train {method}`, and {artifact} is another"
+            )
+        return routing
