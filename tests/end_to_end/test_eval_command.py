@@ -41,7 +41,10 @@ def test_methods_budgets_and_seeds_become_rows_a_table_and_plots(
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     for row in rows:
         assert {"method", "budget", "task", "accuracy", "mean_depth", "n", "seed"} <= set(row)
-        assert row["mean_depth"] == pytest.approx(row["budget"])
+        # The best path of a bound may be cheaper than its budget.
+        assert row["mean_depth"] == pytest.approx(row["budget"]) or (
+            row["method"] == "bound" and row["mean_depth"] < row["budget"]
+        )
     runs = {(row["method"], row["budget"], row["seed"]) for row in rows}
     expected = {(method, budget, seed) for method in methods for budget in budgets for seed in (0, 1)}
     assert runs == expected | {("full", 1.0, 0), ("full", 1.0, 1)}

@@ -84,7 +84,9 @@ def _best_layers(score, extra, left, is_free, BLOCK: tl.constexpr):
     runs = layer < 0
     for _ in range(BLOCK):
         fits = is_free & (runs == 0) & (extra <= left)
-        best = tl.argmax(tl.where(fits, score, float("-inf")), 0, tie_break_left=True)
+        # A score of -inf is still a score of a layer that fits.
+        rank = tl.where(fits, tl.maximum(score, -3.4e38), float("-inf"))
+        best = tl.argmax(rank, 0, tie_break_left=True)
         taken = fits & (layer == best)
         left -= tl.sum(tl.where(taken, extra, 0), 0)
         runs = runs | taken
@@ -172,6 +174,8 @@ def choose_paths(
     check_dtype("paths", paths, torch.int8)
     check_shape("router.last_paths", router.last_paths, (None, num_layers))
     block = triton.next_power_of_2(num_layers)
+    if num_actions == 3 and scores.shape[1] // 2 >= block:
+        raise ValueError(f"scores are of {scores.shape[1] // 2} free layers, allowed with small FFNs are {block - 1}")
     choices = None
     if num_actions == 3:
         choices = torch.empty(num_rows, block, block, block, dtype=torch.int8, device=scores.device)

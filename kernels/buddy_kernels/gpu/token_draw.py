@@ -72,8 +72,9 @@ def _draw_tokens_kernel(
         logit = tl.load(of_row + index, mask=index < VOCAB, other=float("-inf")).to(tl.float32)
         best = tl.maximum(best, tl.max(tl.where(index < VOCAB, _in_order(logit, index), _LOWEST), 0))
     token = _token(best)
-    if temperature > 0:
-        most = tl.load(of_row + token).to(tl.float64)
+    most = tl.load(of_row + token).to(tl.float64)
+    # Of logits that are not finite there is nothing to draw: a difference of the highest from itself is 0 or NaN.
+    if (temperature > 0) & (most - most == 0):
         if (top_k > 0) | (min_p > 0) | (top_p < 1):
             keys, weights = kept_keys + row * VOCAB, kept_weights + row * VOCAB
             least, left = min_p, min_p * 0
@@ -94,7 +95,8 @@ def _draw_tokens_kernel(
             drawn = uniform * kept
             token = _token(_first_beyond(keys, weights, num_kept, floor, best, drawn, False, False, BLOCK))
         else:
-            token = _drawn_of_all(of_row, most, temperature, uniform, VOCAB, BLOCK)
+            drawn_token = _drawn_of_all(of_row, most, temperature, uniform, VOCAB, BLOCK)
+            token = tl.where(drawn_token < 0, token, drawn_token)
     tl.store(tokens + row, token.to(tl.int64))
 
 

@@ -106,3 +106,15 @@ def test_numbers_of_another_dtype_are_named(device):
     how = SamplingRows(how.temperature.float(), how.top_k, how.top_p, how.min_p, how.uniform)
     with pytest.raises(ValueError, match=r"how.temperature has dtype torch.float32, allowed is torch.float64"):
         draw_tokens(torch.zeros(1, 5, device=device), how, listed([0], 1, device), torch.zeros(1, dtype=torch.int64))
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
+@pytest.mark.parametrize("broken", [torch.nan, -torch.nan, torch.inf])
+@pytest.mark.parametrize("how", [{}, {"top_p": 0.9}, {"top_k": 3}, {"min_p": 0.1}], ids=str)
+def test_logits_that_are_not_finite_give_a_token_all_the_same(broken, how, device):
+    logits = torch.randn(2, 257)
+    logits[0, 19] = broken
+    logits[1] = -torch.inf
+    tokens = torch.full((2,), NO_TOKEN, device=device)
+    draw_tokens(logits.to(device), sampling(2, device, **how), listed(range(2), 2, device), tokens)
+    assert all(0 <= token < 257 for token in tokens.tolist())
