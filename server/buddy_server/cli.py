@@ -2,8 +2,9 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from buddy_server.version import server_version
 
@@ -218,16 +219,25 @@ def _bench_server(parsed: argparse.Namespace) -> None:
         sys.exit(f"buddy bench server: {error}")
 
 
-def _train_router(parsed: argparse.Namespace) -> None:
-    from buddy_routing.train.router_job import TrainingError, make_router
-    from buddy_routing.train.router_plan import plan_from
+def _train_artifact(
+    kind: str, parsed: argparse.Namespace, plan_from: Callable[[argparse.Namespace], Any], make: Callable[..., None]
+) -> None:
+    """Make what is trained on a file of conversations and saved in a directory of its own."""
+    from buddy_routing.train.router_job import TrainingError
     from buddy_server.engine.served_model import DTYPES, resolve_device
 
     try:
         plan = plan_from(parsed)
-        make_router(parsed.model, parsed.data, parsed.out, plan, resolve_device(parsed.device), DTYPES[parsed.dtype])
+        make(parsed.model, parsed.data, parsed.out, plan, resolve_device(parsed.device), DTYPES[parsed.dtype])
     except (ValueError, OSError, TrainingError) as error:
-        sys.exit(f"buddy train router: {error}")
+        sys.exit(f"buddy train {kind}: {error}")
+
+
+def _train_router(parsed: argparse.Namespace) -> None:
+    from buddy_routing.train.router_job import make_router
+    from buddy_routing.train.router_plan import plan_from
+
+    _train_artifact("router", parsed, plan_from, make_router)
 
 
 def _train_predictor(parsed: argparse.Namespace) -> None:
@@ -246,27 +256,15 @@ def _train_predictor(parsed: argparse.Namespace) -> None:
 def _train_exits(parsed: argparse.Namespace) -> None:
     from buddy_routing.train.exits_job import make_exits
     from buddy_routing.train.exits_plan import plan_from
-    from buddy_routing.train.router_job import TrainingError
-    from buddy_server.engine.served_model import DTYPES, resolve_device
 
-    try:
-        plan = plan_from(parsed)
-        make_exits(parsed.model, parsed.data, parsed.out, plan, resolve_device(parsed.device), DTYPES[parsed.dtype])
-    except (ValueError, OSError, TrainingError) as error:
-        sys.exit(f"buddy train exits: {error}")
+    _train_artifact("exits", parsed, plan_from, make_exits)
 
 
 def _train_duo(parsed: argparse.Namespace) -> None:
     from buddy_routing.train.duo_job import make_duo
     from buddy_routing.train.duo_plan import plan_from
-    from buddy_routing.train.router_job import TrainingError
-    from buddy_server.engine.served_model import DTYPES, resolve_device
 
-    try:
-        plan = plan_from(parsed)
-        make_duo(parsed.model, parsed.data, parsed.out, plan, resolve_device(parsed.device), DTYPES[parsed.dtype])
-    except (ValueError, OSError, TrainingError) as error:
-        sys.exit(f"buddy train duo: {error}")
+    _train_artifact("duo", parsed, plan_from, make_duo)
 
 
 def _train_demo(parsed: argparse.Namespace) -> None:

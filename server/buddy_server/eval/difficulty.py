@@ -49,15 +49,16 @@ def token_difficulties(served: ServedModel, tokenizer: ChatTokenizer, plan: Eval
     budgets = tuple(sorted({*plan.budgets, 1.0}))
     drawn = plan.questions_of(plan.seeds[0])
     questions = drawn[:: -(-len(drawn) // MOST_QUESTIONS)]
+    source, batches = plan.source(served, tokenizer), question_batches(questions, served, tokenizer)
     for method in ("router", "duo"):
         if method not in plan.methods:
             continue
-        routing = plan.source(served, tokenizer).routing(method, plan.seeds[0])
+        routing = source.routing(method, plan.seeds[0])
         if not isinstance(routing.router, LearnedRouter):
             continue
         model = decoder_for(served.loaded.model, routing.router)
         number = -1
-        for batch in question_batches(questions, served, tokenizer):
+        for batch in batches:
             nats = torch.stack([_nats(model, routing.router, routing.route_block, batch, b) for b in budgets], 1)
             difficulty = nats[:, 0] - nats.amin(1)
             begins = batch.in_answer & ~F.pad(batch.in_answer[:, :-1], (1, 0))
