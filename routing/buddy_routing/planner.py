@@ -34,7 +34,7 @@ class PathPlanner:
         self.router = router
         self.features = RunningFeatures(num_lanes, spec.kv_dim, device)
         self.actions = spec.actions
-        self.last_paths = torch.ones(num_lanes, spec.num_columns, dtype=torch.int8)
+        self.last_paths = torch.ones(num_lanes, spec.num_columns, dtype=torch.int8, device=device)
 
     def start(self, lane: int, max_cost: int, sums: "array[float] | None" = None) -> None:
         """Start a sequence in the lane whose next token may cost `max_cost` milli-layers: at position 0, or inside its
@@ -49,13 +49,16 @@ class PathPlanner:
         and those ahead; and the running features' sums [S, F] fp64 after each segment."""
         features, sums = self.features.update(batch, v)
         if isinstance(self.router, ExitRouter):
-            return self.last_paths[list(batch.lanes)], sums
+            return self.last_paths[list(batch.lanes)].cpu(), sums
         scores = self.router.scores(features)
         together = torch.zeros_like(scores).index_add_(0, torch.tensor(batch.aligned, device=scores.device), scores)
         max_costs = torch.tensor(batch.max_costs, device=scores.device)
         paths = select_path(together, max_costs, self.actions)[list(batch.aligned)].cpu()
+        lanes = sorted(set(batch.lanes))
+        last_paths = dict(zip(lanes, self.last_paths[lanes].cpu(), strict=True))
         for segment, lane in enumerate(batch.lanes):
             if batch.path_actions[segment] != PathAction.CHOOSE:
-                paths[segment] = self.last_paths[lane]
-            self.last_paths[lane] = paths[segment]
+                paths[segment] = last_paths[lane]
+            last_paths[lane] = paths[segment]
+        self.last_paths[lanes] = torch.stack([last_paths[lane] for lane in lanes]).to(self.last_paths.device)
         return paths, sums
