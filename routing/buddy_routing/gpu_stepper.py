@@ -36,15 +36,6 @@ class UnsupportedByGpuError(ValueError):
     """A model or router that the graphs do not run; the message says why."""
 
 
-@dataclass(frozen=True, slots=True)
-class GoingOn:
-    """What the device needs for the next call of the same rows: their block tables, and the uniforms of their next
-    tokens."""
-
-    tables: Sequence[Sequence[int]]
-    uniforms: Sequence[Sequence[float]]
-
-
 class GpuStepper:
     """Raises UnsupportedByGpuError. On a CPU the graphs' kernels run in Triton's interpreter."""
 
@@ -99,12 +90,14 @@ class GpuStepper:
         return call
 
     @torch.inference_mode()
-    def launch_after(self, call: "Call", going_on: GoingOn) -> "Call":
-        """Launch as many steps again of a call that `goes_on`, whether it is collected yet or not."""
+    def launch_after(
+        self, call: "Call", tables: Sequence[Sequence[int]], uniforms: Sequence[Sequence[float]]
+    ) -> "Call":
+        """As StepCall.launch_next."""
         after = Call(self, call.rows, call.decoding, call.num_steps, goes_on=True)
-        self._bring_tables(going_on.tables)
-        uniforms = self._sent(columns(going_on.uniforms, call.num_steps), torch.float64)
-        self._state.uniforms[: call.num_steps, : len(call.decoding)].copy_(uniforms)
+        self._bring_tables(tables)
+        numbers = self._sent(columns(uniforms, call.num_steps), torch.float64)
+        self._state.uniforms[: call.num_steps, : len(call.decoding)].copy_(numbers)
         self._run(after, adjusts=False)
         return after
 
@@ -127,7 +120,7 @@ class GpuStepper:
         return max(1, min(rows.most_steps, MAX_STEPS, int(rows.most_s / self._step_s)))
 
     def collected(self, call: "Call") -> None:
-        """Measure the steps of a call that has just ended, since it was launched or, if later, the one before it ended."""
+        """Measure the steps of a call that has just ended: since its launch or, if later, the end of the one before."""
         now_s = time.perf_counter()
         self._step_s = (now_s - max(call.launched_s, self._collected_s)) / call.num_steps
         self._collected_s = now_s
@@ -196,8 +189,7 @@ class GpuStepper:
 
 
 class Call:
-    """Steps under way: `num_steps` at most of each row that decodes. With `goes_on`, the same rows can go on
-    (GpuStepper.launch_after)."""
+    """A StepCall on the device."""
 
     def __init__(
         self, stepper: GpuStepper, rows: StepRows, decoding: Sequence[int], num_steps: int, goes_on: bool
@@ -207,6 +199,9 @@ class Call:
         self.rest: RoutedOutput | None = None
         self.launched_s = time.perf_counter()
         self._stepper = stepper
+
+    def launch_next(self, tables: Sequence[Sequence[int]], uniforms: Sequence[Sequence[float]]) -> "Call":
+        return self._stepper.launch_after(self, tables, uniforms)
 
     @torch.inference_mode()
     def collect(self) -> RoutedOutput:

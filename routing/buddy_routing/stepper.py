@@ -1,6 +1,7 @@
 """Runs a server's steps: decoder, cache and routing state, in plain torch or as a single op on the CPU."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -29,6 +30,28 @@ from buddy_routing.router import FIXED, NEVER, LearnedRouter, StaticRouter
 from buddy_routing.segments import SegmentBatch
 
 
+class StepCall(Protocol):
+    """Steps under way."""
+
+    @property
+    def num_steps(self) -> int:
+        """How many there are at most."""
+        ...
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether the same rows can go on before these steps are collected."""
+        ...
+
+    def launch_next(self, tables: Sequence[Sequence[int]], uniforms: Sequence[Sequence[float]]) -> "StepCall":
+        """As many steps again, of a call that goes on: the rows' block tables, and the uniforms of their tokens."""
+        ...
+
+    def collect(self) -> RoutedOutput:
+        """Wait for the steps."""
+        ...
+
+
 class Stepper(Protocol):
     """The interface through which the engine's runner runs steps."""
 
@@ -47,6 +70,28 @@ class Stepper(Protocol):
 
     def step(self, rows: StepRows) -> RoutedOutput: ...
 
+    def launch(self, rows: StepRows) -> StepCall:
+        """Begin a step, or several."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedCall:
+    """A call of a stepper that returns when all is done."""
+
+    output: RoutedOutput
+    goes_on: bool = False
+
+    @property
+    def num_steps(self) -> int:
+        return len(self.output.paths)
+
+    def launch_next(self, tables: Sequence[Sequence[int]], uniforms: Sequence[Sequence[float]]) -> StepCall:
+        raise NotImplementedError("it does not go on")
+
+    def collect(self) -> RoutedOutput:
+        return self.output
+
 
 @dataclass(slots=True)
 class TorchStepper:
@@ -60,6 +105,9 @@ class TorchStepper:
     @property
     def multi_step(self) -> bool:
         return False
+
+    def launch(self, rows: StepRows) -> FinishedCall:
+        return FinishedCall(self.step(rows))
 
     @torch.inference_mode()
     def step(self, rows: StepRows) -> RoutedOutput:
@@ -103,6 +151,9 @@ class NativeStepper:
         self._router_weights = router_weights(planner)
         # If some steps choose paths and others keep them, a multi-step call cannot treat its steps alike.
         self.multi_step = self._router_weights is not None and planner.router.reroute_every in (1, FIXED, NEVER)
+
+    def launch(self, rows: StepRows) -> FinishedCall:
+        return FinishedCall(self.step(rows))
 
     def step(self, rows: StepRows) -> RoutedOutput:
         return self.routed_step(rows, self._router_weights or self._asking_planner(rows))

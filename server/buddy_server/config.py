@@ -145,7 +145,7 @@ _SIZES = EngineSettings()
 
 
 class _EngineEntry(_Strict):
-    kv_cache_gib: Annotated[float, Field(gt=0)] = _SIZES.kv_cache_gib
+    kv_cache_gib: Annotated[float, Field(gt=0)] | Literal["auto"] = _SIZES.kv_cache_gib
     max_sequences: Annotated[int, Field(ge=1)] = _SIZES.max_sequences
     max_step_tokens: Annotated[int, Field(ge=1)] = _SIZES.max_step_tokens
     cost_weight: Annotated[float, Field(ge=0)] = _SIZES.cost_weight

@@ -13,7 +13,7 @@ from buddy_routing.router import NEVER
 from buddy_server.engine import scheduler
 from buddy_server.engine.build import build_engine
 from buddy_server.engine.messages import FinishEvent, GenerationRequest, StartEvent, TokenEvent
-from buddy_server.engine.served_model import EngineBuildError
+from buddy_server.engine.served_model import EngineBuildError, check_fits
 from buddy_server.engine.settings import EngineSettings
 from sparse_decode import NATIVE
 from tiny_engine import (
@@ -503,6 +503,14 @@ def test_engine_that_cannot_be_built_says_why(
 ) -> None:
     with pytest.raises(EngineBuildError, match=message):
         build_engine(str(tiny.model), router, EngineSettings(), device, dtype)
+
+
+def test_model_without_room_is_refused_and_told_what_would_fit(tiny: TinySite) -> None:
+    check_fits(tiny.model, "bfloat16", free_bytes=10**6)
+    with pytest.raises(
+        EngineBuildError, match=r"model model takes .* in float32, .* allowed in float32: up to 0.0 bil"
+    ):
+        check_fits(tiny.model, "float32", free_bytes=100_000)
 
 
 def test_cache_without_room_for_a_block_is_refused(tiny: TinySite) -> None:

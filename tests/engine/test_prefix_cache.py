@@ -223,18 +223,18 @@ def test_scored_prompts_are_computed_whole(tiny: TinySite) -> None:
 
 def test_what_a_failed_step_computed_is_not_kept(tiny: TinySite, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = build_tiny_engine(tiny.model, tiny.router, max_step_tokens=40).engine
-    run = engine.runner.run
+    collect = engine.runner.collect
     num_steps = 0
 
     def fails_at_the_second(*given: Any) -> BatchResult:
         nonlocal num_steps
         num_steps += 1
-        result = run(*given)
+        result = collect(*given)
         if num_steps == 2:
             raise RuntimeError("half of it is written")
         return result
 
-    monkeypatch.setattr(engine.runner, "run", fails_at_the_second)
+    monkeypatch.setattr(engine.runner, "collect", fails_at_the_second)
     engine.add(ask("r", 80, 10))
     engine.step()
     with pytest.raises(RuntimeError, match="half of it"):

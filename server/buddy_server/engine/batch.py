@@ -1,6 +1,6 @@
 """What the scheduler passes to the runner, and what the runner returns."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from buddy_server.engine.sequence import Sequence
@@ -32,6 +32,11 @@ class Work:
         return self.start + self.length
 
     @property
+    def tokens_left(self) -> int:
+        """Of a decode: tokens that its sequence may still make, this one's included."""
+        return self.sequence.num_prompt + self.sequence.request.sampling.max_tokens - self.end
+
+    @property
     def scored(self) -> range:
         """Positions whose next token is a prompt token that still needs a log probability."""
         if self.sequence.request.sampling.prompt_logprobs is None:
@@ -43,6 +48,11 @@ class Work:
     def begins_depth(self) -> bool:
         """Whether the first token may cost another amount than the token before it."""
         return self.start > 0 and self.max_cost != self.sequence.max_cost(self.start - 1)
+
+    def after(self, num_tokens: int) -> "Work":
+        """The decode of the token that comes `num_tokens` later."""
+        start = self.start + num_tokens
+        return replace(self, start=start, max_cost=self.sequence.max_cost(start))
 
     @property
     def makes_token(self) -> bool:

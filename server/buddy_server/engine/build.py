@@ -33,6 +33,10 @@ BUILD_ERRORS = (EngineBuildError, CheckpointError, UnsupportedModelError, Artifa
 """What a user can put right; anything else is a bug."""
 
 
+KEPT_FREE = 0.1
+"""Of a GPU's memory, for graphs, prompts and whatever else runs there."""
+
+
 @dataclass(frozen=True, slots=True)
 class BuiltEngine:
     engine: Engine
@@ -60,9 +64,12 @@ def assemble(served: ServedModel, routing: Routing, settings: EngineSettings) ->
     """An engine of its own around a model that may be in several. Raises EngineBuildError."""
     model = decoder_for(served.loaded.model, routing.router)
     served = replace(served, loaded=replace(served.loaded, model=model))
-    num_blocks = _num_blocks(model.spec, served.dtype, settings)
+    num_blocks = _num_blocks(model.spec, served, settings)
     if num_blocks < 1:
-        raise EngineBuildError(f"kv_cache_gib {settings.kv_cache_gib} holds no block of {settings.block_size} tokens")
+        raise EngineBuildError(
+            f"kv_cache_gib {settings.kv_cache_gib} holds no block of {settings.block_size} tokens: "
+            f"{_cache_bytes(served.device, settings)} bytes"
+        )
     planner = PathPlanner(routing.router, model.spec, settings.max_sequences, served.device)
     stepper = make_stepper(served, planner, num_blocks, settings)
     scheduler = Scheduler(
@@ -116,8 +123,17 @@ def make_prefix_keys(routing: Routing, settings: EngineSettings) -> PrefixKeys |
     return PrefixKeys(routing.router.router_id, routing.route_block)
 
 
-def _num_blocks(spec: ModelSpec, dtype: torch.dtype, settings: EngineSettings) -> int:
-    block_bytes = 2 * spec.num_columns * spec.kv_dim * dtype.itemsize * settings.block_size
-    affordable = int(settings.kv_cache_gib * 2**30) // block_bytes
+def _num_blocks(spec: ModelSpec, served: ServedModel, settings: EngineSettings) -> int:
+    block_bytes = 2 * spec.num_columns * spec.kv_dim * served.dtype.itemsize * settings.block_size
+    affordable = _cache_bytes(served.device, settings) // block_bytes
     wanted = settings.max_sequences * -(-spec.max_context // settings.block_size)
     return min(affordable, wanted)
+
+
+def _cache_bytes(device: torch.device, settings: EngineSettings) -> int:
+    if settings.kv_cache_gib != "auto":
+        return int(settings.kv_cache_gib * 2**30)
+    if device.type == "cpu":
+        return 2**30
+    free, total = torch.cuda.mem_get_info(device)
+    return max(0, free - int(KEPT_FREE * total))

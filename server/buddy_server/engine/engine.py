@@ -7,11 +7,12 @@ from dataclasses import dataclass, field, replace
 
 from tokenizers import Tokenizer
 
+from buddy_server.engine.batch import Batch
 from buddy_server.engine.constraint import Grammars
 from buddy_server.engine.depth_predictor import DepthPredictor
 from buddy_server.engine.detokenizer import Detokenizer
 from buddy_server.engine.messages import DepthEvent, Event, FinishEvent, FinishReason, GenerationRequest
-from buddy_server.engine.runner import ModelRunner
+from buddy_server.engine.runner import ModelRunner, RunningBatch
 from buddy_server.engine.sampler import Sampler
 from buddy_server.engine.scheduler import Scheduler, StepOutput
 from buddy_server.engine.sequence import Sequence
@@ -32,6 +33,8 @@ class Engine:
     _sequences: dict[str, Sequence] = field(default_factory=dict)
     _arrivals: Iterator[int] = field(default_factory=itertools.count)
     _limits: Mapping[str, int] = field(default_factory=dict)
+    _has_new_limits: bool = False
+    _running: RunningBatch | None = None
 
     def add(self, *requests: GenerationRequest) -> list[tuple[str, Event]]:
         """Accept requests. Returns a DepthEvent for each request whose depth the Budget Predictor chose.
@@ -70,10 +73,8 @@ class Engine:
         return {request.request_id: cost for request, cost in zip(open_requests, costs, strict=True)}
 
     def limit_depth(self, limits: Mapping[str, int]) -> None:
-        """As in EngineClient: for the requests here and those to come."""
-        self._limits = limits
-        for sequence in self._sequences.values():
-            self._limit(sequence)
+        """As in EngineClient: for the requests here, from the next batch on, and those to come."""
+        self._limits, self._has_new_limits = limits, True
 
     def _limit(self, sequence: Sequence) -> None:
         """Run the rest of a sequence under its own limit and its tier's, whichever is lower."""
@@ -90,20 +91,36 @@ class Engine:
 
     def end_all(self, reason: FinishReason, message: str) -> list[tuple[str, Event]]:
         """End every request, because a step raised an exception or the engine stops."""
+        self._running = None
         return self._end(list(self._sequences.values()), reason, message)
 
     @property
     def has_work(self) -> bool:
-        return self.scheduler.has_work
+        return self.scheduler.has_work or self._running is not None
 
     def step(self) -> StepOutput:
-        batch = self.scheduler.schedule()
-        result = self.runner.run(batch)
-        output = self.scheduler.commit(batch, result)
+        running = self._running or self.runner.launch(self._schedule())
+        following = self._following(running)
+        # While the device computes it, the batch before is read.
+        self._running = None if following is None else self.runner.launch_after(running, following)
+        result = self.runner.collect(running)
+        output = self.scheduler.commit(running.batch, result, is_followed=following is not None)
         for request_id, event in output.events:
             if isinstance(event, FinishEvent):
                 del self._sequences[request_id]
         return output
+
+    def _schedule(self) -> Batch:
+        if self._has_new_limits:
+            self._has_new_limits = False
+            for sequence in self._sequences.values():
+                self._limit(sequence)
+        return self.scheduler.schedule()
+
+    def _following(self, running: RunningBatch) -> Batch | None:
+        if self._has_new_limits or not running.call.goes_on:
+            return None
+        return self.scheduler.following(running.batch, running.call.num_steps)
 
     def _end(
         self, sequences: list[Sequence], reason: FinishReason, error: str | None = None

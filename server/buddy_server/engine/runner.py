@@ -3,11 +3,12 @@
 # S works, W wanted rows, C columns of a path
 
 import time
+from dataclasses import dataclass
 
 from buddy_kernels import GREEDY, PathAction, RoutedOutput, SampledToken, Sampling, StepRows, Wanted
 from buddy_routing.action_space import SKIP
 from buddy_routing.router import FIXED
-from buddy_routing.stepper import Stepper
+from buddy_routing.stepper import StepCall, Stepper
 from buddy_server.engine.batch import Batch, BatchResult, Work, WorkResult
 from buddy_server.engine.messages import SamplingParams
 
@@ -17,37 +18,71 @@ class ModelRunner:
 
     def __init__(self, stepper: Stepper) -> None:
         self.stepper = stepper
+        self._collected_s = 0.0
 
-    def run(self, batch: Batch) -> BatchResult:
-        """Run one step, or up to the batch's `most_steps`."""
-        started = time.perf_counter()
+    def launch(self, batch: Batch) -> "RunningBatch":
+        """Begin one step, or up to the batch's `most_steps`."""
+        started_s = time.perf_counter()
         planner = self.stepper.planner
         for work in batch.works:
             if work.start == work.sequence.num_restored:
                 planner.start(work.sequence.lane, work.max_cost, work.sequence.restored_sums)
-        output = self.stepper.step(step_rows(batch, planner.router.reroute_every))
+        asked = [WorkTokens(len(work.scored), work.makes_token) for work in batch.works]
+        call = self.stepper.launch(step_rows(batch, planner.router.reroute_every))
+        return RunningBatch(batch, call, asked, started_s)
+
+    def launch_after(self, running: "RunningBatch", following: Batch) -> "RunningBatch":
+        """Begin the batch that follows one whose call goes on, collected or not."""
+        started_s, num_steps = time.perf_counter(), running.call.num_steps
+        tables = [work.sequence.block_table for work in following.works]
+        uniforms = [work.sequence.sampler.uniforms(2 * num_steps)[num_steps:] for work in following.works]
+        return RunningBatch(following, running.call.launch_next(tables, uniforms), running.asked, started_s)
+
+    def collect(self, running: "RunningBatch") -> BatchResult:
+        """Wait for the batch."""
+        output = running.call.collect()
+        collected_s, before_s = time.perf_counter(), max(running.started_s, self._collected_s)
+        self._collected_s = collected_s
         runs = output.paths != SKIP  # [steps, S, C]
         return BatchResult(
-            works=work_results(batch, output),
+            works=work_results(running.asked, output),
             num_steps=len(output.paths),
             num_layers_read=int(runs.any(1).sum()),
             router_s=output.router_s,
-            seconds=time.perf_counter() - started,
+            seconds=collected_s - before_s,
         )
 
 
-def work_results(batch: Batch, output: RoutedOutput) -> list[WorkResult]:
+@dataclass(frozen=True, slots=True)
+class WorkTokens:
+    """How many prompt tokens a work scores, and whether it makes tokens, as it was when it was launched."""
+
+    num_scored: int
+    makes_token: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RunningBatch:
+    """A batch under way. `asked` has an entry for each work; `started_s` is by the clock."""
+
+    batch: Batch
+    call: StepCall
+    asked: list[WorkTokens]
+    started_s: float
+
+
+def work_results(asked: list[WorkTokens], output: RoutedOutput) -> list[WorkResult]:
     """What each work ran and made. In the output, a work's scored prompt tokens precede its own."""
-    num_steps, num_works, num_columns = output.paths.shape
+    _, num_works, num_columns = output.paths.shape
     paths = output.paths.numpy().tobytes()
     made = iter(output.tokens)
     results = []
-    for index, work in enumerate(batch.works):
-        scored = [next(made)[0] for _ in work.scored]
+    for index, work in enumerate(asked):
+        scored = [next(made)[0] for _ in range(work.num_scored)]
         tokens: list[SampledToken] = list(next(made)) if work.makes_token else []
         starts = range(index * num_columns, len(paths), num_works * num_columns)
         # A work that ended before the last of several steps ran no path in the later ones.
-        own = [paths[start : start + num_columns] for start in starts[: len(tokens) if num_steps > 1 else 1]]
+        own = [paths[start : start + num_columns] for start in starts[: len(tokens) if work.makes_token else 1]]
         results.append(WorkResult(own, tokens, scored, output.sums[index]))
     return results
 

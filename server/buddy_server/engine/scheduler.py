@@ -104,7 +104,6 @@ class Scheduler:
     def schedule(self) -> Batch:
         """Build the next batch: decodes first, then prefill in the order of fair sharing. A batch with only decodes may
         run several steps."""
-        self._starts = []
         num_preemptions = self._num_preemptions
         for sequence in [s for s in self.running if s.is_decoding]:
             # Room for an earlier sequence may have cost this one its lane.
@@ -135,19 +134,32 @@ class Scheduler:
             return Batch(works, self._reserve_steps(works), BURST_S)
         return Batch(works)
 
-    def commit(self, batch: Batch, result: BatchResult) -> StepOutput:
-        """Record a batch's results: append tokens, charge them, cache prefixes, release sequences that ended."""
+    def following(self, batch: Batch, num_steps: int) -> Batch | None:
+        """The batch to launch while one of decodes is under way, before its results are known: the same sequences, as
+        if each made `num_steps` tokens, and as many steps again. None if anything else is to be done first."""
+        works = [work.after(num_steps) for work in batch.works]
+        sequences = {work.sequence for work in works}
+        if self.fair_share or any(s.has_ended for s in sequences) or not sequences.issuperset(self.running):
+            return None
+        if max(work.tokens_left for work in works) < 1 or self._num_missing(works, num_steps) > self.pool.num_free:
+            return None
+        self._grow(works, num_steps)
+        return Batch(works, num_steps, batch.most_s)
+
+    def commit(self, batch: Batch, result: BatchResult, is_followed: bool = False) -> StepOutput:
+        """Record a batch's results: append tokens, charge them, cache prefixes, release sequences that ended. One that
+        `is_followed` leaves the blocks alone that the following batch uses already."""
         self.pace.observe(batch, result)
         sequences = dict.fromkeys(work.sequence for work in batch.works)
         depth: defaultdict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
-        events = list(self._starts)
+        events, self._starts = self._starts, []
         for work, made in zip(batch.works, result.works, strict=True):
             request = work.sequence.request
             events += [(request.request_id, event) for event in self._book(work, made, depth[request.tenant])]
         for sequence in sequences:
             if sequence.has_ended:
                 self.finish(sequence)
-            elif batch.most_steps > 1:
+            elif batch.most_steps > 1 and not is_followed:
                 # Frees blocks reserved for steps that did not run.
                 self.pool.trim(sequence.block_table, len(sequence.tokens))
         stats = StepStats(
@@ -188,21 +200,22 @@ class Scheduler:
     def _reserve_steps(self, works: list[Work]) -> int:
         """Reserve blocks for several decode steps and return how many may run: limited by burst length, tokens
         remaining and free blocks."""
-        remaining = [work.sequence.request.sampling.max_tokens - work.sequence.num_output for work in works]
-        steps = min(self.pace.burst_steps(MOST_STEPS), max(remaining, default=1))
-        while self._num_missing(works, remaining, steps) > self.pool.num_free:
+        steps = min(self.pace.burst_steps(MOST_STEPS), max((work.tokens_left for work in works), default=1))
+        while self._num_missing(works, steps) > self.pool.num_free:
             steps //= 2
-        for work, left in zip(works, remaining, strict=True):
-            self.pool.grow(work.sequence.block_table, len(work.sequence.tokens) + min(steps, left) - 1)
+        self._grow(works, steps)
         return steps
 
-    def _num_missing(self, works: list[Work], remaining: list[int], steps: int) -> int:
-        """Blocks that the works still lack for `steps` steps. For one step it is 0: schedule() allocated them."""
-        missing = 0
-        for work, left in zip(works, remaining, strict=True):
-            num_tokens = len(work.sequence.tokens) + min(steps, left) - 1
-            missing += max(0, self.pool.blocks_for(num_tokens) - len(work.sequence.block_table))
-        return missing
+    def _num_missing(self, works: list[Work], steps: int) -> int:
+        """Blocks that decodes still lack for `steps` steps. For one step it is 0: schedule() allocated them."""
+        return sum(
+            max(0, self.pool.blocks_for(work.start + min(steps, work.tokens_left)) - len(work.sequence.block_table))
+            for work in works
+        )
+
+    def _grow(self, works: list[Work], steps: int) -> None:
+        for work in works:
+            self.pool.grow(work.sequence.block_table, work.start + min(steps, work.tokens_left))
 
     def _book(self, work: Work, made: WorkResult, depth: list[int]) -> Iterator[Event]:
         """Record the result of one work. Adds its executed, skipped and uncharged milli-layers to `depth`."""
@@ -220,7 +233,8 @@ class Scheduler:
             depth[2] += executed - newly
             if not sequence.has_ended and made.tokens:
                 yield from sequence.accept(made.tokens[step], path)
-        self.fair_share.charge(sequence, charged)
+        if charged:
+            self.fair_share.charge(sequence, charged)
         if self._is_cacheable(work):
             self._cache(work, array("d", made.sums.tolist()))
 

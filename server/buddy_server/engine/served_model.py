@@ -8,7 +8,9 @@ from tokenizers import Tokenizer
 
 from buddy_routing.adapter import ADAPTER_DIR, merge_adapter
 from buddy_routing.checkpoint import LoadedModel, load_model
+from buddy_routing.decoder import RoutedDecoder
 from buddy_routing.embedded import MODEL_ID, model_directory
+from buddy_routing.model_spec import ModelSpec
 
 DTYPES = {
     "float32": torch.float32,
@@ -45,6 +47,8 @@ def load_served_model(model: str | None, router: str | None, device: str = "auto
     """`model` as in build_engine, and what that raises. An adapter in the artifact `router` is merged into it."""
     where, dtype_name = resolve_device(device), resolve_dtype(dtype)
     directory = model_directory(model)
+    if where.type == "cuda":
+        check_fits(directory, dtype_name, torch.cuda.mem_get_info(where)[0])
     loaded = load_model(directory, DTYPES[dtype_name], where)
     if router is not None and not router.startswith("prior:"):
         adapter = Path(router).expanduser() / ADAPTER_DIR
@@ -52,6 +56,19 @@ def load_served_model(model: str | None, router: str | None, device: str = "auto
             merge_adapter(loaded.model, adapter)
     model_id = MODEL_ID if model is None else _model_id(model, directory)
     return ServedModel(model_id, loaded, load_tokenizer(directory), dtype_name)
+
+
+def check_fits(directory: Path, dtype_name: str, free_bytes: int) -> None:
+    """Raises EngineBuildError for a model whose weights take more than `free_bytes`, and what ModelSpec does."""
+    with torch.device("meta"):
+        num_weights = sum(weight.numel() for weight in RoutedDecoder(ModelSpec.from_pretrained(directory)).parameters())
+    itemsize = DTYPES[dtype_name].itemsize
+    if num_weights * itemsize > free_bytes:
+        raise EngineBuildError(
+            f"model {directory.name} takes {num_weights * itemsize / 2**30:.1f} GiB in {dtype_name}, "
+            f"{free_bytes / 2**30:.1f} GiB of the GPU are free; allowed in {dtype_name}: up to "
+            f"{free_bytes / itemsize / 1e9:.1f} billion weights, this model has {num_weights / 1e9:.1f}"
+        )
 
 
 def resolve_device(name: str) -> torch.device:

@@ -1,4 +1,4 @@
-"""Which stepper runs an engine's steps: the whole step in C++, or plain torch."""
+"""Which stepper runs an engine's steps: the whole step in C++, captured graphs on a GPU, or plain torch."""
 
 import logging
 from pathlib import Path
@@ -22,13 +22,14 @@ WEIGHT_KINDS: dict[str, WeightKind] = {kind: kind for kind in get_args(WeightKin
 
 
 def make_stepper(served: ServedModel, planner: PathPlanner, num_blocks: int, settings: EngineSettings) -> Stepper:
-    """The whole step in C++ where a CPU and a compiler allow it, else plain torch. Raises EngineBuildError for int8 or
-    an `arithmetic` without the former, and for an arithmetic that this processor has not."""
+    """The whole step in C++ where a CPU and a compiler allow it, graphs on a GPU, else plain torch. Raises
+    EngineBuildError for int8 or an `arithmetic` without the first, and for an arithmetic that this processor has
+    not."""
     model, name = served.loaded.model, served.dtype_name
+    reason = "which runs on CPUs only"
     try:
         if served.device.type == "cpu":
             return NativeStepper(native_step(model, name, num_blocks, settings), planner)
-        reason = "which runs on CPUs only"
     except UnknownArithmeticError as error:
         raise EngineBuildError(str(error)) from None
     except NativeBuildError as error:
@@ -39,6 +40,18 @@ def make_stepper(served: ServedModel, planner: PathPlanner, num_blocks: int, set
     if settings.arithmetic != AUTO:
         raise EngineBuildError(f"arithmetic {settings.arithmetic!r} needs the native step: {reason}")
     cache = KVCache.allocate(model.spec, num_blocks, settings.block_size, served.dtype, served.device)
+    if served.device.type == "cuda":
+        try:
+            # Needs Triton, which only machines with a GPU have.
+            from buddy_routing.gpu_stepper import GpuStepper, UnsupportedByGpuError
+
+            try:
+                return GpuStepper(model, cache, planner)
+            except UnsupportedByGpuError as error:
+                reason = str(error)
+        except ImportError as error:
+            reason = str(error)
+        log.warning("no graphs on the GPU, plain torch runs instead and is slower", extra={"reason": reason})
     return TorchStepper(model, cache, planner)
 
 
