@@ -7,11 +7,10 @@ from torch import Tensor
 
 from buddy_kernels import RouterWeights
 from buddy_kernels.gpu import (
-    decode_attention,
+    attention,
     decode_step,
     logit_adjustment,
     path_router,
-    rotary_cache,
     row_linear,
     row_lists,
     row_norm,
@@ -24,10 +23,9 @@ from buddy_routing.action_space import ActionSpace
 from buddy_routing.selection import select_path
 
 MODULES = {
-    decode_attention: ("decode_attention",),
+    attention: ("attend",),
     logit_adjustment: ("adjust_logits",),
     path_router: ("score_layers",),
-    rotary_cache: ("rotate_and_write",),
     row_linear: ("row_linear", "add_row_linear", "row_swiglu"),
     row_lists: ("fill_layer_lists",),
     row_norm: ("norm_rows",),

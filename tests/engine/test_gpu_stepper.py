@@ -5,7 +5,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -29,13 +28,12 @@ from tiny_engine import (
 if find_spec("triton") is None:
     pytest.skip("Triton is not installed: kernels of the GPU path are not tested", allow_module_level=True)
 
-import triton.language as tl
-from triton.runtime import interpreter
 
 from buddy_kernels.gpu import blocks
 from buddy_kernels.gpu.blocks import AttentionBlocks
 from buddy_routing.gpu_stepper import Call, GpuStepper
 from gpu_references import use_references
+from quick_interpreter import patch_language_once
 
 BUDGETS = (3, 4, 6)
 EngineMaker = Callable[..., Engine]
@@ -214,17 +212,13 @@ def test_second_request_finds_the_prefix_that_the_first_has_cached(tiny: TinySit
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_two_hundred_requests_in_the_interpreter_make_the_reference_s_tokens(
     tiny: TinySite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The kernels themselves: each of their programs is a millisecond of Python, so contexts are split into two."""
     monkeypatch.setattr(blocks, "DEFAULT", replace(blocks.DEFAULT, attention=AttentionBlocks(16, 2, 1, 4, 1)))
-    # The interpreter patches the language at every call between kernels; all of it once, with the kernel, is enough.
-    patch, whole = interpreter._patch_lang, SimpleNamespace(__globals__={"tl": tl, "core": tl.core})
-    monkeypatch.setattr(interpreter, "_patch_lang", lambda _: patch(whole))
-    monkeypatch.setattr(
-        interpreter.InterpretedFunction, "__call__", lambda self, *given, **named: self.rewrite()(*given, **named)
-    )
+    patch_language_once(monkeypatch)
     requests = [
         make_request(f"r{i}", 1 + i % 15, BUDGETS[i % 3], i, max_tokens=2 + i % 5, temperature=0.8 * (i % 4 == 0))
         for i in range(200)

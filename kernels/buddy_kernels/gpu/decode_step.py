@@ -14,11 +14,10 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from buddy_kernels.gpu.decode_attention import decode_attention
+from buddy_kernels.gpu.attention import AttentionLayer, attend
 from buddy_kernels.gpu.logit_adjustment import LogitAdjustments, adjust_logits
 from buddy_kernels.gpu.path_choice import choose_paths
 from buddy_kernels.gpu.path_router import score_layers
-from buddy_kernels.gpu.rotary_cache import rotate_and_write
 from buddy_kernels.gpu.row_linear import add_row_linear, row_linear, row_swiglu
 from buddy_kernels.gpu.row_lists import LayerLists, RowList, fill_layer_lists
 from buddy_kernels.gpu.row_norm import norm_rows
@@ -105,26 +104,21 @@ class DecodeStep:
         if column == 0:
             self._choose_paths()
         self._project(self._normed, layer.q, running, self._q.flatten(1))
-        cache_k, cache_v = self._model.cache_k[column], self._model.cache_v[column]
-        tables, positions = state.block_tables, state.positions
-        rotate_and_write(
+        attend(
             self._q,
             self._k,
             self._v,
             self._cos,
             self._sin,
-            positions,
-            tables,
-            cache_k,
-            cache_v,
+            state.positions,
+            state.block_tables,
+            self._model.cache_k[column],
+            self._model.cache_v[column],
+            self._paths[:, column],
+            AttentionLayer(weights.head_dim**-0.5, layer.window, layer.q_norm, layer.k_norm, weights.eps),
             written,
-            running,
-            layer.q_norm,
-            layer.k_norm,
-            weights.eps,
+            self._attended,
         )
-        scale = weights.head_dim**-0.5
-        decode_attention(self._q, cache_k, cache_v, tables, positions, scale, layer.window, running, self._attended)
         add_row_linear(self._attended.flatten(1), layer.o.weight, layer.o.bias, running, self._h)
         self._norm(layer.post_norm, running)
         if layer.small_gate is None or layer.small_up is None or layer.small_down is None:

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from buddy_kernels import PathAction, Sampling, StepRows, Wanted
-from buddy_kernels.gpu import decode_step
+from buddy_kernels.gpu import blocks, decode_step
+from buddy_kernels.gpu.blocks import AttentionBlocks
 from buddy_kernels.gpu.decode_step import DecodeModel, DecodeStep
 from buddy_kernels.gpu.launch import recorded
 from buddy_kernels.gpu.logit_adjustment import LogitAdjustments
@@ -21,6 +22,7 @@ from buddy_routing.kv_cache import KVCache
 from buddy_routing.planner import PathPlanner
 from buddy_routing.router import DecisionModule, LearnedRouter
 from buddy_routing.stepper import TorchStepper, decoder_weights, router_weights
+from quick_interpreter import patch_language_once
 from tiny_models import save_random_model
 from tolerances import assert_close
 
@@ -135,8 +137,14 @@ def a_step(model, rows, planner, cache, device):
     return DecodeStep(of_model, state, no_adjustments(model.spec.vocab_size, device)), state, router, own
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("adjusts", [False, True])
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """A context of 64 tokens in two parts, each program of which is a millisecond of Python."""
+    monkeypatch.setattr(blocks, "DEFAULT", replace(blocks.DEFAULT, attention=AttentionBlocks(16, 2, 1, 4, 1)))
+    patch_language_once(monkeypatch)
+
+
+@pytest.mark.parametrize(("kind", "adjusts"), [*((kind, False) for kind in KINDS), ("llama", True)])
 def test_a_step_of_kernels_is_a_step_of_the_reference(kind, adjusts, device, tmp_path):
     model = tiny_model(kind, device, tmp_path)
     torch.manual_seed(3)
