@@ -5,20 +5,20 @@ from buddy_kernels.gpu.decode_attention import decode_attention, decode_attentio
 from listed_rows import listed
 from tolerances import assert_close, assert_far
 
-BLOCK_SIZE, TABLE_WIDTH, NO_BLOCK = 16, 80, 10**6
+BLOCK_SIZE, NO_BLOCK = 16, 10**6
 POSITIONS = [0, 62, 63, 256, 700, 1100]
 """The last three are read by several programs."""
 
 
-def contexts(num_heads, num_kv_heads, head_dim, window, dtype, device):
+def contexts(num_heads, num_kv_heads, head_dim, window, dtype, device, given_positions=POSITIONS):
     """q, a cache that is poisoned where no row looks, block tables that name no block there, and positions."""
     torch.manual_seed(num_heads)
-    num_rows = len(POSITIONS)
-    tables = torch.full((num_rows, TABLE_WIDTH), NO_BLOCK, dtype=torch.int32)
-    num_blocks = num_rows * TABLE_WIDTH
-    shuffled = torch.randperm(num_blocks).int().view(num_rows, TABLE_WIDTH)
+    num_rows, table_width = len(given_positions), max(given_positions) // BLOCK_SIZE + 2
+    tables = torch.full((num_rows, table_width), NO_BLOCK, dtype=torch.int32)
+    num_blocks = num_rows * table_width
+    shuffled = torch.randperm(num_blocks).int().view(num_rows, table_width)
     cache = torch.full((2, num_blocks * BLOCK_SIZE, num_kv_heads, head_dim), torch.nan)
-    for row, position in enumerate(POSITIONS):
+    for row, position in enumerate(given_positions):
         seen = torch.arange(0 if window is None else max(0, position - window + 1), position + 1)
         columns = (seen // BLOCK_SIZE).unique()
         tables[row, columns] = shuffled[row, columns]
@@ -26,7 +26,7 @@ def contexts(num_heads, num_kv_heads, head_dim, window, dtype, device):
         cache[:, slots] = torch.randn(2, len(seen), num_kv_heads, head_dim)
     q = torch.randn(num_rows, num_heads, head_dim).to(device, dtype)
     cache_k, cache_v = cache.to(device, dtype).unflatten(1, (num_blocks, BLOCK_SIZE))
-    return q, cache_k, cache_v, tables.to(device), torch.tensor(POSITIONS, device=device)
+    return q, cache_k, cache_v, tables.to(device), torch.tensor(given_positions, device=device)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
@@ -65,6 +65,19 @@ def test_a_row_has_the_same_bits_alone_and_in_a_batch(dtype, device):
             q[one], cache_k, cache_v, tables[one], positions[one], 0.1, None, listed([0], 1, device), alone
         )
         assert torch.equal(alone[0], together[row])
+
+
+def test_in_a_large_batch_a_program_reads_several_splits_of_a_row(device):
+    positions = [5000, 4095, *[0] * 62]
+    q, cache_k, cache_v, tables, at = contexts(8, 8, 2, None, torch.float32, device, positions)
+    together, want = torch.zeros_like(q), torch.zeros_like(q)
+    rows = listed([0, 1, 63], len(positions), device)
+    decode_attention(q, cache_k, cache_v, tables, at, 0.7, None, rows, together)
+    decode_attention_reference(q, cache_k, cache_v, tables, at, 0.7, None, rows, want)
+    assert_close(together, want, max(positions))
+    alone = torch.empty_like(q[:1])
+    decode_attention(q[:1], cache_k, cache_v, tables[:1], at[:1], 0.7, None, listed([0], 1, device), alone)
+    assert torch.equal(alone[0], together[0])
 
 
 def test_without_rows_nothing_is_written(device):
