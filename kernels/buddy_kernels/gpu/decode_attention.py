@@ -8,15 +8,17 @@ alone, a row has one for each; in a large batch, programs without a split would 
 # N rows, Hq query heads, Hkv key/value heads, G = Hq / Hkv, Dh head dim, P blocks in the pool, K slots per block,
 # T block table columns, S splits of a context
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from buddy_kernels.attention import paged_attention_reference
-from buddy_kernels.checks import check_dtype, check_shape
+from buddy_kernels.checks import check_dense
 from buddy_kernels.gpu.blocks import attention_blocks
-from buddy_kernels.gpu.launch import launch
+from buddy_kernels.gpu.launch import FLOATS, launch
 from buddy_kernels.gpu.row_lists import RowList
 
 _MIN_QUERIES = 16
@@ -145,7 +147,9 @@ def _attention_whole_kernel(
 
 
 @triton.jit
-def _splits(position, WINDOW: tl.constexpr, SPLITS: tl.constexpr, MIN_BLOCKS: tl.constexpr, BLOCK_CONTEXT: tl.constexpr):
+def _splits(
+    position, WINDOW: tl.constexpr, SPLITS: tl.constexpr, MIN_BLOCKS: tl.constexpr, BLOCK_CONTEXT: tl.constexpr
+):
     """The block of the oldest token that a row sees, the blocks of a split, and how many splits there are."""
     first = position * 0
     if WINDOW is not None:
@@ -169,10 +173,10 @@ def decode_attention(
     """Each listed row attends to the cached positions 0 .. its own of its sequence; the other rows of `out` stay.
 
     Args:
-        q: [N, Hq, Dh] contiguous, rotated.
+        q: [N, Hq, Dh] contiguous, fp32, bf16 or fp16, rotated.
         cache_k: [P, K, Hkv, Dh] contiguous, in the dtype of `q`; the row's own key is in it.
         cache_v: as `cache_k`.
-        block_tables: [N, T] int32; entries of positions that the row does not see are not read.
+        block_tables: [N, T] int32 contiguous; entries of positions that the row does not see are not read.
         positions: [N] int64, under 2**31.
         scale: factor on the scores, usually Dh ** -0.5.
         window: sees only positions > own - window; None sees all.
@@ -180,21 +184,20 @@ def decode_attention(
         out: as `q`; scores and softmax are fp32, the weights of values in their dtype.
 
     Raises:
-        ValueError: a shape or dtype does not fit, Hq is not a multiple of Hkv, or `window` is under 1.
+        ValueError: a tensor does not fit, Hq is not a multiple of Hkv, or `window` is under 1.
 
     Source: Dao et al., Flash-Decoding for long-context inference.
     """
     num_rows, num_heads, head_dim = q.shape
     _, block_size, num_kv_heads, _ = cache_k.shape
-    check_shape("rows.indices", rows.indices, (num_rows,))
-    check_shape("cache_k", cache_k, (None, None, None, head_dim))
-    check_dtype("cache_k", cache_k, q.dtype)
-    check_shape("cache_v", cache_v, cache_k.shape)
-    check_shape("block_tables", block_tables, (num_rows, None))
-    check_dtype("block_tables", block_tables, torch.int32)
-    check_shape("positions", positions, (num_rows,))
-    check_dtype("positions", positions, torch.int64)
-    check_shape("out", out, q.shape)
+    device = q.device
+    check_dense("q", q, device, (num_rows, num_heads, head_dim), *FLOATS)
+    check_dense("cache_k", cache_k, device, (None, None, None, head_dim), q.dtype)
+    check_dense("cache_v", cache_v, device, cache_k.shape, q.dtype)
+    check_dense("block_tables", block_tables, device, (num_rows, None), torch.int32)
+    check_dense("positions", positions, device, (num_rows,), torch.int64)
+    rows.check("rows", num_rows, device)
+    check_dense("out", out, device, q.shape, q.dtype)
     if num_heads % num_kv_heads:
         raise ValueError(f"q has {num_heads} heads, allowed is a multiple of the cache's {num_kv_heads}")
     if window is not None and window < 1:
@@ -202,7 +205,7 @@ def decode_attention(
     blocks = attention_blocks(q, num_kv_heads)
     parts = torch.empty(num_rows, num_heads, blocks.splits, head_dim, dtype=torch.float32, device=q.device)
     part_max, part_sum = (torch.empty(parts.shape[:3], dtype=torch.float32, device=q.device) for _ in range(2))
-    sizes = {
+    sizes: dict[str, Any] = {
         "WINDOW": window,
         "HEADS": num_heads,
         "HEAD_DIM": head_dim,

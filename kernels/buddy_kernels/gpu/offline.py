@@ -169,11 +169,11 @@ def _sampling(model: ModelShape, num_rows: int) -> None:
     logits, live = _buffer(num_rows, model.vocab), _rows(num_rows)
     number, adjusted = torch.empty(num_rows, dtype=torch.float64), torch.empty(num_rows, model.vocab)
     allowed = torch.empty(num_rows, triton.cdiv(model.vocab, 8), dtype=torch.uint8)
-    by = LogitAdjustments(number, number, torch.empty_like(adjusted, dtype=torch.int32), adjusted, allowed)
-    adjust_logits(logits, _ints(num_rows), by, live, adjusted)
-    how = SamplingRows(number, _ints(num_rows), number, number, number)
+    adjustments = LogitAdjustments(number, number, torch.empty_like(adjusted, dtype=torch.int32), adjusted, allowed)
+    adjust_logits(logits, _ints(num_rows), adjustments, live, adjusted)
+    sampling = SamplingRows(number, _ints(num_rows), number, number, number)
     for given in (logits, adjusted):
-        draw_tokens(given, how, live, _ints(num_rows))
+        draw_tokens(given, sampling, live, _ints(num_rows))
 
 
 def _buffer(*shape: int) -> Tensor:

@@ -8,8 +8,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from buddy_kernels.checks import check_dtype, check_shape
-from buddy_kernels.gpu.launch import launch
+from buddy_kernels.checks import check_dense
+from buddy_kernels.gpu.launch import FLOATS, launch
 from buddy_kernels.gpu.row_lists import RowList
 from buddy_kernels.norm import rms_norm_reference
 from buddy_kernels.paged_cache import write_kv_reference
@@ -135,14 +135,14 @@ def rotate_and_write(
     """Rotate the queries of the rows that run the layer, in place; write keys, rotated, and values of all live rows.
 
     Args:
-        q: [N, Hq, Dh] contiguous.
+        q: [N, Hq, Dh] contiguous, fp32, bf16 or fp16, as `k`, `v` and the cache.
         k: [N, Hkv, Dh] contiguous; it is not changed.
         v: as `k`.
-        cos: [N, Dh / 2] fp32, each row's own, from `rotary_cos_sin`.
+        cos: [N, Dh / 2] fp32 contiguous, each row's own, from `rotary_cos_sin`.
         sin: as `cos`.
         positions: [N] int64.
-        block_tables: [N, T] int32; the entry of a live row's position names the block that is written.
-        cache_k: [P, K, Hkv, Dh] contiguous, in the dtype of `k`.
+        block_tables: [N, T] int32 contiguous; the entry of a live row's position names the block that is written.
+        cache_k: [P, K, Hkv, Dh] contiguous.
         cache_v: as `cache_k`.
         live: of N; no two of them write the same slot.
         running: of N, rows of `live`.
@@ -151,25 +151,27 @@ def rotate_and_write(
         eps: of these norms.
 
     Raises:
-        ValueError: a shape or dtype does not fit, or Dh is odd.
+        ValueError: a tensor does not fit, or Dh is odd.
     """
     num_rows = live.num_rows
     _, block_size, num_kv_heads, head_dim = cache_k.shape
     num_heads = q.shape[1]
     if head_dim % 2:
         raise ValueError(f"cache_k has head dim {head_dim}, allowed is an even number")
-    check_shape("running.indices", running.indices, (num_rows,))
-    check_shape("q", q, (num_rows, num_heads, head_dim))
-    check_shape("k", k, (num_rows, num_kv_heads, head_dim))
-    check_shape("v", v, k.shape)
-    check_shape("cos", cos, (num_rows, head_dim // 2))
-    check_shape("sin", sin, cos.shape)
-    check_shape("positions", positions, (num_rows,))
-    check_dtype("positions", positions, torch.int64)
-    check_shape("block_tables", block_tables, (num_rows, None))
-    check_dtype("block_tables", block_tables, torch.int32)
-    check_shape("cache_v", cache_v, cache_k.shape)
-    check_dtype("cache_k", cache_k, k.dtype)
+    dtype, device = q.dtype, q.device
+    check_dense("q", q, device, (num_rows, num_heads, head_dim), *FLOATS)
+    for name, made, cache in (("k", k, cache_k), ("v", v, cache_v)):
+        check_dense(name, made, device, (num_rows, num_kv_heads, head_dim), dtype)
+        check_dense(f"cache_{name}", cache, device, cache_k.shape, dtype)
+    for name, angles in (("cos", cos), ("sin", sin)):
+        check_dense(name, angles, device, (num_rows, head_dim // 2), torch.float32)
+    check_dense("positions", positions, device, (num_rows,), torch.int64)
+    check_dense("block_tables", block_tables, device, (num_rows, None), torch.int32)
+    live.check("live", num_rows, device)
+    running.check("running", num_rows, device)
+    for name, norm in (("q_norm", q_norm), ("k_norm", k_norm)):
+        if norm is not None:
+            check_dense(name, norm, device, (head_dim,), *FLOATS)
     launch(
         _rotate_and_write_kernel,
         (num_rows, num_heads + num_kv_heads),

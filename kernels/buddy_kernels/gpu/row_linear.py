@@ -2,12 +2,13 @@
 
 A row's bits depend neither on the other rows nor on how many there may be. One program sums an output in fp32: each of
 its four warps the inputs of every fourth part, from first to last, and then the four sums are added, always in the same
-way. Every batch size is computed by the same instruction, mma.sync.m16n8k16, with outputs for m and rows for n. What
-that costs: a sum over inputs is never split among programs, so that a matrix of few outputs (K/V projections) keeps few
-of the card's processors busy; and a batch of one multiplies by 7 columns of zeros, for which tensor cores have the time.
+way. Every batch size is computed by the same instruction, mma.sync.m16n8k16, with outputs for m and rows for n; fp32
+by m16n8k8, three products of tf32 halves for each, which keep fp32's precision but for its last bits. What that costs:
+a sum over inputs is never split among programs, so that a matrix of few outputs (K/V projections) keeps few of the
+card's processors busy; and a batch of one multiplies by 7 columns of zeros, for which tensor cores have the time.
 
-The four sums are a batch of products to Triton, which gives each to a warp. It does not take wgmma or tcgen05 for
-batches; these would come in shapes that follow the number of rows.
+To Triton the four sums are a batch of products, of which it gives each to a warp. For batches it takes neither wgmma
+nor tcgen05, whose shapes would follow the number of rows.
 
 Without rows the loop over inputs ends before it begins. Its length hangs on the list so that the compiler does not know
 it, which would unroll the loop and run out of registers.
@@ -15,20 +16,18 @@ it, which would unroll the loop and run out of registers.
 
 # N rows, I input width, O output width, F feed-forward dim; PARTS of the inputs of a block, one for each warp
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from buddy_kernels.checks import check_dtype, check_shape
+from buddy_kernels.checks import check_dense, check_shape
 from buddy_kernels.gpu.blocks import PRODUCT_PARTS, product_blocks
-from buddy_kernels.gpu.launch import launch
+from buddy_kernels.gpu.launch import FLOATS, launch
 from buddy_kernels.gpu.row_lists import RowList
 from buddy_kernels.linear import linear_reference
 from buddy_kernels.swiglu import swiglu_reference
 
 MAX_ROWS = 64
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def row_linear_reference(x: Tensor, weight: Tensor, bias: Tensor | None, rows: RowList, out: Tensor) -> None:
@@ -120,8 +119,9 @@ def _row_swiglu_kernel(
         up_parts = tl.dot(up_weights, some, up_parts, input_precision="tf32x3")
     # Rounded after each of the reference's ops.
     dtype = x.dtype.element_ty
-    gates = _with_bias(_summed(gate_parts, BLOCK_OUTPUTS, BLOCK_ROWS), gate_bias, output, OUTPUTS).to(dtype).to(tl.float32)
-    ups = _with_bias(_summed(up_parts, BLOCK_OUTPUTS, BLOCK_ROWS), up_bias, output, OUTPUTS).to(dtype).to(tl.float32)
+    gates, ups = _summed(gate_parts, BLOCK_OUTPUTS, BLOCK_ROWS), _summed(up_parts, BLOCK_OUTPUTS, BLOCK_ROWS)
+    gates = _with_bias(gates, gate_bias, output, OUTPUTS).to(dtype).to(tl.float32)
+    ups = _with_bias(ups, up_bias, output, OUTPUTS).to(dtype).to(tl.float32)
     activated = (gates * tl.sigmoid(gates)).to(dtype).to(tl.float32)
     into = out + row[None, :] * OUTPUTS + output[:, None]
     tl.store(into, activated * ups, mask=is_listed[None, :] & (output < OUTPUTS)[:, None])
@@ -186,12 +186,12 @@ def row_linear(x: Tensor, weight: Tensor, bias: Tensor | None, rows: RowList, ou
     Args:
         x: [N, I] contiguous, fp32, bf16 or fp16.
         weight: [O, I] contiguous, in the dtype of `x`.
-        bias: [O] or None.
+        bias: [O] or None, of these dtypes.
         rows: of N, 1 to 64.
         out: [N, O] contiguous, in the dtype of `x`.
 
     Raises:
-        ValueError: a shape or dtype does not fit.
+        ValueError: a tensor does not fit.
     """
     _launch_linear(x, weight, bias, rows, out, adds=False)
 
@@ -203,8 +203,8 @@ def add_row_linear(x: Tensor, weight: Tensor, bias: Tensor | None, rows: RowList
 
 def _launch_linear(x: Tensor, weight: Tensor, bias: Tensor | None, rows: RowList, out: Tensor, adds: bool) -> None:
     outputs, inputs = weight.shape
-    _check_product(x, weight, rows, out)
-    _check_bias("bias", bias, outputs)
+    _check_product(x, weight, rows, "into" if adds else "out", out)
+    _check_weights("weight", weight, "bias", bias, x)
     blocks = product_blocks(x, outputs, num_matrices=1)
     launch(
         _row_linear_kernel,
@@ -236,20 +236,19 @@ def row_swiglu(
         x: [N, I] contiguous, fp32, bf16 or fp16.
         gate: [F, I] contiguous, in the dtype of `x`.
         up: as `gate`.
-        gate_bias: [F] or None.
+        gate_bias: [F] or None, of these dtypes.
         up_bias: as `gate_bias`.
         rows: of N, 1 to 64.
         out: [N, F] contiguous, in the dtype of `x`.
 
     Raises:
-        ValueError: a shape or dtype does not fit.
+        ValueError: a tensor does not fit.
     """
     outputs, inputs = gate.shape
-    _check_product(x, gate, rows, out)
+    _check_product(x, gate, rows, "out", out)
     check_shape("up", up, gate.shape)
-    check_dtype("up", up, gate.dtype)
-    _check_bias("gate_bias", gate_bias, outputs)
-    _check_bias("up_bias", up_bias, outputs)
+    _check_weights("gate", gate, "gate_bias", gate_bias, x)
+    _check_weights("up", up, "up_bias", up_bias, x)
     blocks = product_blocks(x, outputs, num_matrices=2)
     launch(
         _row_swiglu_kernel,
@@ -273,19 +272,16 @@ def row_swiglu(
     )
 
 
-def _check_product(x: Tensor, weight: Tensor, rows: RowList, out: Tensor) -> None:
+def _check_product(x: Tensor, weight: Tensor, rows: RowList, out_name: str, out: Tensor) -> None:
     if not 1 <= rows.num_rows <= MAX_ROWS:
         raise ValueError(f"rows are {rows.num_rows}, allowed is 1 to {MAX_ROWS}")
-    check_dtype("x", x, *_DTYPES)
-    check_dtype("weight", weight, x.dtype)
-    check_dtype("out", out, x.dtype)
-    check_shape("x", x, (rows.num_rows, weight.shape[1]))
-    check_shape("out", out, (rows.num_rows, weight.shape[0]))
-    for name, tensor in (("x", x), ("weight", weight), ("out", out)):
-        if not tensor.is_contiguous():
-            raise ValueError(f"{name} has strides {tensor.stride()}, allowed is a contiguous tensor")
+    outputs, inputs = weight.shape
+    check_dense("x", x, x.device, (rows.num_rows, inputs), *FLOATS)
+    rows.check("rows", rows.num_rows, x.device)
+    check_dense(out_name, out, x.device, (rows.num_rows, outputs), x.dtype)
 
 
-def _check_bias(name: str, bias: Tensor | None, outputs: int) -> None:
+def _check_weights(weight_name: str, weight: Tensor, bias_name: str, bias: Tensor | None, x: Tensor) -> None:
+    check_dense(weight_name, weight, x.device, (None, x.shape[1]), x.dtype)
     if bias is not None:
-        check_shape(name, bias, (outputs,))
+        check_dense(bias_name, bias, x.device, (weight.shape[0],), *FLOATS)

@@ -48,7 +48,7 @@ def test_queries_that_run_are_rotated_and_all_live_keys_written(
     assert torch.equal(cache_k.isnan(), want_k.isnan())
     assert_close(cache_k.nan_to_num(0), want_k.nan_to_num(0), head_dim)
     assert_close(q, want_q, head_dim)
-    still = torch.ones(num_rows, dtype=torch.bool)
+    still = torch.ones(num_rows, dtype=torch.bool, device=device)
     still[running.listed()] = False
     assert torch.equal(q[still], given[0][still])
 
