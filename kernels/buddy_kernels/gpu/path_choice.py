@@ -148,8 +148,7 @@ def choose_paths(
 ) -> None:
     """The path of each live row: what its scores and its budget give, or the lane's last one.
 
-    A launch that is not a step, such as a warm-up before a capture, must have a live count of 0, or it changes paths
-    that later tokens keep.
+    A warm-up before a capture must have a live count of 0, or it changes paths that later tokens keep.
 
     Args:
         scores: [N, C x (A - 1)] fp32, those of a free layer's actions besides skipping it side by side.

@@ -108,7 +108,7 @@ def score_layers(
     """Count each live row's V in its lane's running sums, unless it is counted already, and score the layers.
 
     The sums are fp64 and take one addition a token, as the reference's: both have the same bits, and so has the mean.
-    A launch that is not a step, such as a warm-up before a capture, must have a live count of 0, or it counts again.
+    A warm-up before a capture must have a live count of 0, or it counts tokens that are none.
 
     Args:
         first_v: [N, F] contiguous, fp32, bf16 or fp16, the first layer's V of each row.
