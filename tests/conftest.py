@@ -2,8 +2,12 @@ import os
 
 # Tensors here are tiny: threads would only wait for one another. Before torch is imported, for child processes too.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# Kernels run on CPU tensors (kernels/gpu). Before Triton is imported, which transformers does.
-os.environ.setdefault("TRITON_INTERPRET", "1")
+
+import torch
+
+if not torch.cuda.is_available():
+    # Kernels run on CPU tensors (kernels/gpu). Before Triton is imported, which transformers does and torch does not.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 def pytest_configure() -> None:

@@ -21,6 +21,19 @@ def check_dtype(name: str, tensor: Tensor, *allowed: torch.dtype) -> None:
         raise ValueError(f"{name} has dtype {tensor.dtype}, allowed is {wanted}")
 
 
+def check_dense(
+    name: str, tensor: Tensor, device: torch.device, shape: Sequence[int | None], *dtypes: torch.dtype
+) -> None:
+    """Raise ValueError unless `tensor` is on `device`, contiguous, and has the shape (None: any size) and one of the
+    dtypes: what a kernel that goes by addresses takes for granted."""
+    check_shape(name, tensor, shape)
+    check_dtype(name, tensor, *dtypes)
+    if tensor.device != device:
+        raise ValueError(f"{name} is on device {tensor.device}, allowed is {device}")
+    if not tensor.is_contiguous():
+        raise ValueError(f"{name} has strides {tensor.stride()}, allowed is a contiguous tensor")
+
+
 def check_range(name: str, index: Tensor, size: int) -> None:
     """Raise ValueError unless every value of `index` is in 0 .. size - 1. Looks at CPU tensors only."""
     # On an accelerator reading the values would stop the stream; its own bounds assertion has to do.

@@ -29,7 +29,7 @@ if find_spec("triton") is None:
     pytest.skip("Triton is not installed: kernels of the GPU path are not tested", allow_module_level=True)
 
 
-from buddy_kernels.gpu import blocks
+from buddy_kernels.gpu import attention
 from buddy_kernels.gpu.blocks import AttentionBlocks
 from buddy_routing.gpu_stepper import Call, GpuStepper
 from gpu_references import use_references
@@ -217,7 +217,7 @@ def test_two_hundred_requests_in_the_interpreter_make_the_reference_s_tokens(
     tiny: TinySite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The kernels themselves: each of their programs is a millisecond of Python, so contexts are split into two."""
-    monkeypatch.setattr(blocks, "DEFAULT", replace(blocks.DEFAULT, attention=AttentionBlocks(16, 2, 1, 4, 1)))
+    monkeypatch.setattr(attention, "attention_blocks", lambda *_: AttentionBlocks(16, 16, 2, 1, 1, 1))
     patch_language_once(monkeypatch)
     requests = [
         make_request(f"r{i}", 1 + i % 15, BUDGETS[i % 3], i, max_tokens=2 + i % 5, temperature=0.8 * (i % 4 == 0))

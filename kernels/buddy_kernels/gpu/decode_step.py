@@ -114,8 +114,8 @@ class DecodeStep:
             state.block_tables,
             self._model.cache_k[column],
             self._model.cache_v[column],
-            self._paths[:, column],
-            AttentionLayer(weights.head_dim**-0.5, layer.window, layer.q_norm, layer.k_norm, weights.eps),
+            self._paths,
+            AttentionLayer(column, weights.head_dim**-0.5, layer.window, layer.q_norm, layer.k_norm, weights.eps),
             written,
             self._attended,
         )

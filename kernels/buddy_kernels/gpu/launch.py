@@ -9,6 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+"""The dtypes of a model's weights and of what it computes."""
+
 Capability = tuple[int, int]
 """A card's compute capability, such as (9, 0)."""
 

@@ -9,8 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from buddy_kernels.checks import check_dtype, check_shape
-from buddy_kernels.gpu.launch import launch
+from buddy_kernels.checks import check_dense
+from buddy_kernels.gpu.launch import FLOATS, launch
 from buddy_kernels.gpu.row_lists import RowList
 from buddy_kernels.sampling import Sampling, adjusted
 
@@ -30,17 +30,18 @@ class LogitAdjustments:
     allowed: Tensor | None = None
 
 
-def adjust_logits_reference(logits: Tensor, lanes: Tensor, by: LogitAdjustments, rows: RowList, out: Tensor) -> None:
+def adjust_logits_reference(
+    logits: Tensor, lanes: Tensor, adjustments: LogitAdjustments, rows: RowList, out: Tensor
+) -> None:
     """`adjust_logits` row by row; the truth."""
     for row in rows.listed().tolist():
         lane = int(lanes[row])
-        counts = {int(token): int(by.counts[lane, token]) for token in by.counts[lane].nonzero()}
-        bias = {int(token): float(by.bias[lane, token]) for token in by.bias[lane].nonzero()}
-        how = Sampling(
-            presence_penalty=float(by.presence[lane]), frequency_penalty=float(by.frequency[lane]), bias=bias
-        )
-        allowed = None if by.allowed is None else bytearray(by.allowed[row].tolist())
-        out[row] = adjusted(logits[row].float(), how, counts, allowed)
+        counts = {int(token): int(adjustments.counts[lane, token]) for token in adjustments.counts[lane].nonzero()}
+        bias = {int(token): float(adjustments.bias[lane, token]) for token in adjustments.bias[lane].nonzero()}
+        presence, frequency = float(adjustments.presence[lane]), float(adjustments.frequency[lane])
+        sampling = Sampling(presence_penalty=presence, frequency_penalty=frequency, bias=bias)
+        allowed = None if adjustments.allowed is None else bytearray(adjustments.allowed[row].tolist())
+        out[row] = adjusted(logits[row].float().cpu(), sampling, counts, allowed)
 
 
 @triton.jit(do_not_specialize_on_alignment=["rows", "count"])
@@ -77,40 +78,42 @@ def _adjust_logits_kernel(
     tl.store(out + row * VOCAB + token, logit, mask=is_token)
 
 
-def adjust_logits(logits: Tensor, lanes: Tensor, by: LogitAdjustments, rows: RowList, out: Tensor) -> None:
+def adjust_logits(logits: Tensor, lanes: Tensor, adjustments: LogitAdjustments, rows: RowList, out: Tensor) -> None:
     """The logits of the listed rows as `draw_tokens` takes them.
 
     Args:
-        logits: [N, V] contiguous, any float dtype.
+        logits: [N, V] contiguous, fp32, bf16 or fp16.
         lanes: [N] int64.
-        by: penalties, counts and bias of every lane, and the rows' allowed tokens.
+        adjustments: penalties, counts and bias of every lane, and the rows' allowed tokens.
         rows: of N.
-        out: [N, V] fp32; rows that are not listed stay.
+        out: [N, V] fp32 contiguous; rows that are not listed stay.
 
     Raises:
-        ValueError: a shape or dtype does not fit.
+        ValueError: a tensor does not fit.
     """
     num_rows, vocab = logits.shape
     allowed_bytes = triton.cdiv(vocab, 8)
-    check_shape("lanes", lanes, (num_rows,))
-    check_shape("by.counts", by.counts, (None, vocab))
-    check_dtype("by.counts", by.counts, torch.int32)
-    check_shape("by.bias", by.bias, by.counts.shape)
-    check_shape("rows.indices", rows.indices, (num_rows,))
-    check_shape("out", out, logits.shape)
-    check_dtype("out", out, torch.float32)
-    if by.allowed is not None:
-        check_shape("by.allowed", by.allowed, (num_rows, allowed_bytes))
+    device, num_lanes = logits.device, adjustments.counts.shape[0]
+    check_dense("logits", logits, device, (num_rows, vocab), *FLOATS)
+    check_dense("lanes", lanes, device, (num_rows,), torch.int64)
+    check_dense("adjustments.presence", adjustments.presence, device, (num_lanes,), torch.float64)
+    check_dense("adjustments.frequency", adjustments.frequency, device, (num_lanes,), torch.float64)
+    check_dense("adjustments.counts", adjustments.counts, device, (num_lanes, vocab), torch.int32)
+    check_dense("adjustments.bias", adjustments.bias, device, (num_lanes, vocab), torch.float32)
+    if adjustments.allowed is not None:
+        check_dense("adjustments.allowed", adjustments.allowed, device, (num_rows, allowed_bytes), torch.uint8)
+    rows.check("rows", num_rows, device)
+    check_dense("out", out, device, (num_rows, vocab), torch.float32)
     launch(
         _adjust_logits_kernel,
         (num_rows, triton.cdiv(vocab, _BLOCK_TOKENS)),
         logits,
         lanes,
-        by.presence,
-        by.frequency,
-        by.counts,
-        by.bias,
-        by.allowed,
+        adjustments.presence,
+        adjustments.frequency,
+        adjustments.counts,
+        adjustments.bias,
+        adjustments.allowed,
         rows.indices,
         rows.count,
         out,

@@ -1,7 +1,7 @@
 """Compiles the kernels of a decode step for cards that are not there, and says what they would take of them.
 
-`python -m buddy_kernels.gpu.offline` prints it for every model, card and batch size below. Needs Triton, whose compiler
-and disassembler come along, and no GPU.
+`python -m buddy_kernels.gpu.offline` prints it for the models, dtypes, cards and batch sizes below. Needs Triton, whose
+compiler and disassembler come along, and no GPU.
 """
 
 # N rows, D model dim, Hq query heads, Hkv key/value heads, Dh head dim, F feed-forward dim, V vocabulary, L layers,
@@ -30,11 +30,14 @@ from buddy_kernels.gpu.rotary_cache import rotate_and_write
 from buddy_kernels.gpu.row_linear import add_row_linear, row_linear, row_swiglu
 from buddy_kernels.gpu.row_lists import LayerLists, RowList, fill_layer_lists
 from buddy_kernels.gpu.row_norm import norm_rows
+from buddy_kernels.gpu.row_state import RowState
+from buddy_kernels.gpu.row_steps import begin_step, end_step
 from buddy_kernels.gpu.token_draw import SamplingRows, draw_tokens
 from buddy_kernels.step_weights import Projection, RouterWeights
 
 CAPABILITIES: tuple[Capability, ...] = ((8, 0), (9, 0), (10, 0))
-BATCH_SIZES = (1, 64)
+BATCH_SIZES = (1, 17, 64)
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 POINTERS = {
     torch.float64: "*fp64",
     torch.float32: "*fp32",
@@ -63,13 +66,21 @@ class ModelShape:
     mlp_dim: int
     vocab: int
     has_qkv_bias: bool = False
+    has_qk_norm: bool = False
+    window: int | None = None
 
 
 MODELS = (
-    ModelShape("Llama-3-8B", 32, 4096, 32, 8, 128, 14336, 128256),
-    ModelShape("Qwen2.5-7B", 28, 3584, 28, 4, 128, 18944, 152064, has_qkv_bias=True),
     ModelShape("Llama-1B", 16, 2048, 32, 8, 64, 8192, 128256),
+    ModelShape("Llama-3-8B", 32, 4096, 32, 8, 128, 14336, 128256),
+    ModelShape("Llama-3-70B", 80, 8192, 64, 8, 128, 28672, 128256),
+    ModelShape("Mistral-7B", 32, 4096, 32, 8, 128, 14336, 32000, window=4096),
+    ModelShape("Qwen2.5-0.5B", 24, 896, 14, 2, 64, 4864, 151936, has_qkv_bias=True),
+    ModelShape("Qwen2.5-7B", 28, 3584, 28, 4, 128, 18944, 152064, has_qkv_bias=True),
+    ModelShape("Qwen3-8B", 36, 4096, 32, 8, 128, 12288, 151936, has_qk_norm=True),
+    ModelShape("odd", 3, 1000, 27, 3, 80, 2008, 5001, has_qkv_bias=True, has_qk_norm=True, window=100),
 )
+"""Models that are served, and one that fits no block."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +89,7 @@ class KernelReport:
     its tensor-core instructions."""
 
     model: str
+    dtype: str
     capability: Capability
     num_rows: int
     kernel: str
@@ -89,23 +101,23 @@ class KernelReport:
     products: tuple[str, ...]
 
 
-def step_launches(model: ModelShape, num_rows: int, capability: Capability) -> list[Launch]:
+def step_launches(model: ModelShape, dtype: torch.dtype, num_rows: int, capability: Capability) -> list[Launch]:
     """The launches of a decode step of `num_rows`, each that differs from the others once: one layer stands for all."""
     with recorded(capability) as launches, torch.device("meta"):
-        _layer(model, num_rows)
+        _layer(model, dtype, num_rows)
         for num_actions in (2, 3):
-            _routing(model, num_rows, num_actions)
-        _sampling(model, num_rows)
+            _routing(model, dtype, num_rows, num_actions)
+        _sampling(model, dtype, num_rows)
     distinct = {
         (launch.kernel, *launch.constants.items(), *map(_pointer, launch.tensors)): launch for launch in launches
     }
     return list(distinct.values())
 
 
-def compiled(model: ModelShape, num_rows: int, capability: Capability) -> Iterator[KernelReport]:
+def compiled(model: ModelShape, dtype: torch.dtype, num_rows: int, capability: Capability) -> Iterator[KernelReport]:
     """A report on every kernel of a decode step."""
     target = GPUTarget("cuda", capability[0] * 10 + capability[1], 32)
-    for launch in step_launches(model, num_rows, capability):
+    for launch in step_launches(model, dtype, num_rows, capability):
         made = triton.compile(
             _source(launch), target=target, options={"num_warps": launch.num_warps, "num_stages": launch.num_stages}
         )
@@ -113,6 +125,7 @@ def compiled(model: ModelShape, num_rows: int, capability: Capability) -> Iterat
         opcodes = _opcodes(made.asm["cubin"])
         yield KernelReport(
             model.name,
+            str(dtype).removeprefix("torch."),
             capability,
             num_rows,
             launch.kernel.__name__,
@@ -125,29 +138,36 @@ def compiled(model: ModelShape, num_rows: int, capability: Capability) -> Iterat
         )
 
 
-def _layer(model: ModelShape, num_rows: int) -> None:
+def _layer(model: ModelShape, dtype: torch.dtype, num_rows: int) -> None:
+    def buffer(*shape: int) -> Tensor:
+        return torch.empty(*shape, dtype=dtype)
+
     q_width, kv_width = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
-    hidden, attended, fed = _buffer(num_rows, model.dim), _buffer(num_rows, q_width), _buffer(num_rows, model.mlp_dim)
-    q, kv = _buffer(num_rows, q_width), _buffer(num_rows, kv_width)
+    hidden, attended, fed = buffer(num_rows, model.dim), buffer(num_rows, q_width), buffer(num_rows, model.mlp_dim)
+    q, kv = buffer(num_rows, q_width), buffer(num_rows, kv_width)
     live = _rows(num_rows)
     q_heads, kv_heads = q.view(num_rows, -1, model.head_dim), kv.view(num_rows, -1, model.head_dim)
-    q_bias, kv_bias = (_buffer(width) if model.has_qkv_bias else None for width in (q_width, kv_width))
+    q_bias, kv_bias = (buffer(width) if model.has_qkv_bias else None for width in (q_width, kv_width))
     cos = torch.empty(num_rows, model.head_dim // 2)
     tables = torch.empty(num_rows, TABLE_WIDTH, dtype=torch.int32)
-    cache = _buffer(NUM_BLOCKS, BLOCK_SIZE, model.num_kv_heads, model.head_dim)
-    norm_rows(hidden, _buffer(model.dim), 1e-5, live, hidden)
-    row_linear(hidden, _buffer(q_width, model.dim), q_bias, live, q)
-    row_linear(hidden, _buffer(kv_width, model.dim), kv_bias, live, kv)
-    rotate_and_write(q_heads, kv_heads, kv_heads, cos, cos, _ints(num_rows), tables, cache, cache, live, live)
-    decode_attention(q_heads, cache, cache, tables, _ints(num_rows), 0.125, None, live, q_heads)
-    add_row_linear(attended, _buffer(model.dim, q_width), None, live, hidden)
-    gate = _buffer(model.mlp_dim, model.dim)
+    cache = buffer(NUM_BLOCKS, BLOCK_SIZE, model.num_kv_heads, model.head_dim)
+    state = RowState.empty(num_rows, TABLE_WIDTH, model.num_layers, torch.device("meta"))
+    begin_step(state, buffer(model.vocab, model.dim), cos, cos, hidden, cos, cos)
+    norms = (buffer(model.head_dim), buffer(model.head_dim), 1e-6) if model.has_qk_norm else ()
+    norm_rows(hidden, buffer(model.dim), 1e-5, live, hidden)
+    row_linear(hidden, buffer(q_width, model.dim), q_bias, live, q)
+    row_linear(hidden, buffer(kv_width, model.dim), kv_bias, live, kv)
+    rotate_and_write(q_heads, kv_heads, kv_heads, cos, cos, _ints(num_rows), tables, cache, cache, live, live, *norms)
+    decode_attention(q_heads, cache, cache, tables, _ints(num_rows), 0.125, model.window, live, q_heads)
+    add_row_linear(attended, buffer(model.dim, q_width), None, live, hidden)
+    gate = buffer(model.mlp_dim, model.dim)
     row_swiglu(hidden, gate, gate, None, None, live, fed)
-    add_row_linear(fed, _buffer(model.dim, model.mlp_dim), None, live, hidden)
-    row_linear(hidden, _buffer(model.vocab, model.dim), None, live, _buffer(num_rows, model.vocab))
+    add_row_linear(fed, buffer(model.dim, model.mlp_dim), None, live, hidden)
+    row_linear(hidden, buffer(model.vocab, model.dim), None, live, buffer(num_rows, model.vocab))
+    end_step(state, _ints(num_rows), torch.empty(num_rows, model.num_layers, dtype=torch.int8))
 
 
-def _routing(model: ModelShape, num_rows: int, num_actions: int) -> None:
+def _routing(model: ModelShape, dtype: torch.dtype, num_rows: int, num_actions: int) -> None:
     width, num_scores = model.num_kv_heads * model.head_dim, (model.num_layers - 2) * (num_actions - 1)
     router = RouterWeights(
         prior=torch.empty(num_scores),
@@ -160,24 +180,21 @@ def _routing(model: ModelShape, num_rows: int, num_actions: int) -> None:
     )
     live, of_rows, scores = _rows(num_rows), _ints(num_rows), torch.empty(num_rows, num_scores)
     actions, paths = torch.empty(num_rows, dtype=torch.uint8), torch.empty_like(router.last_paths)
-    score_layers(_buffer(num_rows, width), of_rows, of_rows, actions, router, live, scores)
+    first_v = torch.empty(num_rows, width, dtype=dtype)
+    score_layers(first_v, of_rows, of_rows, actions, router, live, scores)
     choose_paths(scores, of_rows, of_rows, actions, of_rows, router, live, paths)
     fill_layer_lists(paths, live, LayerLists.empty(num_rows, model.num_layers, torch.device("meta")))
 
 
-def _sampling(model: ModelShape, num_rows: int) -> None:
-    logits, live = _buffer(num_rows, model.vocab), _rows(num_rows)
+def _sampling(model: ModelShape, dtype: torch.dtype, num_rows: int) -> None:
+    logits, live = torch.empty(num_rows, model.vocab, dtype=dtype), _rows(num_rows)
     number, adjusted = torch.empty(num_rows, dtype=torch.float64), torch.empty(num_rows, model.vocab)
     allowed = torch.empty(num_rows, triton.cdiv(model.vocab, 8), dtype=torch.uint8)
-    by = LogitAdjustments(number, number, torch.empty_like(adjusted, dtype=torch.int32), adjusted, allowed)
-    adjust_logits(logits, _ints(num_rows), by, live, adjusted)
-    how = SamplingRows(number, _ints(num_rows), number, number, number)
+    adjustments = LogitAdjustments(number, number, torch.empty_like(adjusted, dtype=torch.int32), adjusted, allowed)
+    adjust_logits(logits, _ints(num_rows), adjustments, live, adjusted)
+    sampling = SamplingRows(number, _ints(num_rows), number, number, number)
     for given in (logits, adjusted):
-        draw_tokens(given, how, live, _ints(num_rows))
-
-
-def _buffer(*shape: int) -> Tensor:
-    return torch.empty(*shape, dtype=torch.bfloat16)
+        draw_tokens(given, sampling, live, _ints(num_rows))
 
 
 def _ints(num_rows: int) -> Tensor:
@@ -223,17 +240,21 @@ def _output_of(tool: str, option: str, cubin: bytes) -> str:
     with TemporaryDirectory() as folder:
         path = Path(folder, "kernel.cubin")
         path.write_bytes(cubin)
-        return subprocess.run([tool, option, str(path)], check=True, capture_output=True, text=True).stdout  # noqa: S603
+        made = subprocess.run([tool, option, str(path)], capture_output=True, text=True)  # noqa: S603
+    if made.returncode:
+        raise RuntimeError(f"{tool} {option} ended with {made.returncode}: {made.stderr}")
+    return made.stdout
 
 
 def _print(reports: Iterable[KernelReport]) -> None:
-    row = "{:<11} {:>5} {:>4} {:<26} {:>4} {:>6} {:>7} {:>6} {:>6} {}"
-    print(row.format("model", "sm", "rows", "kernel", "regs", "stack", "shared", "warps", "instr", "products"))
+    row = "{:<12} {:<8} {:>3} {:>4} {:<16} {:>4} {:>5} {:>6} {:>5} {:>5} {}"
+    print(row.format("model", "dtype", "sm", "rows", "kernel", "regs", "stack", "shared", "warps", "instr", "products"))
     for report in reports:
         major, minor = report.capability
         print(
             row.format(
                 report.model,
+                report.dtype,
                 f"{major}{minor}",
                 report.num_rows,
                 report.kernel.strip("_").removesuffix("_kernel"),
@@ -248,14 +269,17 @@ def _print(reports: Iterable[KernelReport]) -> None:
         )
 
 
+def all_compiled() -> Iterator[KernelReport]:
+    """Every model in bf16, the first in every dtype."""
+    for model in MODELS:
+        for dtype in DTYPES if model is MODELS[0] else DTYPES[:1]:
+            for capability in CAPABILITIES:
+                for num_rows in BATCH_SIZES:
+                    yield from compiled(model, dtype, num_rows, capability)
+
+
 def main() -> None:
-    _print(
-        report
-        for model in MODELS
-        for capability in CAPABILITIES
-        for num_rows in BATCH_SIZES
-        for report in compiled(model, num_rows, capability)
-    )
+    _print(all_compiled())
 
 
 if __name__ == "__main__":

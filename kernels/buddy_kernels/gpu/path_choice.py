@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from buddy_kernels.checks import check_dtype, check_shape
+from buddy_kernels.checks import check_dense
 from buddy_kernels.gpu.launch import launch
 from buddy_kernels.gpu.row_lists import RowList
 from buddy_kernels.step import RUN, SKIP, SMALL, PathAction
@@ -31,7 +31,7 @@ def _choose_paths_kernel(
     live,
     live_count,
     paths,
-    choices,
+    decisions,
     NUM_LAYERS: tl.constexpr,
     NUM_ACTIONS: tl.constexpr,
     NUM_SCORES: tl.constexpr,
@@ -52,15 +52,15 @@ def _choose_paths_kernel(
         skip_cost = tl.load(costs + layer * NUM_ACTIONS, mask=is_layer, other=0)
         run_cost = tl.load(costs + layer * NUM_ACTIONS + _RUN, mask=is_layer, other=0)
         left = tl.load(max_costs + leader) - tl.sum(tl.where(is_free, skip_cost, run_cost), 0)
-        own = scores + (tl.cumsum(is_free.to(tl.int32), 0) - 1) * (NUM_ACTIONS - 1)
-        score_of_run = _summed(own, is_free, leader, live, num_live, aligned, NUM_SCORES)
+        own_scores = scores + (tl.cumsum(is_free.to(tl.int32), 0) - 1) * (NUM_ACTIONS - 1)
+        score_of_run = _summed(own_scores, is_free, leader, live, num_live, aligned, NUM_SCORES)
         if NUM_ACTIONS == 2:
             chosen = _best_layers(score_of_run, run_cost - skip_cost, left, is_free, BLOCK)
         else:
-            score_of_small = _summed(own + 1, is_free, leader, live, num_live, aligned, NUM_SCORES)
+            score_of_small = _summed(own_scores + 1, is_free, leader, live, num_live, aligned, NUM_SCORES)
             small_cost = tl.load(costs + layer * NUM_ACTIONS + _SMALL, mask=is_layer, other=0)
-            decided = choices + place.to(tl.int64) * BLOCK * BLOCK * BLOCK
-            chosen = _best_mix(score_of_run, score_of_small, run_cost, small_cost, left, is_free, decided, BLOCK)
+            own = decisions + place.to(tl.int64) * BLOCK * BLOCK * BLOCK
+            chosen = _best_mix(score_of_run, score_of_small, run_cost, small_cost, left, is_free, own, BLOCK)
         path = tl.where(is_free, chosen, _RUN).to(tl.int8)
     tl.store(kept + layer, path, mask=is_layer)
     tl.store(paths + row * NUM_LAYERS + layer, path, mask=is_layer)
@@ -94,12 +94,12 @@ def _best_layers(score, extra, left, is_free, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _best_mix(score_of_run, score_of_small, run_cost, small_cost, left, is_free, decided, BLOCK: tl.constexpr):
+def _best_mix(score_of_run, score_of_small, run_cost, small_cost, left, is_free, decisions, BLOCK: tl.constexpr):
     """All free layers if that is paid for, else the mix with the highest sum: an exact knapsack.
 
     All free layers cost the same, so that what a path costs follows from how many run and how many have the small FFN.
     best[r, s] is the highest sum of the layers so far of which r and s do; how each layer came to it is kept in
-    `decided` [L, r, s], to be followed back from the end.
+    `decisions` [L, r, s], to be followed back from the end.
     """
     layer = tl.arange(0, BLOCK)
     runs, smalls = tl.arange(0, BLOCK)[:, None], tl.arange(0, BLOCK)[None, :]
@@ -116,7 +116,7 @@ def _best_mix(score_of_run, score_of_small, run_cost, small_cost, left, is_free,
             with_small = tl.where(smalls > 0, tl.gather(best, one_small_less, 1) + small, float("-inf"))
             better = tl.maximum(best, tl.maximum(with_run, with_small))
             decision = tl.where(better == best, _SKIP, tl.where(better == with_run, _RUN, _SMALL))
-            tl.store(decided + index * BLOCK * BLOCK + cell, decision.to(tl.int8))
+            tl.store(decisions + index * BLOCK * BLOCK + cell, decision.to(tl.int8))
             best = better
     of_run = tl.max(tl.where(is_free, run_cost, 0), 0)
     of_small = tl.max(tl.where(is_free, small_cost, 0), 0)
@@ -129,7 +129,7 @@ def _best_mix(score_of_run, score_of_small, run_cost, small_cost, left, is_free,
         index = BLOCK - 1 - back
         here = is_free & (layer == index)
         if tl.sum(here.to(tl.int32), 0) == 1:
-            decision = tl.load(decided + index * BLOCK * BLOCK + at).to(tl.int32)
+            decision = tl.load(decisions + index * BLOCK * BLOCK + at).to(tl.int32)
             chosen = tl.where(here, decision, chosen)
             at -= tl.where(decision == _RUN, BLOCK, tl.where(decision == _SMALL, 1, 0))
     runs_all = left >= of_run * tl.sum(is_free.to(tl.int32), 0)
@@ -148,6 +148,8 @@ def choose_paths(
 ) -> None:
     """The path of each live row: what its scores and its budget give, or the lane's last one.
 
+    A warm-up before a capture must have a live count of 0, or it changes paths that later tokens keep.
+
     Args:
         scores: [N, C x (A - 1)] fp32, those of a free layer's actions besides skipping it side by side.
         max_costs: [N] int64, milli-layers that a token may cost.
@@ -159,26 +161,27 @@ def choose_paths(
         paths: [N, L] int8; rows that are not live stay.
 
     Raises:
-        ValueError: a shape or dtype does not fit, or a layer has more than three actions.
+        ValueError: a tensor does not fit, or a layer has more than three actions.
     """
     num_rows, (num_layers, num_actions) = live.num_rows, router.costs.shape
     if num_actions not in (2, 3):
         raise ValueError(f"router.costs has {num_actions} actions, allowed is 2 or 3")
-    check_shape("scores", scores, (num_rows, None))
-    check_dtype("scores", scores, torch.float32)
+    device = scores.device
+    check_dense("scores", scores, device, (num_rows, None), torch.float32)
     for name, of_rows in (("max_costs", max_costs), ("lanes", lanes), ("aligned", aligned)):
-        check_shape(name, of_rows, (num_rows,))
-        check_dtype(name, of_rows, torch.int64)
-    check_shape("path_actions", path_actions, (num_rows,))
-    check_shape("paths", paths, (num_rows, num_layers))
-    check_dtype("paths", paths, torch.int8)
-    check_shape("router.last_paths", router.last_paths, (None, num_layers))
+        check_dense(name, of_rows, device, (num_rows,), torch.int64)
+    check_dense("path_actions", path_actions, device, (num_rows,), torch.uint8)
+    check_dense("router.costs", router.costs, device, (num_layers, num_actions), torch.int64)
+    check_dense("router.forced", router.forced, device, (num_layers,), torch.bool)
+    check_dense("router.last_paths", router.last_paths, device, (None, num_layers), torch.int8)
+    live.check("live", num_rows, device)
+    check_dense("paths", paths, device, (num_rows, num_layers), torch.int8)
     block = triton.next_power_of_2(num_layers)
     if num_actions == 3 and scores.shape[1] // 2 >= block:
         raise ValueError(f"scores are of {scores.shape[1] // 2} free layers, allowed with small FFNs are {block - 1}")
-    choices = None
+    decisions = None
     if num_actions == 3:
-        choices = torch.empty(num_rows, block, block, block, dtype=torch.int8, device=scores.device)
+        decisions = torch.empty(num_rows, block, block, block, dtype=torch.int8, device=device)
     launch(
         _choose_paths_kernel,
         (num_rows,),
@@ -193,7 +196,7 @@ def choose_paths(
         live.indices,
         live.count,
         paths,
-        choices,
+        decisions,
         NUM_LAYERS=num_layers,
         NUM_ACTIONS=num_actions,
         NUM_SCORES=scores.shape[1],

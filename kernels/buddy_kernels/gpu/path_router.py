@@ -8,8 +8,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from buddy_kernels.checks import check_dtype, check_shape
-from buddy_kernels.gpu.launch import launch
+from buddy_kernels.checks import check_dense
+from buddy_kernels.gpu.launch import FLOATS, launch
 from buddy_kernels.gpu.row_lists import RowList
 from buddy_kernels.step import PathAction
 from buddy_kernels.step_weights import RouterWeights
@@ -108,9 +108,10 @@ def score_layers(
     """Count each live row's V in its lane's running sums, unless it is counted already, and score the layers.
 
     The sums are fp64 and take one addition a token, as the reference's: both have the same bits, and so has the mean.
+    A warm-up before a capture must have a live count of 0, or it counts tokens that are none.
 
     Args:
-        first_v: [N, F] contiguous, the first layer's V of each row.
+        first_v: [N, F] contiguous, fp32, bf16 or fp16, the first layer's V of each row.
         positions: [N] int64.
         lanes: [N] int64.
         path_actions: [N] uint8 of PathAction.
@@ -120,22 +121,29 @@ def score_layers(
         scores: [N, C] fp32.
 
     Raises:
-        ValueError: a shape or dtype does not fit.
+        ValueError: a tensor does not fit.
     """
     num_rows, width = first_v.shape
     num_scores = router.prior.shape[0]
-    check_shape("live.indices", live.indices, (num_rows,))
-    check_shape("positions", positions, (num_rows,))
-    check_shape("lanes", lanes, (num_rows,))
-    check_shape("path_actions", path_actions, (num_rows,))
-    check_shape("router.sums", router.sums, (None, width))
-    check_dtype("router.sums", router.sums, torch.float64)
-    check_shape("scores", scores, (num_rows, num_scores))
-    check_dtype("scores", scores, torch.float32)
+    device = first_v.device
+    check_dense("first_v", first_v, device, (num_rows, width), *FLOATS)
+    check_dense("positions", positions, device, (num_rows,), torch.int64)
+    check_dense("lanes", lanes, device, (num_rows,), torch.int64)
+    check_dense("path_actions", path_actions, device, (num_rows,), torch.uint8)
+    check_dense("router.sums", router.sums, device, (None, width), torch.float64)
+    check_dense("router.prior", router.prior, device, (num_scores,), torch.float32)
+    live.check("live", num_rows, device)
+    check_dense("scores", scores, device, (num_rows, num_scores), torch.float32)
     down, up = router.down, router.up
     rank, num_features = (1, width) if down is None else down.weight.shape
     if num_features not in (width, 2 * width):
         raise ValueError(f"router.down has {num_features} inputs, allowed is {width} or {2 * width}")
+    for name, projection, shape in (("down", down, (rank, num_features)), ("up", up, (num_scores, rank))):
+        if projection is not None:
+            check_dense(f"router.{name}.weight", projection.weight, device, shape, torch.float32)
+            if projection.bias is None:
+                raise ValueError(f"router.{name}.bias is None, allowed is [{shape[0]}]")
+            check_dense(f"router.{name}.bias", projection.bias, device, shape[:1], torch.float32)
     launch(
         _score_layers_kernel,
         (num_rows,),

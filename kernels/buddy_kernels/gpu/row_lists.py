@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from buddy_kernels.checks import check_dtype, check_shape
+from buddy_kernels.checks import check_dense
 from buddy_kernels.gpu.launch import launch
 from buddy_kernels.step import RUN, SKIP, SMALL
 
@@ -26,12 +26,6 @@ class RowList:
     indices: Tensor
     count: Tensor
 
-    @classmethod
-    def of_first(cls, num_listed: int, num_rows: int, device: torch.device) -> Self:
-        """The first `num_listed` rows of `num_rows`."""
-        indices = torch.arange(num_rows, dtype=torch.int32, device=device)
-        return cls(indices, torch.tensor([num_listed], dtype=torch.int32, device=device))
-
     @property
     def num_rows(self) -> int:
         """The rows of the batch: as many as may be listed."""
@@ -40,6 +34,11 @@ class RowList:
     def listed(self) -> Tensor:
         """[M] int64, for references: reading the count waits for the device."""
         return self.indices[: int(self.count)].long()
+
+    def check(self, name: str, num_rows: int, device: torch.device) -> None:
+        """Raise ValueError unless these are a list of `num_rows` rows on `device`."""
+        check_dense(f"{name}.indices", self.indices, device, (num_rows,), torch.int32)
+        check_dense(f"{name}.count", self.count, device, (1,), torch.int32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,17 +106,19 @@ def fill_layer_lists(paths: Tensor, live: RowList, lists: LayerLists) -> None:
     """Turn paths into each column's row lists, in one launch.
 
     Args:
-        paths: [N, C] int8 of SKIP, RUN and SMALL; only the rows that are live are read.
+        paths: [N, C] int8 contiguous, of SKIP, RUN and SMALL; only the rows that are live are read.
         live: the rows that take part in the step.
         lists: of N rows and C columns, overwritten.
 
     Raises:
-        ValueError: a shape or dtype does not fit.
+        ValueError: a tensor does not fit.
     """
     num_rows, num_columns = live.num_rows, lists.counts.shape[1]
-    check_shape("paths", paths, (num_rows, num_columns))
-    check_dtype("paths", paths, torch.int8)
-    check_shape("lists.indices", lists.indices, (3, num_columns, num_rows))
+    device = paths.device
+    check_dense("paths", paths, device, (num_rows, num_columns), torch.int8)
+    live.check("live", num_rows, device)
+    check_dense("lists.indices", lists.indices, device, (3, num_columns, num_rows), torch.int32)
+    check_dense("lists.counts", lists.counts, device, (3, num_columns), torch.int32)
     launch(
         _layer_lists_kernel,
         (num_columns, 3),

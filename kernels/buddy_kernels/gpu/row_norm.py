@@ -6,8 +6,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from buddy_kernels.checks import check_dtype, check_shape
-from buddy_kernels.gpu.launch import launch
+from buddy_kernels.checks import check_dense
+from buddy_kernels.gpu.launch import FLOATS, launch
 from buddy_kernels.gpu.row_lists import RowList
 from buddy_kernels.norm import rms_norm_reference
 
@@ -45,20 +45,21 @@ def norm_rows(x: Tensor, weight: Tensor, eps: float, rows: RowList, out: Tensor)
     There is nothing to add here: `add_row_linear` has added to the residual already.
 
     Args:
-        x: [N, D] contiguous, any float dtype.
-        weight: [D].
+        x: [N, D] contiguous, fp32, bf16 or fp16.
+        weight: [D], of these dtypes.
         eps: added to the mean square.
         rows: of N.
         out: as `x`.
 
     Raises:
-        ValueError: a shape or dtype does not fit.
+        ValueError: a tensor does not fit.
     """
     num_rows, width = rows.num_rows, weight.shape[0]
     block = triton.next_power_of_2(width)
-    check_shape("x", x, (num_rows, width))
-    check_shape("out", out, x.shape)
-    check_dtype("out", out, x.dtype)
+    check_dense("x", x, x.device, (num_rows, width), *FLOATS)
+    check_dense("weight", weight, x.device, (width,), *FLOATS)
+    rows.check("rows", num_rows, x.device)
+    check_dense("out", out, x.device, (num_rows, width), x.dtype)
     launch(
         _norm_rows_kernel,
         (num_rows,),

@@ -14,8 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from buddy_kernels.checks import check_dtype, check_shape
-from buddy_kernels.gpu.launch import launch
+from buddy_kernels.checks import check_dense
+from buddy_kernels.gpu.launch import FLOATS, launch
 from buddy_kernels.gpu.row_lists import RowList
 from buddy_kernels.sampling import Sampling, draw
 
@@ -35,12 +35,12 @@ class SamplingRows:
     uniform: Tensor
 
 
-def draw_tokens_reference(logits: Tensor, how: SamplingRows, rows: RowList, tokens: Tensor) -> None:
+def draw_tokens_reference(logits: Tensor, sampling: SamplingRows, rows: RowList, tokens: Tensor) -> None:
     """`draw_tokens` row by row; the truth."""
     for row in rows.listed().tolist():
-        temperature, top_p, min_p = (float(values[row]) for values in (how.temperature, how.top_p, how.min_p))
-        sampling = Sampling(temperature, int(how.top_k[row]), top_p, min_p)
-        tokens[row] = draw(logits[row].float(), sampling, float(how.uniform[row]))
+        temperature, top_p, min_p = (float(x[row]) for x in (sampling.temperature, sampling.top_p, sampling.min_p))
+        of_row = Sampling(temperature, int(sampling.top_k[row]), top_p, min_p)
+        tokens[row] = draw(logits[row].float().cpu(), of_row, float(sampling.uniform[row]))
 
 
 @triton.jit(do_not_specialize_on_alignment=["rows", "count"])
@@ -86,14 +86,14 @@ def _draw_tokens_kernel(
             tl.debug_barrier()  # What follows reads what other threads have stored.
             floor = tl.full((), _LOWEST, tl.int64)
             if top_k > 0:
-                before_last = (top_k - 1).to(tl.float64)
-                floor = _first_beyond(keys, weights, num_kept, floor, best, before_last, True, False, BLOCK)
+                most_kept = top_k.to(tl.float64)
+                floor = _first_reaching(keys, weights, num_kept, floor, best, most_kept, True, False, BLOCK)
                 left, _, _ = _summed(keys, weights, num_kept, floor, floor, False, BLOCK)
             if top_p < 1:
-                floor = _first_beyond(keys, weights, num_kept, floor, best, top_p * left, False, True, BLOCK)
+                floor = _first_reaching(keys, weights, num_kept, floor, best, top_p * left, False, False, BLOCK)
             kept, _, _ = _summed(keys, weights, num_kept, floor, floor, False, BLOCK)
             drawn = uniform * kept
-            token = _token(_first_beyond(keys, weights, num_kept, floor, best, drawn, False, False, BLOCK))
+            token = _token(_first_reaching(keys, weights, num_kept, floor, best, drawn, False, True, BLOCK))
         else:
             drawn_token = _drawn_of_all(of_row, most, temperature, uniform, VOCAB, BLOCK)
             token = tl.where(drawn_token < 0, token, drawn_token)
@@ -166,7 +166,7 @@ def _summed(keys, weights, num_kept, floor, threshold, COUNTS: tl.constexpr, BLO
 
 
 @triton.jit
-def _first_beyond(
+def _first_reaching(
     keys,
     weights,
     num_kept,
@@ -174,17 +174,17 @@ def _first_beyond(
     best,
     target,
     COUNTS: tl.constexpr,
-    OR_EQUAL: tl.constexpr,
+    PASSES: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """The first token with which the sum over those up to it is beyond `target`, or equal; else the last to `floor`."""
+    """The first token with which the sum of those up to it reaches `target`, or PASSES it; else the last to `floor`."""
     _, reached, _ = _summed(keys, weights, num_kept, floor, floor, COUNTS, BLOCK)
     # Between a token that is far enough and one past the last that is not.
     too_early = best + 1
     while reached + 1 < too_early:
         middle = (reached >> 1) + (too_early >> 1) + (reached & too_early & 1)
         total, last, next_one = _summed(keys, weights, num_kept, floor, middle, COUNTS, BLOCK)
-        is_reached = total >= target if OR_EQUAL else total > target
+        is_reached = total > target if PASSES else total >= target
         reached = tl.where(is_reached, last, reached)
         too_early = tl.where(is_reached, too_early, next_one + 1)
     return reached
@@ -213,40 +213,43 @@ def _drawn_of_all(logits, most, temperature, uniform, VOCAB: tl.constexpr, BLOCK
     return tl.minimum(tl.min(tl.where(beyond, index, _LAST_INDEX), 0), last)
 
 
-def draw_tokens(logits: Tensor, how: SamplingRows, rows: RowList, tokens: Tensor) -> None:
+def draw_tokens(logits: Tensor, sampling: SamplingRows, rows: RowList, tokens: Tensor) -> None:
     """The next token of each listed row. Takes 16 bytes of memory for each logit.
 
+    The reference adds up probabilities from the likeliest on, this kernel in blocks. So they round differently, and
+    where a sum meets top_p exactly, one may keep a token more than the other.
+
     Args:
-        logits: [N, V] contiguous, any float dtype; at least one of each row is finite.
-        how: as `Sampling`: temperature 0 takes the likeliest token, the lowest of equals.
+        logits: [N, V] contiguous, fp32, bf16 or fp16; at least one of each row is finite.
+        sampling: as `Sampling`, contiguous: temperature 0 takes the likeliest token, the lowest of equals.
         rows: of N.
-        tokens: [N] int64; rows that are not listed stay.
+        tokens: [N] int64 contiguous; rows that are not listed stay.
 
     Raises:
-        ValueError: a shape or dtype does not fit.
+        ValueError: a tensor does not fit.
     """
     num_rows, vocab = logits.shape
-    check_shape("rows.indices", rows.indices, (num_rows,))
-    check_shape("tokens", tokens, (num_rows,))
-    check_dtype("tokens", tokens, torch.int64)
-    check_dtype("how.top_k", how.top_k, torch.int64)
+    device = logits.device
+    check_dense("logits", logits, device, (num_rows, vocab), *FLOATS)
+    check_dense("sampling.top_k", sampling.top_k, device, (num_rows,), torch.int64)
     for name in ("temperature", "top_p", "min_p", "uniform"):
-        check_shape(f"how.{name}", getattr(how, name), (num_rows,))
-        check_dtype(f"how.{name}", getattr(how, name), torch.float64)
+        check_dense(f"sampling.{name}", getattr(sampling, name), device, (num_rows,), torch.float64)
+    rows.check("rows", num_rows, device)
+    check_dense("tokens", tokens, device, (num_rows,), torch.int64)
     launch(
         _draw_tokens_kernel,
         (num_rows,),
         logits,
-        how.temperature,
-        how.top_k,
-        how.top_p,
-        how.min_p,
-        how.uniform,
+        sampling.temperature,
+        sampling.top_k,
+        sampling.top_p,
+        sampling.min_p,
+        sampling.uniform,
         rows.indices,
         rows.count,
         tokens,
-        torch.empty(num_rows, vocab, dtype=torch.int64, device=logits.device),
-        torch.empty(num_rows, vocab, dtype=torch.float64, device=logits.device),
+        torch.empty(num_rows, vocab, dtype=torch.int64, device=device),
+        torch.empty(num_rows, vocab, dtype=torch.float64, device=device),
         VOCAB=vocab,
         BLOCK=min(_BLOCK_TOKENS, triton.next_power_of_2(vocab)),
         num_warps=16,

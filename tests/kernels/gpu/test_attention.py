@@ -8,7 +8,7 @@ from buddy_kernels.gpu.attention import AttentionLayer, attend, attend_reference
 from listed_rows import listed
 from tolerances import assert_close, assert_far
 
-BLOCK_SIZE, TABLE_WIDTH, NO_BLOCK = 16, 80, 10**6
+BLOCK_SIZE, NO_BLOCK = 16, 10**6
 POSITIONS = [0, 62, 63, 256, 700, 1100, 5, 1000]
 """Those past 256 are read by several programs."""
 WRITTEN = [0, 2, 3, 4, 5, 6, 7]
@@ -16,16 +16,16 @@ ACTIONS = [RUN, RUN, SMALL, SKIP, RUN, RUN, SKIP, SKIP]
 RUNNING = [0, 2, 4, 5]
 
 
-def a_step(num_heads, num_kv_heads, head_dim, dtype, device, window=None):
+def a_step(num_heads, num_kv_heads, head_dim, dtype, device, window=None, all_positions=POSITIONS):
     """q, k, v, rotation, positions, block tables and caches: poisoned where no row looks, also at the newest token, and
     tables name no block there."""
     torch.manual_seed(num_heads)
-    num_rows = len(POSITIONS)
-    tables = torch.full((num_rows, TABLE_WIDTH), NO_BLOCK, dtype=torch.int32)
-    num_blocks = num_rows * TABLE_WIDTH
-    shuffled = torch.randperm(num_blocks).int().view(num_rows, TABLE_WIDTH)
+    num_rows, table_width = len(all_positions), max(all_positions) // BLOCK_SIZE + 2
+    tables = torch.full((num_rows, table_width), NO_BLOCK, dtype=torch.int32)
+    num_blocks = num_rows * table_width
+    shuffled = torch.randperm(num_blocks).int().view(num_rows, table_width)
     cache = torch.full((2, num_blocks * BLOCK_SIZE, num_kv_heads, head_dim), torch.nan)
-    for row, position in enumerate(POSITIONS):
+    for row, position in enumerate(all_positions):
         seen = torch.arange(0 if window is None else max(0, position - window + 1), position + 1)
         columns = (seen // BLOCK_SIZE).unique()
         tables[row, columns] = shuffled[row, columns]
@@ -36,22 +36,17 @@ def a_step(num_heads, num_kv_heads, head_dim, dtype, device, window=None):
     k, v = torch.randn(2, num_rows, num_kv_heads, head_dim).to(device, dtype)
     angles = torch.randn(num_rows, head_dim // 2, device=device)
     cache_k, cache_v = cache.to(device, dtype).unflatten(1, (num_blocks, BLOCK_SIZE))
-    positions = torch.tensor(POSITIONS, device=device)
+    positions = torch.tensor(all_positions, device=device)
     return q, k, v, angles.cos(), angles.sin(), positions, tables.to(device), cache_k, cache_v
-
-
-def column(actions, device):
-    """As a column of paths, whose rows lie apart."""
-    paths = torch.full((len(actions), 3), 99, dtype=torch.int8, device=device)
-    paths[:, 1] = torch.tensor(actions)
-    return paths[:, 1]
 
 
 def run(op, step, layer, written, actions=ACTIONS):
     """What an op makes of a step: its output, where it wrote any, and the caches."""
     *given, cache_k, cache_v = step
     cache_k, cache_v, out = cache_k.clone(), cache_v.clone(), torch.full_like(given[0], torch.nan)
-    op(*given, cache_k, cache_v, column(actions, out.device), layer, written, out)
+    paths = torch.full((len(actions), 3), 99, dtype=torch.int8, device=out.device)
+    paths[:, 1] = torch.tensor(actions)
+    op(*given, cache_k, cache_v, paths, layer, written, out)
     return out, cache_k, cache_v
 
 
@@ -65,7 +60,7 @@ def test_written_rows_are_written_and_those_that_run_attend_to_what_they_see(
 ):
     step = a_step(num_heads, num_kv_heads, head_dim, dtype, device, window)
     norms = torch.randn(2, head_dim, device=device).to(dtype).unbind(0) if has_norms else (None, None)
-    layer = AttentionLayer(head_dim**-0.5, window, *norms, eps=1e-6)
+    layer = AttentionLayer(1, head_dim**-0.5, window, *norms, eps=1e-6)
     written = listed(WRITTEN, len(POSITIONS), device)
     out, cache_k, cache_v = run(attend, step, layer, written)
     want, want_k, want_v = run(attend_reference, step, layer, written)
@@ -79,7 +74,7 @@ def test_written_rows_are_written_and_those_that_run_attend_to_what_they_see(
 
 def test_the_comparison_would_notice_a_lost_token(device):
     step = a_step(7, 1, 80, torch.float32, device)
-    layer, written = AttentionLayer(0.1), listed([2, 4], len(POSITIONS), device)
+    layer, written = AttentionLayer(1, 0.1), listed([2, 4], len(POSITIONS), device)
     want, _, _ = run(attend_reference, step, layer, written)
     wrong, _, _ = run(attend, step, replace(layer, window=256), written)
     assert_far(wrong[4], want[4], max(POSITIONS))
@@ -88,7 +83,7 @@ def test_the_comparison_would_notice_a_lost_token(device):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 def test_a_row_has_the_same_bits_alone_and_in_a_batch(dtype, device):
-    step, layer = a_step(7, 1, 80, dtype, device), AttentionLayer(0.1)
+    step, layer = a_step(7, 1, 80, dtype, device), AttentionLayer(1, 0.1)
     together, _, _ = run(attend, step, layer, listed(WRITTEN, len(POSITIONS), device))
     for row in RUNNING:
         one = (*(x[row : row + 1] for x in step[:-2]), *step[-2:])
@@ -96,9 +91,23 @@ def test_a_row_has_the_same_bits_alone_and_in_a_batch(dtype, device):
         assert torch.equal(alone[0], together[row])
 
 
+def test_in_a_large_batch_a_program_reads_several_splits_of_a_row(device):
+    positions = [5000, 4095, *[0] * 62]
+    step, layer = a_step(8, 8, 2, torch.float32, device, all_positions=positions), AttentionLayer(1, 0.7)
+    rows, actions = listed([0, 1, 63], len(positions), device), [RUN] * len(positions)
+    together, *caches = run(attend, step, layer, rows, actions)
+    want, *want_caches = run(attend_reference, step, layer, rows, actions)
+    assert_close(together[[0, 1, 63]], want[[0, 1, 63]], max(positions))
+    for cache, want_cache in zip(caches, want_caches, strict=True):
+        assert torch.equal(cache.isnan(), want_cache.isnan())
+    one = (*(x[:1] for x in step[:-2]), *step[-2:])
+    alone, _, _ = run(attend, one, layer, listed([0], 1, device), actions=[RUN])
+    assert torch.equal(alone[0], together[0])
+
+
 def test_without_rows_nothing_is_written(device):
     step = a_step(2, 1, 16, torch.float32, device)
-    out, cache_k, cache_v = run(attend, step, AttentionLayer(0.25), listed([], len(POSITIONS), device))
+    out, cache_k, cache_v = run(attend, step, AttentionLayer(1, 0.25), listed([], len(POSITIONS), device))
     assert out.isnan().all()
     for cache, before in ((cache_k, step[-2]), (cache_v, step[-1])):
         assert torch.equal(cache.isnan(), before.isnan())
@@ -107,9 +116,9 @@ def test_without_rows_nothing_is_written(device):
 def test_bad_arguments_are_named(device):
     step, rows = a_step(2, 1, 16, torch.float32, device), listed([0], len(POSITIONS), device)
     with pytest.raises(ValueError, match="window is 0, allowed is None or 1 or more"):
-        run(attend, step, AttentionLayer(0.25, window=0), rows)
+        run(attend, step, AttentionLayer(1, 0.25, window=0), rows)
     q, k, v, cos, sin, positions, tables, *caches = step
     with pytest.raises(ValueError, match=r"block_tables has dtype torch.int64, allowed is torch.int32"):
-        run(attend, (q, k, v, cos, sin, positions, tables.long(), *caches), AttentionLayer(0.25), rows)
+        run(attend, (q, k, v, cos, sin, positions, tables.long(), *caches), AttentionLayer(1, 0.25), rows)
     with pytest.raises(ValueError, match="q has head dim 7, allowed is an even number"):
-        run(attend, a_step(2, 1, 7, torch.float32, device), AttentionLayer(0.25), rows)
+        run(attend, a_step(2, 1, 7, torch.float32, device), AttentionLayer(1, 0.25), rows)

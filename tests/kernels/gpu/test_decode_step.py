@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from buddy_kernels import PathAction, Sampling, StepRows, Wanted
-from buddy_kernels.gpu import blocks, decode_step
+from buddy_kernels.gpu import attention, decode_step
 from buddy_kernels.gpu.blocks import AttentionBlocks
 from buddy_kernels.gpu.decode_step import DecodeModel, DecodeStep
 from buddy_kernels.gpu.launch import recorded
@@ -22,7 +22,6 @@ from buddy_routing.kv_cache import KVCache
 from buddy_routing.planner import PathPlanner
 from buddy_routing.router import DecisionModule, LearnedRouter
 from buddy_routing.stepper import TorchStepper, decoder_weights, router_weights
-from quick_interpreter import patch_language_once
 from tiny_models import save_random_model
 from tolerances import assert_close
 
@@ -139,9 +138,8 @@ def a_step(model, rows, planner, cache, device):
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    """A context of 64 tokens in two parts, each program of which is a millisecond of Python."""
-    monkeypatch.setattr(blocks, "DEFAULT", replace(blocks.DEFAULT, attention=AttentionBlocks(16, 2, 1, 4, 1)))
-    patch_language_once(monkeypatch)
+    """A context of 64 tokens in four splits of two programs, each of which is a millisecond of Python."""
+    monkeypatch.setattr(attention, "attention_blocks", lambda *_: AttentionBlocks(16, 16, 4, 1, 2, 1))
 
 
 @pytest.mark.parametrize(("kind", "adjusts"), [*((kind, False) for kind in KINDS), ("llama", True)])

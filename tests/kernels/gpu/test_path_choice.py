@@ -80,11 +80,15 @@ def test_what_pays_for_all_layers_runs_all(space, device):
 @each_space
 def test_aligned_rows_share_the_path_of_their_summed_scores(space, device):
     torch.manual_seed(0)
-    aligned = torch.tensor([0, 1, 0, 3, 1, 0], device=device)
+    aligned = torch.tensor([0, 1, 0, 0, 1, 0], device=device)
     scores, max_costs = random_scores(space, 6, device), random_max_costs(space, 6, device)[aligned]
-    got = chosen(space, scores, max_costs, listed(range(6), 6, device), device, aligned=aligned)
-    together = torch.zeros_like(scores).index_add_(0, aligned, scores)
-    assert torch.equal(got.cpu(), select_path(together.cpu(), max_costs.cpu(), space)[aligned.cpu()])
+    live = [0, 1, 2, 4, 5]
+    together = torch.zeros_like(scores).index_add_(0, aligned[live], scores[live])
+    scores[3] = torch.nan
+    got = chosen(space, scores, max_costs, listed(live, 6, device), device, aligned=aligned)
+    want = select_path(together.cpu(), max_costs.cpu(), space)[aligned.cpu()]
+    assert torch.equal(got[live].cpu(), want[live])
+    assert (got[3] == POISON).all()
 
 
 def test_rows_that_do_not_choose_keep_their_lane_s_path_and_others_leave_theirs_there(device):
@@ -107,11 +111,14 @@ def test_rows_that_do_not_choose_keep_their_lane_s_path_and_others_leave_theirs_
 
 def test_without_rows_nothing_is_chosen(device):
     space = ActionSpace.with_small_ffns(4, 250)
-    got = chosen(space, random_scores(space, 3, device), torch.full((3,), 3000), listed([], 3, device), device)
+    max_costs = torch.full((3,), 3000, device=device)
+    got = chosen(space, random_scores(space, 3, device), max_costs, listed([], 3, device), device)
     assert (got == POISON).all()
 
 
 def test_more_than_three_actions_are_refused(device):
     space = ActionSpace(((0, 1000), (0, 1000, 500, 100), (0, 1000)), frozenset({0, 2}))
     with pytest.raises(ValueError, match="costs has 4 actions, allowed is 2 or 3"):
-        chosen(space, torch.zeros(1, 3), torch.tensor([3000]), listed([0], 1, device), device)
+        chosen(
+            space, torch.zeros(1, 3, device=device), torch.tensor([3000], device=device), listed([0], 1, device), device
+        )
