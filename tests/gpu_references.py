@@ -26,7 +26,7 @@ MODULES = {
     attention: ("attend",),
     logit_adjustment: ("adjust_logits",),
     path_router: ("score_layers",),
-    row_linear: ("row_linear", "add_row_linear", "row_swiglu"),
+    row_linear: ("row_linear", "add_row_linear", "row_qkv", "row_swiglu"),
     row_lists: ("fill_layer_lists",),
     row_norm: ("norm_rows",),
     row_steps: ("begin_step", "end_step"),

@@ -18,7 +18,7 @@ from buddy_kernels.gpu.attention import AttentionLayer, attend
 from buddy_kernels.gpu.logit_adjustment import LogitAdjustments, adjust_logits
 from buddy_kernels.gpu.path_choice import choose_paths
 from buddy_kernels.gpu.path_router import score_layers
-from buddy_kernels.gpu.row_linear import add_row_linear, row_linear, row_swiglu
+from buddy_kernels.gpu.row_linear import RowNorm, add_row_linear, row_linear, row_qkv, row_swiglu
 from buddy_kernels.gpu.row_lists import LayerLists, RowList, fill_layer_lists
 from buddy_kernels.gpu.row_norm import norm_rows
 from buddy_kernels.gpu.row_state import RowState
@@ -64,6 +64,7 @@ class DecodeStep:
         self._h, self._normed = buffer(dim), buffer(dim)
         self._q, self._attended = (buffer(weights.num_heads, weights.head_dim) for _ in range(2))
         self._k, self._v = (buffer(weights.num_kv_heads, weights.head_dim) for _ in range(2))
+        self._qkv = (self._q.flatten(1), self._k.flatten(1), self._v.flatten(1))
         widths = {len(up.weight) for layer in weights.layers for up in (layer.up, layer.small_up) if up is not None}
         self._fed = {width: buffer(width) for width in widths}
         self._cos, self._sin = (buffer(weights.head_dim // 2, dtype=torch.float32) for _ in range(2))
@@ -85,7 +86,7 @@ class DecodeStep:
         for column, layer in enumerate(weights.layers):
             if layer.exit_norm is not None:
                 self._norm(layer.exit_norm, self._lists.running(column))
-        self._project(self._normed, weights.head, state.live, self.logits)
+        row_linear(self._normed, weights.head.weight, weights.head.bias, state.live, self.logits)
         given = self.logits
         if adjusts:
             adjust_logits(self.logits, self._rows, self._adjustments, state.live, self._adjusted)
@@ -98,12 +99,12 @@ class DecodeStep:
         state, weights = self._state, self._model.weights
         running = self._lists.running(column)
         written = state.live if layer.writes_all else running
-        self._norm(layer.input_norm, written)
-        self._project(self._normed, layer.k, written, self._k.flatten(1))
-        self._project(self._normed, layer.v, written, self._v.flatten(1))
+        norm = self._norm_before(layer.input_norm, written)
+        x = self._normed if norm is None else self._h
+        # All rows run the first layer.
+        row_qkv(x, layer.q, layer.k, layer.v, running if column else state.live, written, *self._qkv, norm)
         if column == 0:
             self._choose_paths()
-        self._project(self._normed, layer.q, running, self._q.flatten(1))
         attend(
             self._q,
             self._k,
@@ -120,12 +121,12 @@ class DecodeStep:
             self._attended,
         )
         add_row_linear(self._attended.flatten(1), layer.o.weight, layer.o.bias, running, self._h)
-        self._norm(layer.post_norm, running)
+        norm = self._norm_before(layer.post_norm, running)
         if layer.small_gate is None or layer.small_up is None or layer.small_down is None:
-            self._feed(layer.gate, layer.up, layer.down, running)
+            self._feed(layer.gate, layer.up, layer.down, running, norm)
         else:
-            self._feed(layer.gate, layer.up, layer.down, self._lists.whole(column))
-            self._feed(layer.small_gate, layer.small_up, layer.small_down, self._lists.small(column))
+            self._feed(layer.gate, layer.up, layer.down, self._lists.whole(column), norm)
+            self._feed(layer.small_gate, layer.small_up, layer.small_down, self._lists.small(column), norm)
 
     def _choose_paths(self) -> None:
         state, router = self._state, self._model.router
@@ -134,13 +135,17 @@ class DecodeStep:
         choose_paths(self._scores, state.max_costs, lanes, actions, state.aligned, router, state.live, self._paths)
         fill_layer_lists(self._paths, state.live, self._lists)
 
-    def _feed(self, gate: Projection, up: Projection, down: Projection, rows: RowList) -> None:
+    def _feed(self, gate: Projection, up: Projection, down: Projection, rows: RowList, norm: RowNorm | None) -> None:
         fed = self._fed[len(up.weight)]
-        row_swiglu(self._normed, gate.weight, up.weight, gate.bias, up.bias, rows, fed)
+        row_swiglu(self._normed if norm is None else self._h, gate, up, rows, fed, norm)
         add_row_linear(fed, down.weight, down.bias, rows, self._h)
+
+    def _norm_before(self, weight: Tensor, rows: RowList) -> RowNorm | None:
+        """The norm of a single row, which the product after it computes itself; of more rows it is launched here."""
+        if self._state.live.num_rows == 1:
+            return RowNorm(weight, self._model.weights.eps)
+        self._norm(weight, rows)
+        return None
 
     def _norm(self, weight: Tensor, rows: RowList) -> None:
         norm_rows(self._h, weight, self._model.weights.eps, rows, self._normed)
-
-    def _project(self, x: Tensor, by: Projection, rows: RowList, out: Tensor) -> None:
-        row_linear(x, by.weight, by.bias, rows, out)

@@ -10,11 +10,16 @@ card's processors busy; and a batch of one multiplies by 7 columns of zeros, for
 To Triton the four sums are a batch of products, of which it gives each to a warp. For batches it takes neither wgmma
 nor tcgen05, whose shapes would follow the number of rows.
 
+A single row may come before its norm: then every program computes that from the row, which it reads anyway, and a
+launch is saved. Of more rows that would take longer than the launch.
+
 Without rows the loop over inputs ends before it begins. Its length hangs on the list so that the compiler does not know
 it, which would unroll the loop and run out of registers.
 """
 
 # N rows, I input width, O output width, F feed-forward dim; PARTS of the inputs of a block, one for each warp
+
+from dataclasses import dataclass
 
 import triton
 import triton.language as tl
@@ -24,10 +29,21 @@ from buddy_kernels.checks import check_dense, check_shape
 from buddy_kernels.gpu.blocks import PRODUCT_PARTS, product_blocks
 from buddy_kernels.gpu.launch import FLOATS, launch
 from buddy_kernels.gpu.row_lists import RowList
+from buddy_kernels.gpu.row_norm import rms_scale
 from buddy_kernels.linear import linear_reference
+from buddy_kernels.norm import rms_norm_reference
+from buddy_kernels.step_weights import Projection
 from buddy_kernels.swiglu import swiglu_reference
 
 MAX_ROWS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class RowNorm:
+    """`rms_norm` with weights [I] and `eps`, of a single row before a product."""
+
+    weight: Tensor
+    eps: float
 
 
 def row_linear_reference(x: Tensor, weight: Tensor, bias: Tensor | None, rows: RowList, out: Tensor) -> None:
@@ -42,13 +58,36 @@ def add_row_linear_reference(x: Tensor, weight: Tensor, bias: Tensor | None, row
     into[listed] += linear_reference(x[listed], weight, bias)
 
 
+def row_qkv_reference(
+    x: Tensor,
+    q: Projection,
+    k: Projection,
+    v: Projection,
+    running: RowList,
+    written: RowList,
+    q_out: Tensor,
+    k_out: Tensor,
+    v_out: Tensor,
+    norm: RowNorm | None = None,
+) -> None:
+    """`row_qkv` in plain torch; the truth up to the order of summation."""
+    for by, rows, out in ((q, running, q_out), (k, written, k_out), (v, written, v_out)):
+        listed = rows.listed()
+        out[listed] = linear_reference(_normed_reference(x[listed], norm), by.weight, by.bias)
+
+
 def row_swiglu_reference(
-    x: Tensor, gate: Tensor, up: Tensor, gate_bias: Tensor | None, up_bias: Tensor | None, rows: RowList, out: Tensor
+    x: Tensor, gate: Projection, up: Projection, rows: RowList, out: Tensor, norm: RowNorm | None = None
 ) -> None:
     """`row_swiglu` in plain torch; the truth up to the order of summation."""
     listed = rows.listed()
-    given = x[listed]
-    out[listed] = swiglu_reference(linear_reference(given, gate, gate_bias), linear_reference(given, up, up_bias))
+    given = _normed_reference(x[listed], norm)
+    gates, ups = (linear_reference(given, by.weight, by.bias) for by in (gate, up))
+    out[listed] = swiglu_reference(gates, ups)
+
+
+def _normed_reference(x: Tensor, norm: RowNorm | None) -> Tensor:
+    return x if norm is None else rms_norm_reference(x, norm.weight, norm.eps)
 
 
 @triton.jit(do_not_specialize_on_alignment=["rows", "count"])
@@ -67,15 +106,151 @@ def _row_linear_kernel(
     BLOCK_INPUTS: tl.constexpr,
     BLOCK_OUTPUTS: tl.constexpr,
 ):
+    program = tl.program_id(0)
+    _project(
+        x,
+        weight,
+        bias,
+        rows,
+        count,
+        None,
+        out,
+        program,
+        0.0,
+        INPUTS,
+        OUTPUTS,
+        ADDS,
+        PARTS,
+        INPUTS,
+        BLOCK_ROWS,
+        BLOCK_INPUTS,
+        BLOCK_OUTPUTS,
+    )
+
+
+@triton.jit(do_not_specialize_on_alignment=["running", "running_count", "written", "written_count"])
+def _row_qkv_kernel(
+    x,
+    q,
+    k,
+    v,
+    q_bias,
+    k_bias,
+    v_bias,
+    running,
+    running_count,
+    written,
+    written_count,
+    norm,
+    q_out,
+    k_out,
+    v_out,
+    EPS: tl.constexpr,
+    INPUTS: tl.constexpr,
+    Q_OUTPUTS: tl.constexpr,
+    KV_OUTPUTS: tl.constexpr,
+    PARTS: tl.constexpr,
+    BLOCK_WIDTH: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_INPUTS: tl.constexpr,
+    BLOCK_OUTPUTS: tl.constexpr,
+):
+    program = tl.program_id(0)
+    NUM_Q: tl.constexpr = (Q_OUTPUTS + BLOCK_OUTPUTS - 1) // BLOCK_OUTPUTS
+    NUM_KV: tl.constexpr = (KV_OUTPUTS + BLOCK_OUTPUTS - 1) // BLOCK_OUTPUTS
+    if program < NUM_Q:
+        _project(
+            x,
+            q,
+            q_bias,
+            running,
+            running_count,
+            norm,
+            q_out,
+            program,
+            EPS,
+            INPUTS,
+            Q_OUTPUTS,
+            False,
+            PARTS,
+            BLOCK_WIDTH,
+            BLOCK_ROWS,
+            BLOCK_INPUTS,
+            BLOCK_OUTPUTS,
+        )
+    elif program < NUM_Q + NUM_KV:
+        _project(
+            x,
+            k,
+            k_bias,
+            written,
+            written_count,
+            norm,
+            k_out,
+            program - NUM_Q,
+            EPS,
+            INPUTS,
+            KV_OUTPUTS,
+            False,
+            PARTS,
+            BLOCK_WIDTH,
+            BLOCK_ROWS,
+            BLOCK_INPUTS,
+            BLOCK_OUTPUTS,
+        )
+    else:
+        _project(
+            x,
+            v,
+            v_bias,
+            written,
+            written_count,
+            norm,
+            v_out,
+            program - NUM_Q - NUM_KV,
+            EPS,
+            INPUTS,
+            KV_OUTPUTS,
+            False,
+            PARTS,
+            BLOCK_WIDTH,
+            BLOCK_ROWS,
+            BLOCK_INPUTS,
+            BLOCK_OUTPUTS,
+        )
+
+
+@triton.jit
+def _project(
+    x,
+    weight,
+    bias,
+    rows,
+    count,
+    norm,
+    out,
+    program,
+    EPS: tl.constexpr,
+    INPUTS: tl.constexpr,
+    OUTPUTS: tl.constexpr,
+    ADDS: tl.constexpr,
+    PARTS: tl.constexpr,
+    BLOCK_WIDTH: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_INPUTS: tl.constexpr,
+    BLOCK_OUTPUTS: tl.constexpr,
+):
+    """The listed rows' products with the program's outputs."""
     num_listed = tl.load(count)
     inputs = tl.minimum(num_listed * INPUTS, INPUTS)
-    output = tl.program_id(0) * BLOCK_OUTPUTS + tl.arange(0, BLOCK_OUTPUTS)
+    output = program * BLOCK_OUTPUTS + tl.arange(0, BLOCK_OUTPUTS)
     place = tl.arange(0, BLOCK_ROWS)
     is_listed = place < num_listed
     row = tl.load(rows + place, mask=is_listed, other=0).to(tl.int64)
+    scale = _scale(x, rows, num_listed, norm, EPS, INPUTS, BLOCK_WIDTH)
     parts = tl.zeros((PARTS, BLOCK_OUTPUTS, BLOCK_ROWS), tl.float32)
     for start in range(0, inputs, PARTS * BLOCK_INPUTS):
-        some = _row_inputs(x, row, is_listed, start, INPUTS, PARTS, BLOCK_INPUTS)
+        some = _row_inputs(x, row, is_listed, norm, scale, start, INPUTS, PARTS, BLOCK_INPUTS)
         weights = _weights(weight, output, start, INPUTS, OUTPUTS, PARTS, BLOCK_INPUTS, BLOCK_OUTPUTS)
         parts = tl.dot(weights, some, parts, input_precision="tf32x3")
     product = _with_bias(_summed(parts, BLOCK_OUTPUTS, BLOCK_ROWS), bias, output, OUTPUTS).to(x.dtype.element_ty)
@@ -95,10 +270,13 @@ def _row_swiglu_kernel(
     up_bias,
     rows,
     count,
+    norm,
     out,
+    EPS: tl.constexpr,
     INPUTS: tl.constexpr,
     OUTPUTS: tl.constexpr,
     PARTS: tl.constexpr,
+    BLOCK_WIDTH: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_INPUTS: tl.constexpr,
     BLOCK_OUTPUTS: tl.constexpr,
@@ -109,10 +287,11 @@ def _row_swiglu_kernel(
     place = tl.arange(0, BLOCK_ROWS)
     is_listed = place < num_listed
     row = tl.load(rows + place, mask=is_listed, other=0).to(tl.int64)
+    scale = _scale(x, rows, num_listed, norm, EPS, INPUTS, BLOCK_WIDTH)
     gate_parts = tl.zeros((PARTS, BLOCK_OUTPUTS, BLOCK_ROWS), tl.float32)
     up_parts = tl.zeros((PARTS, BLOCK_OUTPUTS, BLOCK_ROWS), tl.float32)
     for start in range(0, inputs, PARTS * BLOCK_INPUTS):
-        some = _row_inputs(x, row, is_listed, start, INPUTS, PARTS, BLOCK_INPUTS)
+        some = _row_inputs(x, row, is_listed, norm, scale, start, INPUTS, PARTS, BLOCK_INPUTS)
         gate_weights = _weights(gate, output, start, INPUTS, OUTPUTS, PARTS, BLOCK_INPUTS, BLOCK_OUTPUTS)
         up_weights = _weights(up, output, start, INPUTS, OUTPUTS, PARTS, BLOCK_INPUTS, BLOCK_OUTPUTS)
         gate_parts = tl.dot(gate_weights, some, gate_parts, input_precision="tf32x3")
@@ -128,13 +307,33 @@ def _row_swiglu_kernel(
 
 
 @triton.jit
-def _row_inputs(x, row, is_listed, start, INPUTS: tl.constexpr, PARTS: tl.constexpr, BLOCK_INPUTS: tl.constexpr):
-    """[PARTS, BLOCK_INPUTS, BLOCK_ROWS] of the listed rows, zeros for the others and past the last input."""
+def _scale(x, rows, num_listed, norm, EPS: tl.constexpr, WIDTH: tl.constexpr, BLOCK_WIDTH: tl.constexpr):
+    """What the norm multiplies the single row by."""
+    if norm is None:
+        return 1.0
+    else:
+        row = tl.load(rows, mask=num_listed > 0, other=0).to(tl.int64)
+        column = tl.arange(0, BLOCK_WIDTH)
+        given = tl.load(x + row * WIDTH + column, mask=(column < WIDTH) & (num_listed > 0), other=0.0)
+        return rms_scale(given, WIDTH, EPS)
+
+
+@triton.jit
+def _row_inputs(
+    x, row, is_listed, norm, scale, start, INPUTS: tl.constexpr, PARTS: tl.constexpr, BLOCK_INPUTS: tl.constexpr
+):
+    """[PARTS, BLOCK_INPUTS, BLOCK_ROWS] of the listed rows, after their norm if they have one; zeros for the others and
+    past the last input."""
     index = _indices(start, PARTS, BLOCK_INPUTS)
     read = is_listed[None, :, None]
     if INPUTS % (PARTS * BLOCK_INPUTS) != 0:
         read = read & (index < INPUTS)
-    return tl.permute(tl.load(x + row[None, :, None] * INPUTS + index, mask=read, other=0.0), (0, 2, 1))
+    given = tl.load(x + row[None, :, None] * INPUTS + index, mask=read, other=0.0)
+    if norm is not None:
+        weights = tl.load(norm + index, mask=index < INPUTS, other=0.0).to(tl.float32)
+        # Rounded as in rms_norm_reference, before the weights and after.
+        given = (weights * (given.to(tl.float32) * scale).to(given.dtype).to(tl.float32)).to(given.dtype)
+    return tl.permute(given, (0, 2, 1))
 
 
 @triton.jit
@@ -203,7 +402,7 @@ def add_row_linear(x: Tensor, weight: Tensor, bias: Tensor | None, rows: RowList
 
 def _launch_linear(x: Tensor, weight: Tensor, bias: Tensor | None, rows: RowList, out: Tensor, adds: bool) -> None:
     outputs, inputs = weight.shape
-    _check_product(x, weight, rows, "into" if adds else "out", out)
+    _check_product(x, weight, "rows", rows, "into" if adds else "out", out)
     _check_weights("weight", weight, "bias", bias, x)
     blocks = product_blocks(x, outputs, num_matrices=1)
     launch(
@@ -227,43 +426,71 @@ def _launch_linear(x: Tensor, weight: Tensor, bias: Tensor | None, rows: RowList
     )
 
 
-def row_swiglu(
-    x: Tensor, gate: Tensor, up: Tensor, gate_bias: Tensor | None, up_bias: Tensor | None, rows: RowList, out: Tensor
+def row_qkv(
+    x: Tensor,
+    q: Projection,
+    k: Projection,
+    v: Projection,
+    running: RowList,
+    written: RowList,
+    q_out: Tensor,
+    k_out: Tensor,
+    v_out: Tensor,
+    norm: RowNorm | None = None,
 ) -> None:
-    """silu(x @ gate.T + gate_bias) * (x @ up.T + up_bias) of the listed rows, into the same rows of `out`.
+    """`row_linear` three times, in one launch: queries of the rows that run a layer, keys and values of those whose K/V
+    are written.
 
     Args:
         x: [N, I] contiguous, fp32, bf16 or fp16.
-        gate: [F, I] contiguous, in the dtype of `x`.
-        up: as `gate`.
-        gate_bias: [F] or None, of these dtypes.
-        up_bias: as `gate_bias`.
-        rows: of N, 1 to 64.
-        out: [N, F] contiguous, in the dtype of `x`.
+        q: weight [Oq, I] contiguous, in the dtype of `x`, and bias [Oq] or None.
+        k: as `q`, with [Okv, I].
+        v: as `k`.
+        running: of N, 1 to 64.
+        written: of N.
+        q_out: [N, Oq] contiguous, in the dtype of `x`.
+        k_out: [N, Okv], as `q_out`.
+        v_out: as `k_out`.
+        norm: of `x`, which is one row then, before the products.
 
     Raises:
         ValueError: a tensor does not fit.
     """
-    outputs, inputs = gate.shape
-    _check_product(x, gate, rows, "out", out)
-    check_shape("up", up, gate.shape)
-    _check_weights("gate", gate, "gate_bias", gate_bias, x)
-    _check_weights("up", up, "up_bias", up_bias, x)
-    blocks = product_blocks(x, outputs, num_matrices=2)
+    for name, by, rows_name, rows, out in (
+        ("q", q, "running", running, q_out),
+        ("k", k, "written", written, k_out),
+        ("v", v, "written", written, v_out),
+    ):
+        _check_product(x, by.weight, rows_name, rows, f"{name}_out", out)
+        _check_weights(f"{name}.weight", by.weight, f"{name}.bias", by.bias, x)
+    check_shape("v.weight", v.weight, k.weight.shape)
+    _check_norm(norm, x)
+    q_outputs, kv_outputs = len(q.weight), len(k.weight)
+    blocks = product_blocks(x, q_outputs + 2 * kv_outputs, num_matrices=1)
     launch(
-        _row_swiglu_kernel,
-        (triton.cdiv(outputs, blocks.outputs),),
+        _row_qkv_kernel,
+        (triton.cdiv(q_outputs, blocks.outputs) + 2 * triton.cdiv(kv_outputs, blocks.outputs),),
         x,
-        gate,
-        up,
-        gate_bias,
-        up_bias,
-        rows.indices,
-        rows.count,
-        out,
-        INPUTS=inputs,
-        OUTPUTS=outputs,
+        q.weight,
+        k.weight,
+        v.weight,
+        q.bias,
+        k.bias,
+        v.bias,
+        running.indices,
+        running.count,
+        written.indices,
+        written.count,
+        None if norm is None else norm.weight,
+        q_out,
+        k_out,
+        v_out,
+        EPS=0.0 if norm is None else norm.eps,
+        INPUTS=x.shape[1],
+        Q_OUTPUTS=q_outputs,
+        KV_OUTPUTS=kv_outputs,
         PARTS=PRODUCT_PARTS,
+        BLOCK_WIDTH=triton.next_power_of_2(x.shape[1]),
         BLOCK_ROWS=blocks.rows,
         BLOCK_INPUTS=blocks.inputs,
         BLOCK_OUTPUTS=blocks.outputs,
@@ -272,12 +499,60 @@ def row_swiglu(
     )
 
 
-def _check_product(x: Tensor, weight: Tensor, rows: RowList, out_name: str, out: Tensor) -> None:
+def row_swiglu(
+    x: Tensor, gate: Projection, up: Projection, rows: RowList, out: Tensor, norm: RowNorm | None = None
+) -> None:
+    """silu(x @ gate.T + gate bias) * (x @ up.T + up bias) of the listed rows, into the same rows of `out`.
+
+    Args:
+        x: [N, I] contiguous, fp32, bf16 or fp16.
+        gate: weight [F, I] contiguous, in the dtype of `x`, and bias [F] or None.
+        up: as `gate`.
+        rows: of N, 1 to 64.
+        out: [N, F] contiguous, in the dtype of `x`.
+        norm: of `x`, which is one row then, before the products.
+
+    Raises:
+        ValueError: a tensor does not fit.
+    """
+    outputs, inputs = gate.weight.shape
+    _check_product(x, gate.weight, "rows", rows, "out", out)
+    check_shape("up.weight", up.weight, gate.weight.shape)
+    for name, by in (("gate", gate), ("up", up)):
+        _check_weights(f"{name}.weight", by.weight, f"{name}.bias", by.bias, x)
+    _check_norm(norm, x)
+    blocks = product_blocks(x, outputs, num_matrices=2)
+    launch(
+        _row_swiglu_kernel,
+        (triton.cdiv(outputs, blocks.outputs),),
+        x,
+        gate.weight,
+        up.weight,
+        gate.bias,
+        up.bias,
+        rows.indices,
+        rows.count,
+        None if norm is None else norm.weight,
+        out,
+        EPS=0.0 if norm is None else norm.eps,
+        INPUTS=inputs,
+        OUTPUTS=outputs,
+        PARTS=PRODUCT_PARTS,
+        BLOCK_WIDTH=triton.next_power_of_2(inputs),
+        BLOCK_ROWS=blocks.rows,
+        BLOCK_INPUTS=blocks.inputs,
+        BLOCK_OUTPUTS=blocks.outputs,
+        num_warps=PRODUCT_PARTS,
+        num_stages=blocks.num_stages,
+    )
+
+
+def _check_product(x: Tensor, weight: Tensor, rows_name: str, rows: RowList, out_name: str, out: Tensor) -> None:
     if not 1 <= rows.num_rows <= MAX_ROWS:
-        raise ValueError(f"rows are {rows.num_rows}, allowed is 1 to {MAX_ROWS}")
+        raise ValueError(f"{rows_name} are {rows.num_rows}, allowed is 1 to {MAX_ROWS}")
     outputs, inputs = weight.shape
     check_dense("x", x, x.device, (rows.num_rows, inputs), *FLOATS)
-    rows.check("rows", rows.num_rows, x.device)
+    rows.check(rows_name, rows.num_rows, x.device)
     check_dense(out_name, out, x.device, (rows.num_rows, outputs), x.dtype)
 
 
@@ -285,3 +560,10 @@ def _check_weights(weight_name: str, weight: Tensor, bias_name: str, bias: Tenso
     check_dense(weight_name, weight, x.device, (None, x.shape[1]), x.dtype)
     if bias is not None:
         check_dense(bias_name, bias, x.device, (weight.shape[0],), *FLOATS)
+
+
+def _check_norm(norm: RowNorm | None, x: Tensor) -> None:
+    if norm is not None:
+        check_dense("norm.weight", norm.weight, x.device, (x.shape[1],), *FLOATS)
+        if len(x) != 1:
+            raise ValueError(f"x has {len(x)} rows, allowed with a norm is 1")

@@ -11,6 +11,9 @@ from buddy_kernels.gpu.launch import FLOATS, launch
 from buddy_kernels.gpu.row_lists import RowList
 from buddy_kernels.norm import rms_norm_reference
 
+_NUM_WARPS = 4
+"""As in products, which compute a single row's norm themselves: sums have one order."""
+
 
 def norm_rows_reference(x: Tensor, weight: Tensor, eps: float, rows: RowList, out: Tensor) -> None:
     """`norm_rows` in plain torch; the truth."""
@@ -33,10 +36,15 @@ def _norm_rows_kernel(x, weight, rows, count, out, WIDTH: tl.constexpr, EPS: tl.
 @triton.jit
 def rms_normed(x, weights, WIDTH: tl.constexpr, EPS: tl.constexpr):
     """A row [BLOCK], zeros behind its WIDTH, rounded before the weights as in `rms_norm_reference`."""
-    x_fp32 = x.to(tl.float32)
-    mean_square = tl.sum(x_fp32 * x_fp32, 0) / WIDTH
-    normed = (x_fp32 * tl.rsqrt(mean_square + EPS)).to(x.dtype)
+    normed = (x.to(tl.float32) * rms_scale(x, WIDTH, EPS)).to(x.dtype)
     return (weights.to(tl.float32) * normed.to(tl.float32)).to(x.dtype)
+
+
+@triton.jit
+def rms_scale(x, WIDTH: tl.constexpr, EPS: tl.constexpr):
+    """What the row [BLOCK] is multiplied by."""
+    x_fp32 = x.to(tl.float32)
+    return tl.rsqrt(tl.sum(x_fp32 * x_fp32, 0) / WIDTH + EPS)
 
 
 def norm_rows(x: Tensor, weight: Tensor, eps: float, rows: RowList, out: Tensor) -> None:
@@ -55,7 +63,6 @@ def norm_rows(x: Tensor, weight: Tensor, eps: float, rows: RowList, out: Tensor)
         ValueError: a tensor does not fit.
     """
     num_rows, width = rows.num_rows, weight.shape[0]
-    block = triton.next_power_of_2(width)
     check_dense("x", x, x.device, (num_rows, width), *FLOATS)
     check_dense("weight", weight, x.device, (width,), *FLOATS)
     rows.check("rows", num_rows, x.device)
@@ -70,6 +77,6 @@ def norm_rows(x: Tensor, weight: Tensor, eps: float, rows: RowList, out: Tensor)
         out,
         WIDTH=width,
         EPS=eps,
-        BLOCK=block,
-        num_warps=min(16, max(1, block // 256)),
+        BLOCK=triton.next_power_of_2(width),
+        num_warps=_NUM_WARPS,
     )

@@ -10,7 +10,7 @@ from buddy_kernels.gpu.attention import AttentionLayer, attend
 from buddy_kernels.gpu.logit_adjustment import LogitAdjustments, adjust_logits
 from buddy_kernels.gpu.path_choice import choose_paths
 from buddy_kernels.gpu.path_router import score_layers
-from buddy_kernels.gpu.row_linear import add_row_linear, row_linear, row_swiglu
+from buddy_kernels.gpu.row_linear import add_row_linear, row_linear, row_qkv, row_swiglu
 from buddy_kernels.gpu.row_lists import LayerLists, fill_layer_lists
 from buddy_kernels.gpu.row_norm import norm_rows
 from buddy_kernels.gpu.token_draw import SamplingRows, draw_tokens
@@ -55,13 +55,15 @@ def arguments(device):
     )
     logits, bias = floats(NUM_ROWS, VOCAB), floats(VOCAB)
     routed = {"lanes": ints(NUM_ROWS), "path_actions": actions, "router": router, "live": rows, "scores": scores}
+    by = Projection(weight, bias)
     product = {"x": x, "weight": weight, "bias": bias, "rows": rows}
     return {
         norm_rows: {"x": x, "weight": floats(WIDTH), "eps": 1e-5, "rows": rows, "out": x},
         row_linear: product | {"out": logits},
         add_row_linear: product | {"into": logits},
-        row_swiglu: {"x": x, "gate": weight, "up": weight, "gate_bias": bias, "up_bias": bias, "rows": rows}
-        | {"out": logits},
+        row_qkv: {"x": x, "q": by, "k": by, "v": by, "running": rows, "written": rows}
+        | {"q_out": logits, "k_out": logits, "v_out": logits},
+        row_swiglu: {"x": x, "gate": by, "up": by, "rows": rows, "out": logits},
         attend: {"q": q, "k": kv, "v": kv, "cos": angles, "sin": angles, "positions": ints(NUM_ROWS)}
         | {"block_tables": tables, "cache_k": cache, "cache_v": cache, "paths": paths}
         | {

@@ -1,14 +1,19 @@
 import pytest
 import torch
 
+from buddy_kernels import Projection
 from buddy_kernels.gpu.row_linear import (
+    RowNorm,
     add_row_linear,
     add_row_linear_reference,
     row_linear,
     row_linear_reference,
+    row_qkv,
+    row_qkv_reference,
     row_swiglu,
     row_swiglu_reference,
 )
+from buddy_kernels.gpu.row_norm import norm_rows
 from listed_rows import every_other, listed
 from tolerances import assert_close
 
@@ -71,9 +76,51 @@ def test_swiglu_of_listed_rows(dtype, num_rows, inputs, outputs, has_bias, devic
     x, (gate, up), (gate_bias, up_bias) = made(dtype, num_rows, inputs, outputs, has_bias, device)
     rows = every_other(num_rows, device)
     got, want = (torch.full((num_rows, outputs), torch.nan, dtype=dtype, device=device) for _ in range(2))
-    row_swiglu(x, gate, up, gate_bias, up_bias, rows, got)
-    row_swiglu_reference(x, gate, up, gate_bias, up_bias, rows, want)
+    row_swiglu(x, Projection(gate, gate_bias), Projection(up, up_bias), rows, got)
+    row_swiglu_reference(x, Projection(gate, gate_bias), Projection(up, up_bias), rows, want)
     assert_same(got, want, rows, inputs)
+
+
+@each_dtype
+@each_size
+@each_bias
+def test_queries_of_rows_that_run_and_keys_and_values_of_those_written(
+    dtype, num_rows, inputs, outputs, has_bias, device
+):
+    x, (q, k), (q_bias, k_bias) = made(dtype, num_rows, inputs, outputs, has_bias, device)
+    num_kv = (outputs + 1) // 2
+    v = Projection(k[-num_kv:].contiguous(), None)
+    k = Projection(k[:num_kv].contiguous(), None if k_bias is None else k_bias[:num_kv].contiguous())
+    running, written = every_other(num_rows, device), listed(range(max(1, num_rows - 1)), num_rows, device)
+    for norm in [None, RowNorm(torch.randn(inputs, device=device).to(dtype), 1e-5)][: 2 if num_rows == 1 else 1]:
+        got, want = (
+            [
+                torch.full((num_rows, width), torch.nan, dtype=dtype, device=device)
+                for width in (outputs, num_kv, num_kv)
+            ]
+            for _ in range(2)
+        )
+        row_qkv(x, Projection(q, q_bias), k, v, running, written, *got, norm)
+        row_qkv_reference(x, Projection(q, q_bias), k, v, running, written, *want, norm)
+        for one, other, rows in zip(got, want, (running, written, written), strict=True):
+            assert_same(one, other, rows, inputs)
+
+
+@each_dtype
+def test_a_single_row_s_own_norm_has_the_bits_of_one_that_is_launched(dtype, device):
+    x, (weight, up), _ = made(dtype, 3, 257, 65, False, device)
+    norm = RowNorm(torch.randn(257, device=device).to(dtype), 1e-5)
+    normed, outs = torch.empty_like(x), [torch.empty(3, 65, dtype=dtype, device=device) for _ in range(4)]
+    everyone, one, by = listed(range(3), 3, device), listed([0], 1, device), (Projection(weight), Projection(up))
+    norm_rows(x, norm.weight, norm.eps, everyone, normed)
+    row_qkv(normed, *by, by[0], everyone, everyone, *outs[:3])
+    row_swiglu(normed, *by, everyone, outs[3])
+    for row in range(3):
+        alone = [torch.empty(1, 65, dtype=dtype, device=device) for _ in range(4)]
+        row_qkv(x[row : row + 1], *by, by[0], one, one, *alone[:3], norm)
+        row_swiglu(x[row : row + 1], *by, one, alone[3], norm)
+        for out, of_batch in zip(alone, outs, strict=True):
+            assert torch.equal(out[0], of_batch[row])
 
 
 @each_dtype
@@ -82,12 +129,13 @@ def test_a_row_has_the_same_bits_alone_in_a_list_and_in_any_batch(dtype, device)
     multiplied, activated = (torch.empty(63, 65, dtype=dtype, device=device) for _ in range(2))
     everyone = listed(range(63), 63, device)
     row_linear(x, weight, bias, everyone, multiplied)
-    row_swiglu(x, weight, up, bias, None, everyone, activated)
+    gated = Projection(weight, bias), Projection(up)
+    row_swiglu(x, *gated, everyone, activated)
     for first, num_rows, rows in [(20, 1, [0]), (0, 63, [20]), (10, 17, [0, 1, 16])]:
         some = slice(first, first + num_rows)
         alone, alone_activated = (torch.full((num_rows, 65), torch.nan, dtype=dtype, device=device) for _ in range(2))
         row_linear(x[some], weight, bias, listed(rows, num_rows, device), alone)
-        row_swiglu(x[some], weight, up, bias, None, listed(rows, num_rows, device), alone_activated)
+        row_swiglu(x[some], *gated, listed(rows, num_rows, device), alone_activated)
         assert torch.equal(alone[rows], multiplied[some][rows])
         assert torch.equal(alone_activated[rows], activated[some][rows])
 
@@ -96,7 +144,7 @@ def test_without_rows_nothing_is_written(device):
     x, (weight, up), _ = made(torch.float32, 3, 5, 7, False, device)
     nobody, out = listed([], 3, device), torch.full((3, 7), torch.nan, device=device)
     row_linear(x, weight, None, nobody, out)
-    row_swiglu(x, weight, up, None, None, nobody, out)
+    row_swiglu(x, Projection(weight), Projection(up), nobody, out)
     assert out.isnan().all()
     into = torch.zeros(3, 7, device=device)
     add_row_linear(x, weight * torch.nan, None, nobody, into)
@@ -121,5 +169,10 @@ def test_bad_arguments_are_named(device):
         row_linear(x[:3], weight, torch.zeros(6, device=device), listed([0], 3, device), out[:3])
     with pytest.raises(ValueError, match=r"weight has strides \(1, 7\), allowed is a contiguous tensor"):
         row_linear(x[:3], weight.T.contiguous().T, None, listed([0], 3, device), out[:3])
-    with pytest.raises(ValueError, match=r"up has dtype torch.float16, allowed is torch.float32"):
-        row_swiglu(x[:3], weight, weight.half(), None, None, listed([0], 3, device), out[:3])
+    one, norm = listed([0], 3, device), RowNorm(torch.ones(5, device=device), 1e-5)
+    with pytest.raises(ValueError, match=r"up.weight has dtype torch.float16, allowed is torch.float32"):
+        row_swiglu(x[:3], Projection(weight), Projection(weight.half()), one, out[:3])
+    with pytest.raises(ValueError, match="x has 3 rows, allowed with a norm is 1"):
+        row_swiglu(x[:3], Projection(weight), Projection(weight), one, out[:3], norm)
+    with pytest.raises(ValueError, match=r"norm.weight has shape \[4\], allowed is \[5\]"):
+        row_swiglu(x[:1], *[Projection(weight)] * 2, listed([0], 1, device), out[:1], RowNorm(norm.weight[:4], 1e-5))
