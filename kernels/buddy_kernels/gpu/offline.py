@@ -4,9 +4,6 @@
 compiler and disassembler come along, and no GPU.
 """
 
-# N rows, D model dim, Hq query heads, Hkv key/value heads, Dh head dim, F feed-forward dim, V vocabulary, L layers,
-# P blocks in the pool, K slots per block, T block table columns
-
 import re
 import subprocess
 from collections.abc import Iterable, Iterator
@@ -21,19 +18,11 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from buddy_kernels.gpu.decode_attention import decode_attention
+from buddy_kernels.gpu.decode_step import DecodeModel, DecodeStep
 from buddy_kernels.gpu.launch import Capability, Launch, recorded
-from buddy_kernels.gpu.logit_adjustment import LogitAdjustments, adjust_logits
-from buddy_kernels.gpu.path_choice import choose_paths
-from buddy_kernels.gpu.path_router import score_layers
-from buddy_kernels.gpu.rotary_cache import rotate_and_write
-from buddy_kernels.gpu.row_linear import add_row_linear, row_linear, row_swiglu
-from buddy_kernels.gpu.row_lists import LayerLists, RowList, fill_layer_lists
-from buddy_kernels.gpu.row_norm import norm_rows
+from buddy_kernels.gpu.logit_adjustment import LogitAdjustments
 from buddy_kernels.gpu.row_state import RowState
-from buddy_kernels.gpu.row_steps import begin_step, end_step
-from buddy_kernels.gpu.token_draw import SamplingRows, draw_tokens
-from buddy_kernels.step_weights import Projection, RouterWeights
+from buddy_kernels.step_weights import DecoderWeights, LayerWeights, Projection, RouterWeights
 
 CAPABILITIES: tuple[Capability, ...] = ((8, 0), (9, 0), (10, 0))
 BATCH_SIZES = (1, 17, 64)
@@ -51,8 +40,8 @@ POINTERS = {
 }
 ALIGNMENT = 16
 """Of tensors in bytes, in which Triton compiles a kernel of its own; a fresh tensor has it."""
-BLOCK_SIZE, TABLE_WIDTH, NUM_BLOCKS = 16, 512, 4096
-ROUTER_RANK, SMALL_FFN_COST = 32, 250
+BLOCK_SIZE, TABLE_WIDTH, NUM_BLOCKS, NUM_POSITIONS = 16, 512, 4096, 8192
+ROUTER_RANK, SMALL_FFN_DIVISOR = 32, 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,12 +91,13 @@ class KernelReport:
 
 
 def step_launches(model: ModelShape, dtype: torch.dtype, num_rows: int, capability: Capability) -> list[Launch]:
-    """The launches of a decode step of `num_rows`, each that differs from the others once: one layer stands for all."""
+    """The launches of a decode step of `num_rows`, each that differs from the others once: skipping or running layers,
+    and with small FFNs."""
     with recorded(capability) as launches, torch.device("meta"):
-        _layer(model, dtype, num_rows)
-        for num_actions in (2, 3):
-            _routing(model, dtype, num_rows, num_actions)
-        _sampling(model, dtype, num_rows)
+        for has_small_ffns in (False, True):
+            step = _step(model, dtype, num_rows, has_small_ffns)
+            for adjusts in (False, True):
+                step.run(adjusts)
     distinct = {
         (launch.kernel, *launch.constants.items(), *map(_pointer, launch.tensors)): launch for launch in launches
     }
@@ -138,71 +128,71 @@ def compiled(model: ModelShape, dtype: torch.dtype, num_rows: int, capability: C
         )
 
 
-def _layer(model: ModelShape, dtype: torch.dtype, num_rows: int) -> None:
-    def buffer(*shape: int) -> Tensor:
-        return torch.empty(*shape, dtype=dtype)
-
+def _step(model: ModelShape, dtype: torch.dtype, num_rows: int, has_small_ffns: bool) -> DecodeStep:
+    """Of tensors without values; all layers are the same one."""
     q_width, kv_width = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
-    hidden, attended, fed = buffer(num_rows, model.dim), buffer(num_rows, q_width), buffer(num_rows, model.mlp_dim)
-    q, kv = buffer(num_rows, q_width), buffer(num_rows, kv_width)
-    live = _rows(num_rows)
-    q_heads, kv_heads = q.view(num_rows, -1, model.head_dim), kv.view(num_rows, -1, model.head_dim)
-    q_bias, kv_bias = (buffer(width) if model.has_qkv_bias else None for width in (q_width, kv_width))
-    cos = torch.empty(num_rows, model.head_dim // 2)
-    tables = torch.empty(num_rows, TABLE_WIDTH, dtype=torch.int32)
-    cache = buffer(NUM_BLOCKS, BLOCK_SIZE, model.num_kv_heads, model.head_dim)
-    state = RowState.empty(num_rows, TABLE_WIDTH, model.num_layers, torch.device("meta"))
-    begin_step(state, buffer(model.vocab, model.dim), cos, cos, hidden, cos, cos)
-    norms = (buffer(model.head_dim), buffer(model.head_dim), 1e-6) if model.has_qk_norm else ()
-    norm_rows(hidden, buffer(model.dim), 1e-5, live, hidden)
-    row_linear(hidden, buffer(q_width, model.dim), q_bias, live, q)
-    row_linear(hidden, buffer(kv_width, model.dim), kv_bias, live, kv)
-    rotate_and_write(q_heads, kv_heads, kv_heads, cos, cos, _ints(num_rows), tables, cache, cache, live, live, *norms)
-    decode_attention(q_heads, cache, cache, tables, _ints(num_rows), 0.125, model.window, live, q_heads)
-    add_row_linear(attended, buffer(model.dim, q_width), None, live, hidden)
-    gate = buffer(model.mlp_dim, model.dim)
-    row_swiglu(hidden, gate, gate, None, None, live, fed)
-    add_row_linear(fed, buffer(model.dim, model.mlp_dim), None, live, hidden)
-    row_linear(hidden, buffer(model.vocab, model.dim), None, live, buffer(num_rows, model.vocab))
-    end_step(state, _ints(num_rows), torch.empty(num_rows, model.num_layers, dtype=torch.int8))
+    num_actions = 3 if has_small_ffns else 2
+    num_scores = (model.num_layers - 2) * (num_actions - 1)
 
+    def projection(inputs: int, outputs: int, has_bias: bool = False) -> Projection:
+        bias = torch.empty(outputs, dtype=dtype) if has_bias else None
+        return Projection(torch.empty(outputs, inputs, dtype=dtype), bias)
 
-def _routing(model: ModelShape, dtype: torch.dtype, num_rows: int, num_actions: int) -> None:
-    width, num_scores = model.num_kv_heads * model.head_dim, (model.num_layers - 2) * (num_actions - 1)
+    def norm(width: int = model.dim) -> Tensor:
+        return torch.empty(width, dtype=dtype)
+
+    small_dim = model.mlp_dim // SMALL_FFN_DIVISOR
+    layer = LayerWeights(
+        input_norm=norm(),
+        post_norm=norm(),
+        q=projection(model.dim, q_width, model.has_qkv_bias),
+        k=projection(model.dim, kv_width, model.has_qkv_bias),
+        v=projection(model.dim, kv_width, model.has_qkv_bias),
+        o=projection(q_width, model.dim),
+        gate=projection(model.dim, model.mlp_dim),
+        up=projection(model.dim, model.mlp_dim),
+        down=projection(model.mlp_dim, model.dim),
+        q_norm=norm(model.head_dim) if model.has_qk_norm else None,
+        k_norm=norm(model.head_dim) if model.has_qk_norm else None,
+        window=model.window,
+        small_gate=projection(model.dim, small_dim) if has_small_ffns else None,
+        small_up=projection(model.dim, small_dim) if has_small_ffns else None,
+        small_down=projection(small_dim, model.dim) if has_small_ffns else None,
+    )
+    head = projection(model.dim, model.vocab)
+    weights = DecoderWeights(
+        num_heads=model.num_heads,
+        num_kv_heads=model.num_kv_heads,
+        head_dim=model.head_dim,
+        mlp_dim=model.mlp_dim,
+        eps=1e-5,
+        attention_factor=1.0,
+        inv_freq=torch.empty(model.head_dim // 2),
+        embeddings=head.weight,
+        layers=[layer] * model.num_layers,
+        norm=norm(),
+        head=head,
+    )
     router = RouterWeights(
         prior=torch.empty(num_scores),
         costs=torch.empty(model.num_layers, num_actions, dtype=torch.int64),
         forced=torch.empty(model.num_layers, dtype=torch.bool),
-        sums=torch.empty(num_rows, width, dtype=torch.float64),
+        sums=torch.empty(num_rows, kv_width, dtype=torch.float64),
         last_paths=torch.empty(num_rows, model.num_layers, dtype=torch.int8),
-        down=Projection(torch.empty(ROUTER_RANK, 2 * width), torch.empty(ROUTER_RANK)),
+        down=Projection(torch.empty(ROUTER_RANK, 2 * kv_width), torch.empty(ROUTER_RANK)),
         up=Projection(torch.empty(num_scores, ROUTER_RANK), torch.empty(num_scores)),
     )
-    live, of_rows, scores = _rows(num_rows), _ints(num_rows), torch.empty(num_rows, num_scores)
-    actions, paths = torch.empty(num_rows, dtype=torch.uint8), torch.empty_like(router.last_paths)
-    first_v = torch.empty(num_rows, width, dtype=dtype)
-    score_layers(first_v, of_rows, of_rows, actions, router, live, scores)
-    choose_paths(scores, of_rows, of_rows, actions, of_rows, router, live, paths)
-    fill_layer_lists(paths, live, LayerLists.empty(num_rows, model.num_layers, torch.device("meta")))
-
-
-def _sampling(model: ModelShape, dtype: torch.dtype, num_rows: int) -> None:
-    logits, live = torch.empty(num_rows, model.vocab, dtype=dtype), _rows(num_rows)
-    number, adjusted = torch.empty(num_rows, dtype=torch.float64), torch.empty(num_rows, model.vocab)
-    allowed = torch.empty(num_rows, triton.cdiv(model.vocab, 8), dtype=torch.uint8)
-    adjustments = LogitAdjustments(number, number, torch.empty_like(adjusted, dtype=torch.int32), adjusted, allowed)
-    adjust_logits(logits, _ints(num_rows), adjustments, live, adjusted)
-    sampling = SamplingRows(number, _ints(num_rows), number, number, number)
-    for given in (logits, adjusted):
-        draw_tokens(given, sampling, live, _ints(num_rows))
-
-
-def _ints(num_rows: int) -> Tensor:
-    return torch.empty(num_rows, dtype=torch.int64)
-
-
-def _rows(num_rows: int) -> RowList:
-    return RowList(torch.empty(num_rows, dtype=torch.int32), torch.empty(1, dtype=torch.int32))
+    cache = torch.empty(model.num_layers, NUM_BLOCKS, BLOCK_SIZE, model.num_kv_heads, model.head_dim, dtype=dtype)
+    number = torch.empty(num_rows, dtype=torch.float64)
+    adjustments = LogitAdjustments(
+        presence=number,
+        frequency=number,
+        counts=torch.empty(num_rows, model.vocab, dtype=torch.int32),
+        bias=torch.empty(num_rows, model.vocab),
+        allowed=torch.empty(num_rows, triton.cdiv(model.vocab, 8), dtype=torch.uint8),
+    )
+    state = RowState.empty(num_rows, TABLE_WIDTH, model.num_layers, number.device)
+    return DecodeStep(DecodeModel.of(weights, router, cache, cache, NUM_POSITIONS), state, adjustments)
 
 
 def _pointer(tensor: Tensor | None) -> str:
