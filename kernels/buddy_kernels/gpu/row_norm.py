@@ -29,15 +29,10 @@ def _norm_rows_kernel(x, weight, rows, count, out, WIDTH: tl.constexpr, EPS: tl.
     row = tl.load(rows + place).to(tl.int64)
     column = tl.arange(0, BLOCK)
     given = tl.load(x + row * WIDTH + column, mask=column < WIDTH, other=0.0)
+    # Rounded before the weights, as in rms_norm_reference.
+    normed = (given.to(tl.float32) * rms_scale(given, WIDTH, EPS)).to(given.dtype)
     weights = tl.load(weight + column, mask=column < WIDTH, other=0.0)
-    tl.store(out + row * WIDTH + column, rms_normed(given, weights, WIDTH, EPS), mask=column < WIDTH)
-
-
-@triton.jit
-def rms_normed(x, weights, WIDTH: tl.constexpr, EPS: tl.constexpr):
-    """A row [BLOCK], zeros behind its WIDTH, rounded before the weights as in `rms_norm_reference`."""
-    normed = (x.to(tl.float32) * rms_scale(x, WIDTH, EPS)).to(x.dtype)
-    return (weights.to(tl.float32) * normed.to(tl.float32)).to(x.dtype)
+    tl.store(out + row * WIDTH + column, weights.to(tl.float32) * normed.to(tl.float32), mask=column < WIDTH)
 
 
 @triton.jit
