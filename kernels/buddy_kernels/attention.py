@@ -5,11 +5,16 @@ Hq query heads, Hkv key/value heads, G = Hq / Hkv, Dh head dim, P blocks in the 
 T block table columns. In einsum strings: r = R, c = C, h = Hkv, g = G, d = Dh.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from buddy_kernels.checks import check_dtype, check_range, check_shape
+
+GetContext = Callable[[Tensor, Tensor, Tensor, Tensor, int | None], tuple[Tensor, Tensor, Tensor]]
+"""`_context` or `_whole_context`."""
 
 
 def paged_attention_reference(
@@ -46,21 +51,23 @@ def _paged_attention_sdpa(
     query_start: Tensor,
     positions: Tensor,
     scale: float,
-    window: int | None = None,
+    window: int | None,
+    context: GetContext,
 ) -> Tensor:
-    """`paged_attention` on the CPU: torch's fused attention, still one sequence at a time."""
+    """`paged_attention` by torch's fused attention, still one sequence at a time."""
     out = torch.empty_like(q)  # [N, Hq, Dh]
     bounds = query_start.tolist()
     for block_table, start, end in zip(block_tables, bounds[:-1], bounds[1:], strict=True):
         if start == end:
             continue
-        k, v, visible = _context(cache_k, cache_v, block_table, positions[start:end], window)
+        k, v, visible = context(cache_k, cache_v, block_table, positions[start:end], window)
         # Batch dim first: given [H, R, Dh] alone, torch takes a slower path.
         attended = functional.scaled_dot_product_attention(
             q[start:end].transpose(0, 1)[None],  # [1, Hq, R, Dh]
             k.transpose(0, 1)[None],  # [1, Hkv, C, Dh]
             v.transpose(0, 1)[None],
-            attn_mask=None if end - start == 1 else visible,  # a lone row sees all of its context
+            # A lone row sees all of its context, where that ends with it.
+            attn_mask=None if end - start == 1 and context is _context else visible,
             scale=scale,
             enable_gqa=True,
         )
@@ -90,7 +97,8 @@ def paged_attention(
         cache_v: as `cache_k`.
         block_tables: [S, T] int32 or int64; entry t holds positions t * K .. t * K + K - 1. Entries past the
             newest row's position, or behind the oldest row's window, are not read; nor are cache slots there.
-        query_start: [S + 1] int32 or int64; sequence s has the rows query_start[s] .. query_start[s + 1] - 1.
+        query_start: [S + 1] int32 or int64; sequence s has the rows query_start[s] .. query_start[s + 1] - 1. Read by
+            the host, so best on the CPU.
         positions: [N] int64, the position of every row in its sequence; gaps are allowed.
         scale: factor on the scores, usually Dh ** -0.5.
         window: sees only positions > own - window; None sees all.
@@ -99,8 +107,8 @@ def paged_attention(
         [N, Hq, Dh] in the dtype of `q`; scores and softmax are fp32.
 
     Raises:
-        ValueError: a shape or dtype does not fit, Hq is not a multiple of Hkv, `window` is under 1, or
-            (seen on CPU only) `query_start` does not rise from 0 to N, or a position is past the block table.
+        ValueError: a shape or dtype does not fit, Hq is not a multiple of Hkv, `window` is under 1, `query_start` does
+            not rise from 0 to N, or (seen on CPU only) a position is past the block table.
         IndexError: (seen on CPU only) a block table entry that is read names no block.
 
     Source: Kwon et al., Efficient Memory Management for LLM Serving with PagedAttention, section 4.1.
@@ -118,14 +126,13 @@ def paged_attention(
     check_shape("positions", positions, (num_rows,))
     check_dtype("positions", positions, torch.int64)
     check_range("positions", positions, block_tables.shape[1] * cache_k.shape[1])
-    if query_start.device.type == "cpu":
-        bounds = query_start.tolist()
-        if bounds[0] != 0 or bounds[-1] != num_rows or bounds != sorted(bounds):
-            raise ValueError(f"query_start is {bounds}, allowed is a rise from 0 to {num_rows}")
+    bounds = query_start.tolist()
+    if bounds[0] != 0 or bounds[-1] != num_rows or bounds != sorted(bounds):
+        raise ValueError(f"query_start is {bounds}, allowed is a rise from 0 to {num_rows}")
     if window is not None and window < 1:
         raise ValueError(f"window is {window}, allowed is None or 1 or more")
-    attend = _paged_attention_sdpa if q.device.type == "cpu" else paged_attention_reference
-    return attend(q, cache_k, cache_v, block_tables, query_start, positions, scale, window)
+    context = _context if q.device.type == "cpu" else _whole_context
+    return _paged_attention_sdpa(q, cache_k, cache_v, block_tables, query_start, positions, scale, window, context)
 
 
 def _context(
@@ -148,3 +155,19 @@ def _context(
         unseen = ~visible.any(0)[:, None, None]  # [C, 1, 1]
         k, v = k.masked_fill(unseen, 0), v.masked_fill(unseen, 0)
     return k, v, visible
+
+
+def _whole_context(
+    cache_k: Tensor, cache_v: Tensor, block_table: Tensor, positions: Tensor, window: int | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `_context`, without a look at `positions` from the host, which an accelerator would have to wait for: of all
+    that the block table names. C is its length in tokens."""
+    blocks = block_table.clamp(min=0)
+    k, v = (cache.index_select(0, blocks).flatten(0, 1) for cache in (cache_k, cache_v))
+    seen_at = torch.arange(len(k), device=positions.device)  # [C]
+    visible = seen_at <= positions[:, None]
+    if window is not None:
+        visible &= seen_at > positions[:, None] - window
+    # What was not written may be NaN, and would get past any mask.
+    unseen = ~visible.any(0)[:, None, None]  # [C, 1, 1]
+    return k.masked_fill(unseen, 0), v.masked_fill(unseen, 0), visible

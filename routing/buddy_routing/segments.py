@@ -24,6 +24,7 @@ class SegmentBatch:
     tokens: Tensor  # [N] int64
     positions: Tensor  # [N] int64
     lengths: Tensor  # [S] int64, rows of each segment
+    host_lengths: Sequence[int]  # [S], the same
     block_tables: Tensor  # [S, T] int64
     lanes: Sequence[int]  # [S]
     max_costs: Sequence[int]  # [S], milli-layers that a token may cost
@@ -43,6 +44,7 @@ class SegmentBatch:
             tokens=tensor(rows.tokens[:num_rows]),
             positions=tensor(rows.positions),
             lengths=tensor(rows.lengths),
+            host_lengths=rows.lengths,
             block_tables=torch.tensor([[*t, *[0] * (widest - len(t))] for t in rows.tables], device=device),
             lanes=rows.lanes,
             max_costs=rows.max_costs,
@@ -83,7 +85,8 @@ class SegmentBatch:
 @dataclass(frozen=True, slots=True)
 class LayerRows:
     """The rows that run one layer. `rows` is None if all rows do, so that nothing needs gathering. `taking` has, for
-    each action that some of the M rows take, their places among them, or None if all take it."""
+    each action that some of the M rows take, their places among them, or None if all take it. `query_start` is on the
+    CPU."""
 
     num_rows: int
     rows: Tensor | None  # [M] int64
@@ -106,12 +109,16 @@ def rows_by_layer(batch: SegmentBatch, paths: Tensor) -> list[LayerRows]:
 
 
 def _layer_rows(batch: SegmentBatch, column: tuple[int, ...]) -> LayerRows:
-    actions = torch.tensor(column, device=batch.lengths.device)  # [S]
-    running = actions != SKIP
-    lengths = batch.lengths[running]
-    query_start = torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
-    rows = None if SKIP not in column else running[batch.segment_of_row].nonzero().squeeze(1)
-    of_rows = torch.repeat_interleave(actions[running], lengths)  # [M]
+    """Made on the host, which would otherwise wait for a device to count."""
+    device, lengths, actions = batch.lengths.device, torch.tensor(batch.host_lengths), torch.tensor(column)
+    running = actions != SKIP  # [S]
+    query_start = torch.nn.functional.pad(lengths[running].cumsum(0), (1, 0))
+    rows = None if SKIP not in column else running.repeat_interleave(lengths).nonzero().squeeze(1).to(device)
+    of_rows = actions[running].repeat_interleave(lengths[running])  # [M]
     taken = sorted(set(column) - {SKIP})
-    taking = {action: (of_rows == action).nonzero().squeeze(1) if len(taken) > 1 else None for action in taken}
-    return LayerRows(int(query_start[-1]), rows, taking, query_start, batch.block_tables[running])
+    taking = {
+        action: (of_rows == action).nonzero().squeeze(1).to(device) if len(taken) > 1 else None for action in taken
+    }
+    return LayerRows(
+        int(query_start[-1]), rows, taking, query_start, batch.block_tables[running.nonzero().squeeze(1).to(device)]
+    )

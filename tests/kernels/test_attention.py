@@ -8,15 +8,23 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from buddy_kernels import paged_attention, paged_attention_reference, write_kv
+from buddy_kernels import attention, paged_attention, paged_attention_reference, write_kv
 from tolerances import assert_close, assert_far
 
 HQ, HKV, DH, BLOCK_SIZE = 6, 2, 16, 16
 SCALE = DH**-0.5
-ATTENTIONS = [paged_attention, paged_attention_reference]
+
+
+def paged_attention_of_an_accelerator(q, cache_k, cache_v, tables, query_start, positions, scale, window=None):
+    """As paged_attention runs where the host does not look at positions."""
+    given = (q, cache_k, cache_v, tables, query_start, positions, scale, window)
+    return attention._paged_attention_sdpa(*given, attention._whole_context)
+
+
+ATTENTIONS = [paged_attention, paged_attention_reference, paged_attention_of_an_accelerator]
 DTYPES = [torch.float32, torch.bfloat16]
 LENGTHS = (1, 63, 257)
-each_attention = pytest.mark.parametrize("attention", ATTENTIONS, ids=["dispatched", "reference"])
+each_attention = pytest.mark.parametrize("attention", ATTENTIONS, ids=["dispatched", "reference", "accelerator"])
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=["fp32", "bf16"])
 each_window = pytest.mark.parametrize("window", [None, 1, 40], ids=["full", "window1", "window40"])
 
@@ -64,15 +72,13 @@ def dense(q: Tensor, k: Tensor, v: Tensor, window: int | None = None, lost: int 
     return attended.transpose(0, 1).to(q.dtype)
 
 
-def attend(attention, made: Sequences, rows: Sequence[Sequence[int]], window: int | None = None) -> list[Tensor]:
+def attend(op, made: Sequences, rows: Sequence[Sequence[int]], window: int | None = None) -> list[Tensor]:
     """Run the rows (positions) of every sequence as one batch; the results split by sequence again."""
     counts = [len(positions) for positions in rows]
     q = torch.cat([q[list(positions)] for q, positions in zip(made.q, rows, strict=True)])
     query_start = torch.tensor([0, *counts]).cumsum(0)
     positions = torch.tensor([p for positions in rows for p in positions], dtype=torch.int64)
-    out = attention(
-        q, made.cache_k, made.cache_v, made.block_tables, query_start, positions, scale=SCALE, window=window
-    )
+    out = op(q, made.cache_k, made.cache_v, made.block_tables, query_start, positions, scale=SCALE, window=window)
     return list(out.split(counts))
 
 

@@ -23,6 +23,7 @@ def batch_of(spans: list[tuple[int, int, int]]) -> SegmentBatch:
         tokens=nothing,
         positions=positions,
         lengths=torch.tensor([end - start for _, start, end in spans]),
+        host_lengths=[end - start for _, start, end in spans],
         block_tables=nothing,
         lanes=tuple(lane for lane, _, _ in spans),
         max_costs=(2000,) * len(spans),
