@@ -54,7 +54,8 @@ class Wanted:
     `num_likeliest` asks for the log probability of the token, and for so many of the likeliest tokens beside it.
 
     Where a call takes several steps, the row takes part until it has made `max_tokens` or one of its `end_tokens`, or
-    its constraint allows no more.
+    its constraint allows no more. `tokens_left` is what it may make in all, where calls follow one another before they
+    are read.
     """
 
     row: int
@@ -65,6 +66,7 @@ class Wanted:
     given: int | None = None
     num_likeliest: int | None = None
     max_tokens: int = 1
+    tokens_left: int = 1
     end_tokens: Collection[int] = ()
 
 

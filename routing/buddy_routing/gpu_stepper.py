@@ -135,7 +135,7 @@ class GpuStepper:
             rows.lanes,
             rows.max_costs,
             rows.aligned,
-            [row.max_tokens for row in wanted],
+            [max(row.tokens_left, row.max_tokens) for row in wanted],
             [how.top_k for how in sampling],
         ]
         reals = [

@@ -148,7 +148,8 @@ def test_calls_are_launched_before_the_last_one_is_read(
     monkeypatch.setattr(Call, "collect", collected)
     run_engine(engine, [make_request(max_tokens=40)])
     calls = [call for kind, call in order if kind == "launched"]
-    assert len(calls) > 5
+    # One for each token at most: rows go on in the calls that follow.
+    assert 5 < len(calls) < 40
     for call in calls:
         # Between the two, the call before is collected.
         assert order.index(("collected", call)) - order.index(("launched", call)) >= 2

@@ -143,7 +143,8 @@ def wanted_rows(work: Work, first_row: int, most_steps: int) -> list[Wanted]:
         for place in work.scored
     ]
     if work.makes_token:
-        max_tokens = min(most_steps, params.max_tokens - sequence.num_output)
+        tokens_left = params.max_tokens - sequence.num_output
+        max_tokens = min(most_steps, tokens_left)
         rows.append(
             Wanted(
                 row=first_row + work.length - 1,
@@ -153,6 +154,7 @@ def wanted_rows(work: Work, first_row: int, most_steps: int) -> list[Wanted]:
                 constraint=sequence.constraint,
                 num_likeliest=params.top_logprobs,
                 max_tokens=max_tokens,
+                tokens_left=tokens_left,
                 end_tokens=sequence.end_token_ids,
             )
         )
