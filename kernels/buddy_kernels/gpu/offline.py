@@ -67,7 +67,7 @@ MODELS = (
     ModelShape("Qwen2.5-0.5B", 24, 896, 14, 2, 64, 4864, 151936, has_qkv_bias=True),
     ModelShape("Qwen2.5-7B", 28, 3584, 28, 4, 128, 18944, 152064, has_qkv_bias=True),
     ModelShape("Qwen3-8B", 36, 4096, 32, 8, 128, 12288, 151936, has_qk_norm=True),
-    ModelShape("odd", 3, 1000, 27, 3, 80, 2008, 5001, has_qkv_bias=True, has_qk_norm=True, window=100),
+    ModelShape("odd", 3, 1000, 27, 3, 80, 2112, 5001, has_qkv_bias=True, has_qk_norm=True, window=100),
 )
 """Models that are served, and one that fits no block."""
 

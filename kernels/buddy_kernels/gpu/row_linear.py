@@ -106,7 +106,6 @@ def _row_linear_kernel(
     BLOCK_INPUTS: tl.constexpr,
     BLOCK_OUTPUTS: tl.constexpr,
 ):
-    program = tl.program_id(0)
     _project(
         x,
         weight,
@@ -115,10 +114,11 @@ def _row_linear_kernel(
         count,
         None,
         out,
-        program,
+        tl.program_id(0),
+        OUTPUTS,
         0.0,
         INPUTS,
-        OUTPUTS,
+        OUTPUTS % BLOCK_OUTPUTS == 0,
         ADDS,
         PARTS,
         INPUTS,
@@ -158,66 +158,35 @@ def _row_qkv_kernel(
     program = tl.program_id(0)
     NUM_Q: tl.constexpr = (Q_OUTPUTS + BLOCK_OUTPUTS - 1) // BLOCK_OUTPUTS
     NUM_KV: tl.constexpr = (KV_OUTPUTS + BLOCK_OUTPUTS - 1) // BLOCK_OUTPUTS
-    if program < NUM_Q:
-        _project(
-            x,
-            q,
-            q_bias,
-            running,
-            running_count,
-            norm,
-            q_out,
-            program,
-            EPS,
-            INPUTS,
-            Q_OUTPUTS,
-            False,
-            PARTS,
-            BLOCK_WIDTH,
-            BLOCK_ROWS,
-            BLOCK_INPUTS,
-            BLOCK_OUTPUTS,
-        )
-    elif program < NUM_Q + NUM_KV:
-        _project(
-            x,
-            k,
-            k_bias,
-            written,
-            written_count,
-            norm,
-            k_out,
-            program - NUM_Q,
-            EPS,
-            INPUTS,
-            KV_OUTPUTS,
-            False,
-            PARTS,
-            BLOCK_WIDTH,
-            BLOCK_ROWS,
-            BLOCK_INPUTS,
-            BLOCK_OUTPUTS,
-        )
-    else:
-        _project(
-            x,
-            v,
-            v_bias,
-            written,
-            written_count,
-            norm,
-            v_out,
-            program - NUM_Q - NUM_KV,
-            EPS,
-            INPUTS,
-            KV_OUTPUTS,
-            False,
-            PARTS,
-            BLOCK_WIDTH,
-            BLOCK_ROWS,
-            BLOCK_INPUTS,
-            BLOCK_OUTPUTS,
-        )
+    FILLS_BLOCKS: tl.constexpr = Q_OUTPUTS % BLOCK_OUTPUTS == 0 and KV_OUTPUTS % BLOCK_OUTPUTS == 0
+    # One product of what is chosen here: three of them would each have shared memory of its own.
+    weight, bias, rows, count, out = q, q_bias, running, running_count, q_out
+    if program >= NUM_Q:
+        weight, bias, rows, count, out = k, k_bias, written, written_count, k_out
+    if program >= NUM_Q + NUM_KV:
+        weight, bias, out = v, v_bias, v_out
+    outputs = tl.where(program < NUM_Q, Q_OUTPUTS, KV_OUTPUTS)
+    block = tl.where(program < NUM_Q, program, (program - NUM_Q) % NUM_KV)
+    _project(
+        x,
+        weight,
+        bias,
+        rows,
+        count,
+        norm,
+        out,
+        block,
+        outputs,
+        EPS,
+        INPUTS,
+        FILLS_BLOCKS,
+        False,
+        PARTS,
+        BLOCK_WIDTH,
+        BLOCK_ROWS,
+        BLOCK_INPUTS,
+        BLOCK_OUTPUTS,
+    )
 
 
 @triton.jit
@@ -229,10 +198,11 @@ def _project(
     count,
     norm,
     out,
-    program,
+    block,
+    outputs,
     EPS: tl.constexpr,
     INPUTS: tl.constexpr,
-    OUTPUTS: tl.constexpr,
+    FILLS_BLOCKS: tl.constexpr,
     ADDS: tl.constexpr,
     PARTS: tl.constexpr,
     BLOCK_WIDTH: tl.constexpr,
@@ -240,10 +210,10 @@ def _project(
     BLOCK_INPUTS: tl.constexpr,
     BLOCK_OUTPUTS: tl.constexpr,
 ):
-    """The listed rows' products with the program's outputs."""
+    """The listed rows' products with a block of the outputs, which are as many as `outputs`."""
     num_listed = tl.load(count)
     inputs = tl.minimum(num_listed * INPUTS, INPUTS)
-    output = program * BLOCK_OUTPUTS + tl.arange(0, BLOCK_OUTPUTS)
+    output = block * BLOCK_OUTPUTS + tl.arange(0, BLOCK_OUTPUTS)
     place = tl.arange(0, BLOCK_ROWS)
     is_listed = place < num_listed
     row = tl.load(rows + place, mask=is_listed, other=0).to(tl.int64)
@@ -251,11 +221,11 @@ def _project(
     parts = tl.zeros((PARTS, BLOCK_OUTPUTS, BLOCK_ROWS), tl.float32)
     for start in range(0, inputs, PARTS * BLOCK_INPUTS):
         some = _row_inputs(x, row, is_listed, norm, scale, start, INPUTS, PARTS, BLOCK_INPUTS)
-        weights = _weights(weight, output, start, INPUTS, OUTPUTS, PARTS, BLOCK_INPUTS, BLOCK_OUTPUTS)
+        weights = _weights(weight, output, start, outputs, INPUTS, FILLS_BLOCKS, PARTS, BLOCK_INPUTS)
         parts = tl.dot(weights, some, parts, input_precision="tf32x3")
-    product = _with_bias(_summed(parts, BLOCK_OUTPUTS, BLOCK_ROWS), bias, output, OUTPUTS).to(x.dtype.element_ty)
-    into = out + row[None, :] * OUTPUTS + output[:, None]
-    stored = is_listed[None, :] & (output < OUTPUTS)[:, None]
+    product = _with_bias(_summed(parts, BLOCK_OUTPUTS, BLOCK_ROWS), bias, output, outputs).to(x.dtype.element_ty)
+    into = out + row[None, :] * outputs + output[:, None]
+    stored = is_listed[None, :] & (output < outputs)[:, None]
     if ADDS:
         product = product.to(tl.float32) + tl.load(into, mask=stored, other=0.0).to(tl.float32)
     tl.store(into, product, mask=stored)
@@ -281,6 +251,7 @@ def _row_swiglu_kernel(
     BLOCK_INPUTS: tl.constexpr,
     BLOCK_OUTPUTS: tl.constexpr,
 ):
+    FILLS_BLOCKS: tl.constexpr = OUTPUTS % BLOCK_OUTPUTS == 0
     num_listed = tl.load(count)
     inputs = tl.minimum(num_listed * INPUTS, INPUTS)
     output = tl.program_id(0) * BLOCK_OUTPUTS + tl.arange(0, BLOCK_OUTPUTS)
@@ -292,8 +263,8 @@ def _row_swiglu_kernel(
     up_parts = tl.zeros((PARTS, BLOCK_OUTPUTS, BLOCK_ROWS), tl.float32)
     for start in range(0, inputs, PARTS * BLOCK_INPUTS):
         some = _row_inputs(x, row, is_listed, norm, scale, start, INPUTS, PARTS, BLOCK_INPUTS)
-        gate_weights = _weights(gate, output, start, INPUTS, OUTPUTS, PARTS, BLOCK_INPUTS, BLOCK_OUTPUTS)
-        up_weights = _weights(up, output, start, INPUTS, OUTPUTS, PARTS, BLOCK_INPUTS, BLOCK_OUTPUTS)
+        gate_weights = _weights(gate, output, start, OUTPUTS, INPUTS, FILLS_BLOCKS, PARTS, BLOCK_INPUTS)
+        up_weights = _weights(up, output, start, OUTPUTS, INPUTS, FILLS_BLOCKS, PARTS, BLOCK_INPUTS)
         gate_parts = tl.dot(gate_weights, some, gate_parts, input_precision="tf32x3")
         up_parts = tl.dot(up_weights, some, up_parts, input_precision="tf32x3")
     # Rounded after each of the reference's ops.
@@ -341,17 +312,17 @@ def _weights(
     weight,
     output,
     start,
+    outputs,
     INPUTS: tl.constexpr,
-    OUTPUTS: tl.constexpr,
+    FILLS_BLOCKS: tl.constexpr,
     PARTS: tl.constexpr,
     BLOCK_INPUTS: tl.constexpr,
-    BLOCK_OUTPUTS: tl.constexpr,
 ):
-    """[PARTS, BLOCK_OUTPUTS, BLOCK_INPUTS], zeros past the last output or input."""
+    """[PARTS, BLOCK_OUTPUTS, BLOCK_INPUTS] of the block `output`, zeros past the last output or input."""
     index = _indices(start, PARTS, BLOCK_INPUTS)
     address = weight + output.to(tl.int64)[None, :, None] * INPUTS + index
-    if INPUTS % (PARTS * BLOCK_INPUTS) != 0 or OUTPUTS % BLOCK_OUTPUTS != 0:
-        return tl.load(address, mask=(output < OUTPUTS)[None, :, None] & (index < INPUTS), other=0.0)
+    if INPUTS % (PARTS * BLOCK_INPUTS) != 0 or not FILLS_BLOCKS:
+        return tl.load(address, mask=(output < outputs)[None, :, None] & (index < INPUTS), other=0.0)
     else:
         return tl.load(address)
 
@@ -372,11 +343,11 @@ def _summed(parts, BLOCK_OUTPUTS: tl.constexpr, BLOCK_ROWS: tl.constexpr):
 
 
 @triton.jit
-def _with_bias(product, bias, output, OUTPUTS: tl.constexpr):
+def _with_bias(product, bias, output, outputs):
     if bias is None:
         return product
     else:
-        return product + tl.load(bias + output, mask=output < OUTPUTS, other=0.0).to(tl.float32)[:, None]
+        return product + tl.load(bias + output, mask=output < outputs, other=0.0).to(tl.float32)[:, None]
 
 
 def row_linear(x: Tensor, weight: Tensor, bias: Tensor | None, rows: RowList, out: Tensor) -> None:
@@ -443,7 +414,7 @@ def row_qkv(
 
     Args:
         x: [N, I] contiguous, fp32, bf16 or fp16.
-        q: weight [Oq, I] contiguous, in the dtype of `x`, and bias [Oq] or None.
+        q: weight [Oq, I] contiguous, in the dtype of `x`, and bias [Oq] or, with all three, None.
         k: as `q`, with [Okv, I].
         v: as `k`.
         running: of N, 1 to 64.
@@ -454,7 +425,7 @@ def row_qkv(
         norm: of `x`, which is one row then, before the products.
 
     Raises:
-        ValueError: a tensor does not fit.
+        ValueError: a tensor does not fit, or some have a bias and others none.
     """
     for name, by, rows_name, rows, out in (
         ("q", q, "running", running, q_out),
@@ -464,6 +435,8 @@ def row_qkv(
         _check_product(x, by.weight, rows_name, rows, f"{name}_out", out)
         _check_weights(f"{name}.weight", by.weight, f"{name}.bias", by.bias, x)
     check_shape("v.weight", v.weight, k.weight.shape)
+    if len({by.bias is None for by in (q, k, v)}) > 1:
+        raise ValueError("of q, k and v some have a bias, allowed is all or none")
     _check_norm(norm, x)
     q_outputs, kv_outputs = len(q.weight), len(k.weight)
     blocks = product_blocks(x, q_outputs + 2 * kv_outputs, num_matrices=1)

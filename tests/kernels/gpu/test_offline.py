@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+from buddy_kernels.gpu.blocks import CARDS
+
 SCRIPT = """
 import json, sys
 from dataclasses import asdict
@@ -27,11 +29,13 @@ def reports(which):
 
 def check(kernels):
     assert not [kernel for kernel in kernels if kernel["stack_bytes"]]
+    assert not [
+        kernel for kernel in kernels if kernel["shared_bytes"] > CARDS[tuple(kernel["capability"])].shared_bytes
+    ]
     # One instruction for every batch size is what keeps a row's bits.
     assert not [kernel for kernel in kernels if {*kernel["products"]} - {PRODUCT[kernel["dtype"]]}]
-    assert all(
-        kernel["products"] for kernel in kernels if kernel["kernel"] in ("_row_linear_kernel", "_row_swiglu_kernel")
-    )
+    products = ("_row_linear_kernel", "_row_qkv_kernel", "_row_swiglu_kernel")
+    assert all(kernel["products"] for kernel in kernels if kernel["kernel"] in products)
 
 
 @pytest.mark.timeout(600)

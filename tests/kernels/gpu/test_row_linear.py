@@ -89,8 +89,10 @@ def test_queries_of_rows_that_run_and_keys_and_values_of_those_written(
 ):
     x, (q, k), (q_bias, k_bias) = made(dtype, num_rows, inputs, outputs, has_bias, device)
     num_kv = (outputs + 1) // 2
-    v = Projection(k[-num_kv:].contiguous(), None)
-    k = Projection(k[:num_kv].contiguous(), None if k_bias is None else k_bias[:num_kv].contiguous())
+    k, v = (
+        Projection(k[some].contiguous(), None if k_bias is None else k_bias[some].contiguous())
+        for some in (slice(num_kv), slice(-num_kv, None))
+    )
     running, written = every_other(num_rows, device), listed(range(max(1, num_rows - 1)), num_rows, device)
     for norm in [None, RowNorm(torch.randn(inputs, device=device).to(dtype), 1e-5)][: 2 if num_rows == 1 else 1]:
         got, want = (
@@ -172,6 +174,9 @@ def test_bad_arguments_are_named(device):
     one, norm = listed([0], 3, device), RowNorm(torch.ones(5, device=device), 1e-5)
     with pytest.raises(ValueError, match=r"up.weight has dtype torch.float16, allowed is torch.float32"):
         row_swiglu(x[:3], Projection(weight), Projection(weight.half()), one, out[:3])
+    by, biased = Projection(weight), Projection(weight, out[0].clone())
+    with pytest.raises(ValueError, match="of q, k and v some have a bias, allowed is all or none"):
+        row_qkv(x[:3], by, biased, biased, one, one, *(out[:3].clone() for _ in range(3)))
     with pytest.raises(ValueError, match="x has 3 rows, allowed with a norm is 1"):
         row_swiglu(x[:3], Projection(weight), Projection(weight), one, out[:3], norm)
     with pytest.raises(ValueError, match=r"norm.weight has shape \[4\], allowed is \[5\]"):
