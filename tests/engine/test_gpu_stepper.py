@@ -84,14 +84,14 @@ def check_same(ours: Engine, theirs: Engine, requests: list[GenerationRequest]) 
         assert [event.path for event in one.tokens] == [event.path for event in other.tokens], request
 
 
-@pytest.mark.parametrize("num_blocks", [None, 90], ids=["room", "preempted"])
-def test_two_hundred_mixed_requests_get_the_reference_s_tokens_paths_and_costs(
-    tiny: TinySite, gpu_engine: EngineMaker, num_blocks: int | None
+@pytest.mark.parametrize(("num_requests", "num_blocks"), [(200, None), (60, 90)], ids=["room", "preempted"])
+def test_mixed_requests_get_the_reference_s_tokens_paths_and_costs(
+    tiny: TinySite, gpu_engine: EngineMaker, num_requests: int, num_blocks: int | None
 ) -> None:
     check_same(
         gpu_engine(tiny.model, tiny.router, num_blocks=num_blocks),
         build_tiny_engine(tiny.model, tiny.router, num_blocks=num_blocks).engine,
-        mixed(200),
+        mixed(num_requests),
     )
 
 

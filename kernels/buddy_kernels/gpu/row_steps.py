@@ -8,8 +8,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from buddy_kernels.checks import check_dtype, check_shape
-from buddy_kernels.gpu.launch import launch
+from buddy_kernels.checks import check_dense
+from buddy_kernels.gpu.launch import FLOATS, launch
 from buddy_kernels.gpu.row_state import RowState
 
 
@@ -132,15 +132,15 @@ def begin_step(
         sin: as `cos`.
 
     Raises:
-        ValueError: a shape or dtype does not fit.
+        ValueError: a tensor does not fit.
     """
     num_rows, width, half = state.live.num_rows, embeddings.shape[1], cos_table.shape[1]
-    check_shape("h", h, (num_rows, width))
-    check_dtype("h", h, embeddings.dtype)
-    check_shape("sin_table", sin_table, cos_table.shape)
-    for name, of_rows in (("cos", cos), ("sin", sin)):
-        check_shape(name, of_rows, (num_rows, half))
-        check_dtype(name, of_rows, torch.float32)
+    device = h.device
+    check_dense("embeddings", embeddings, device, (None, width), *FLOATS)
+    check_dense("h", h, device, (num_rows, width), embeddings.dtype)
+    for name, table, of_rows in (("cos", cos_table, cos), ("sin", sin_table, sin)):
+        check_dense(f"{name}_table", table, device, cos_table.shape, torch.float32)
+        check_dense(name, of_rows, device, (num_rows, half), torch.float32)
     launch(
         _begin_step_kernel,
         (num_rows,),
@@ -175,13 +175,11 @@ def end_step(state: RowState, drawn: Tensor, paths: Tensor) -> None:
         paths: [N, C] int8, the actions run.
 
     Raises:
-        ValueError: a shape or dtype does not fit.
+        ValueError: a tensor does not fit.
     """
     num_rows, num_columns = state.live.num_rows, state.ran_paths.shape[2]
-    check_shape("drawn", drawn, (num_rows,))
-    check_dtype("drawn", drawn, torch.int64)
-    check_shape("paths", paths, (num_rows, num_columns))
-    check_dtype("paths", paths, torch.int8)
+    check_dense("drawn", drawn, state.step.device, (num_rows,), torch.int64)
+    check_dense("paths", paths, state.step.device, (num_rows, num_columns), torch.int8)
     launch(
         _end_step_kernel,
         (1,),

@@ -13,6 +13,8 @@ from buddy_kernels.gpu.path_router import score_layers
 from buddy_kernels.gpu.row_linear import add_row_linear, row_linear, row_qkv, row_swiglu
 from buddy_kernels.gpu.row_lists import LayerLists, fill_layer_lists
 from buddy_kernels.gpu.row_norm import norm_rows
+from buddy_kernels.gpu.row_state import RowState
+from buddy_kernels.gpu.row_steps import begin_step, end_step
 from buddy_kernels.gpu.token_draw import SamplingRows, draw_tokens
 from listed_rows import listed
 
@@ -76,12 +78,18 @@ def arguments(device):
         fill_layer_lists: {"paths": paths, "live": rows, "lists": lists},
         adjust_logits: {"logits": logits, "lanes": ints(NUM_ROWS), "adjustments": adjustments, "rows": rows}
         | {"out": logits},
+        begin_step: {"embeddings": weight, "cos_table": floats(20, 4), "sin_table": floats(20, 4), "h": x.clone()}
+        | {"cos": angles, "sin": angles, "state": RowState.empty(NUM_ROWS, 2, LAYERS, device)},
+        end_step: {"drawn": ints(NUM_ROWS), "paths": paths, "state": RowState.empty(NUM_ROWS, 2, LAYERS, device)},
         draw_tokens: {"logits": logits, "rows": rows, "tokens": ints(NUM_ROWS)}
         | {"sampling": SamplingRows(doubles, ints(NUM_ROWS), doubles, doubles, doubles)},
     }
 
 
 UNREAD = {
+    # Made in one piece, and never by users.
+    begin_step: ("state",),
+    end_step: ("state",),
     score_layers: ("router.costs", "router.forced", "router.last_paths"),
     choose_paths: ("router.prior", "router.sums", "router.down", "router.up"),
 }
