@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from buddy_kernels import RoutedOutput
 from buddy_routing.action_space import MILLI_LAYERS
 from buddy_routing.stepper import TorchStepper
 from buddy_server.engine.engine import Engine
 from buddy_server.engine.messages import FinishEvent, GenerationRequest, TokenEvent
+from buddy_server.engine.steppers import gpu_stepper
 from tiny_engine import (
     NUM_LAYERS,
     ROUTE_BLOCK,
@@ -203,6 +205,29 @@ def test_stop_strings_cancels_and_limits_in_the_middle_of_calls_under_way(
         charged = ends[name].usage
         # All tokens but the last have run; of a cancelled one more may have, which nobody is charged for.
         assert charged.output_cost in (sum(costs[1:]), sum(costs[1:]) + costs[-1] * (name in ("r3", "r5")))
+
+
+def test_router_that_is_asked_on_the_host_runs_in_plain_torch_and_one_line_says_so(
+    tiny: TinySite, caplog: pytest.LogCaptureFixture
+) -> None:
+    stepper = build_tiny_engine(tiny.model, tiny.router).engine.runner.stepper
+    assert isinstance(stepper, TorchStepper)
+    assert isinstance(gpu_stepper(stepper.model, stepper.cache, stepper.planner), GpuStepper)
+    caplog.clear()
+    stepper.planner.router = RandomRouter()
+    assert isinstance(gpu_stepper(stepper.model, stepper.cache, stepper.planner), TorchStepper)
+    (line,) = caplog.records
+    assert line.getMessage() == "no graphs on the GPU, plain torch runs instead and is slower"
+    assert line.__dict__["reason"] == "a router of type RandomRouter is asked on the host"
+
+
+class RandomRouter:
+    """Another one on every call."""
+
+    router_id, reroute_every = "random", 1
+
+    def scores(self, features: torch.Tensor) -> torch.Tensor:
+        return torch.rand(len(features), NUM_LAYERS - 2)
 
 
 def test_second_request_finds_the_prefix_that_the_first_has_cached(tiny: TinySite, gpu_engine: EngineMaker) -> None:

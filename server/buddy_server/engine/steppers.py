@@ -40,18 +40,22 @@ def make_stepper(served: ServedModel, planner: PathPlanner, num_blocks: int, set
     if settings.arithmetic != AUTO:
         raise EngineBuildError(f"arithmetic {settings.arithmetic!r} needs the native step: {reason}")
     cache = KVCache.allocate(model.spec, num_blocks, settings.block_size, served.dtype, served.device)
-    if served.device.type == "cuda":
-        try:
-            # Needs Triton, which only machines with a GPU have.
-            from buddy_routing.gpu_stepper import GpuStepper, UnsupportedByGpuError
+    return gpu_stepper(model, cache, planner) if served.device.type == "cuda" else TorchStepper(model, cache, planner)
 
-            try:
-                return GpuStepper(model, cache, planner)
-            except UnsupportedByGpuError as error:
-                reason = str(error)
-        except ImportError as error:
+
+def gpu_stepper(model: RoutedDecoder, cache: KVCache, planner: PathPlanner) -> Stepper:
+    """Graphs where Triton is installed and they know the router, else plain torch."""
+    try:
+        # Imports Triton, which comes with torch for CUDA alone.
+        from buddy_routing.gpu_stepper import GpuStepper, UnsupportedByGpuError
+    except ImportError as error:
+        reason = str(error)
+    else:
+        try:
+            return GpuStepper(model, cache, planner)
+        except UnsupportedByGpuError as error:
             reason = str(error)
-        log.warning("no graphs on the GPU, plain torch runs instead and is slower", extra={"reason": reason})
+    log.warning("no graphs on the GPU, plain torch runs instead and is slower", extra={"reason": reason})
     return TorchStepper(model, cache, planner)
 
 
