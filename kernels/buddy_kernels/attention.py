@@ -61,6 +61,10 @@ def _paged_attention_sdpa(
         if start == end:
             continue
         k, v, visible = context(cache_k, cache_v, block_table, positions[start:end], window)
+        is_gqa = context is _context
+        if not is_gqa:
+            # A GPU's kernel that takes a mask, and no memory for all scores, wants a K/V head for each query head.
+            k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
         # Batch dim first: given [H, R, Dh] alone, torch takes a slower path.
         attended = functional.scaled_dot_product_attention(
             q[start:end].transpose(0, 1)[None],  # [1, Hq, R, Dh]
@@ -69,7 +73,7 @@ def _paged_attention_sdpa(
             # A lone row sees all of its context, where that ends with it.
             attn_mask=None if end - start == 1 and context is _context else visible,
             scale=scale,
-            enable_gqa=True,
+            enable_gqa=is_gqa,
         )
         out[start:end] = attended[0].transpose(0, 1)
     return out

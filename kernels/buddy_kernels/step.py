@@ -1,6 +1,7 @@
 """The contract of a decoder step: what it is given and what comes of it, whatever runs it.
 
-`RoutedStep` (routed_step.py) runs it on a CPU, `buddy_routing.stepper.TorchStepper` in plain torch.
+`RoutedStep` (routed_step.py) runs it on a CPU, `buddy_routing.gpu_stepper.GpuStepper` on a GPU,
+`buddy_routing.stepper.TorchStepper` in plain torch.
 """
 
 # N rows, A rows ahead, S segments, W wanted rows, L layers, V vocabulary, F width of one token's V
@@ -54,8 +55,8 @@ class Wanted:
     `num_likeliest` asks for the log probability of the token, and for so many of the likeliest tokens beside it.
 
     Where a call takes several steps, the row takes part until it has made `max_tokens` or one of its `end_tokens`, or
-    its constraint allows no more. `tokens_left` is what it may make in all, where calls follow one another before they
-    are read.
+    its constraint allows no more. `tokens_left` is what it may make in this call and those that follow before it is
+    read; None: `max_tokens`.
     """
 
     row: int
@@ -66,7 +67,7 @@ class Wanted:
     given: int | None = None
     num_likeliest: int | None = None
     max_tokens: int = 1
-    tokens_left: int = 1
+    tokens_left: int | None = None
     end_tokens: Collection[int] = ()
 
 
@@ -108,7 +109,8 @@ class RoutedOutput:
     `tokens` [W]: what each wanted row made, one token a step. `paths` [steps, S, L] int8 are the actions that were run;
     a segment that took no part in a step skips every layer there. `sums` [S, F] fp64 of the first layer's V over each
     segment's sequence, after the last step, with the tokens it looked ahead to. `logits` [W, V] fp32 of the last step,
-    of the rows that took part, valid until the next call. `router_s`: seconds that choosing took.
+    of the rows that took part, valid until the next call; GpuStepper leaves those of decodes on its device. `router_s`:
+    seconds that choosing took.
     """
 
     tokens: Sequence[Sequence[SampledToken]]

@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import accumulate
 from typing import Self, TypeVar
 
@@ -27,7 +28,7 @@ from buddy_routing.decoder import RoutedDecoder
 from buddy_routing.kv_cache import KVCache
 from buddy_routing.planner import PathPlanner
 from buddy_routing.router import FIXED, NEVER
-from buddy_routing.stepper import TorchStepper, decoder_weights, router_weights
+from buddy_routing.stepper import LaunchNext, TorchStepper, decoder_weights, router_weights
 
 T = TypeVar("T")
 
@@ -76,9 +77,11 @@ class GpuStepper:
         if len(decoding) > self._state.live.num_rows:
             decoding = []
         others = [segment for segment in range(len(rows.lanes)) if segment not in set(decoding)]
-        decoded = picked(rows, decoding)
+        decoded = rows_of_segments(rows, decoding)
         with_host = any(map(draws_with_host, decoded.wanted))
-        is_single = with_host or bool(others) or not self.multi_step
+        # All steps repeat the rows' path actions.
+        repeats = self.planner.router.reroute_every == 1 or set(decoded.path_actions) <= {PathAction.KEEP}
+        is_single = with_host or bool(others) or not (self.multi_step and repeats)
         call = Call(self, rows, decoding, 1 if is_single else self._num_steps(rows), goes_on=not is_single)
         if decoding:
             self._bring(decoded, call.num_steps)
@@ -86,14 +89,14 @@ class GpuStepper:
                 self._bring_adjustments(decoded.wanted)
             self._run(call, adjusts=with_host)
         if others:
-            call.rest = self._rest.step(picked(rows, others))
+            call.rest = self._rest.step(rows_of_segments(rows, others))
         return call
 
     @torch.inference_mode()
     def launch_after(
         self, call: "Call", tables: Sequence[Sequence[int]], uniforms: Sequence[Sequence[float]]
     ) -> "Call":
-        """As StepCall.launch_next."""
+        """As LaunchNext."""
         after = Call(self, call.rows, call.decoding, call.num_steps, goes_on=True)
         self._bring_tables(tables)
         numbers = self._sent(columns(uniforms, call.num_steps), torch.float64)
@@ -119,10 +122,16 @@ class GpuStepper:
         """As many as fit into the call's time, by the last call's; the first one is a single step."""
         return max(1, min(rows.most_steps, MAX_STEPS, int(rows.most_s / self._step_s)))
 
-    def collected(self, call: "Call") -> None:
-        """Measure the steps of a call that has just ended: since its launch or, if later, the end of the one before."""
+    def still_fits(self, call: "Call") -> bool:
+        """Whether a call like this one takes about the time that it should, by what steps take now."""
+        return call.num_steps / 2 < self._num_steps(call.rows) < 2 * call.num_steps
+
+    def collected(self, call: "Call", num_steps: int) -> None:
+        """Measure the `num_steps` of a call of decodes that has just ended: since its launch or, if later, the end of
+        the one before."""
         now_s = time.perf_counter()
-        self._step_s = (now_s - max(call.launched_s, self._collected_s)) / call.num_steps
+        if call.rest is None and num_steps:
+            self._step_s = (now_s - max(call.launched_s, self._collected_s)) / num_steps
         self._collected_s = now_s
 
     def _bring(self, rows: StepRows, num_steps: int) -> None:
@@ -135,7 +144,7 @@ class GpuStepper:
             rows.lanes,
             rows.max_costs,
             rows.aligned,
-            [max(row.tokens_left, row.max_tokens) for row in wanted],
+            [row.max_tokens if row.tokens_left is None else row.tokens_left for row in wanted],
             [how.top_k for how in sampling],
         ]
         reals = [
@@ -175,15 +184,15 @@ class GpuStepper:
             entries = [value for of_row in values for value in of_row.values()]
             table[:num_rows].zero_()
             table.view(-1)[self._sent(flat, torch.int64)] = self._sent(entries, table.dtype)
-        made.allowed[:num_rows].fill_(0xFF)
-        for index, row in enumerate(wanted):
+        masks = torch.full((num_rows, made.allowed.shape[1]), 0xFF, dtype=torch.uint8)
+        for mask, row in zip(masks, wanted, strict=True):
             if row.constraint is not None:
-                bits = torch.frombuffer(row.constraint.allowed(), dtype=torch.uint8)[: made.allowed.shape[1]]
-                made.allowed[index].copy_(bits)
+                mask.copy_(torch.frombuffer(row.constraint.allowed(), dtype=torch.uint8)[: len(mask)])
+        made.allowed[:num_rows].copy_(self._sent(masks, torch.uint8))
 
     def _sent(self, values: object, dtype: torch.dtype) -> Tensor:
         """On the device, without waiting for it."""
-        made = torch.tensor(values, dtype=dtype)
+        made = torch.as_tensor(values, dtype=dtype)
         device = self._state.step.device
         return made.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else made
 
@@ -194,14 +203,17 @@ class Call:
     def __init__(
         self, stepper: GpuStepper, rows: StepRows, decoding: Sequence[int], num_steps: int, goes_on: bool
     ) -> None:
-        self.rows, self.decoding, self.num_steps, self.goes_on = rows, decoding, num_steps, goes_on
+        self.rows, self.decoding, self.num_steps = rows, decoding, num_steps
         self.fetched: Fetched | None = None
         self.rest: RoutedOutput | None = None
         self.launched_s = time.perf_counter()
-        self._stepper = stepper
+        self._stepper, self._goes_on = stepper, goes_on
 
-    def launch_next(self, tables: Sequence[Sequence[int]], uniforms: Sequence[Sequence[float]]) -> "Call":
-        return self._stepper.launch_after(self, tables, uniforms)
+    @property
+    def launch_next(self) -> LaunchNext | None:
+        if not (self._goes_on and self._stepper.still_fits(self)):
+            return None
+        return partial(self._stepper.launch_after, self)
 
     @torch.inference_mode()
     def collect(self) -> RoutedOutput:
@@ -211,9 +223,10 @@ class Call:
         num_steps = 1
         if self.fetched is not None:
             self.fetched.wait()
-            self._stepper.collected(self)
             made = [[token for token in of_row if token != NO_TOKEN] for of_row in self.fetched.made.T.tolist()]
-            num_steps = max(1, *map(len, made))
+            num_steps = max(map(len, made))
+            self._stepper.collected(self, num_steps)
+            num_steps = max(1, num_steps)
         segment_of = segments_of_rows(rows)
         of_rest = iter(() if self.rest is None else self.rest.tokens)
         tokens: list[Sequence[SampledToken]] = []
@@ -283,7 +296,7 @@ def decoding_segments(rows: StepRows) -> list[int]:
     ]
 
 
-def picked(rows: StepRows, segments: Sequence[int]) -> StepRows:
+def rows_of_segments(rows: StepRows, segments: Sequence[int]) -> StepRows:
     """The rows of these segments alone; those that are aligned are all among them or none is."""
     starts, ahead_starts = list(accumulate(rows.lengths, initial=0)), list(accumulate(rows.aheads, initial=0))
     spans = [range(starts[segment], starts[segment + 1]) for segment in segments]

@@ -1,7 +1,7 @@
 """Runs a server's steps: decoder, cache and routing state, in plain torch or as a single op on the CPU."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -29,6 +29,9 @@ from buddy_routing.planner import PathPlanner, Planner
 from buddy_routing.router import FIXED, NEVER, LearnedRouter, StaticRouter
 from buddy_routing.segments import SegmentBatch
 
+LaunchNext = Callable[[Sequence[Sequence[int]], Sequence[Sequence[float]]], "StepCall"]
+"""Launches as many steps again, of the same rows: their block tables, and the uniforms of their next tokens."""
+
 
 class StepCall(Protocol):
     """Steps under way."""
@@ -39,12 +42,8 @@ class StepCall(Protocol):
         ...
 
     @property
-    def goes_on(self) -> bool:
-        """Whether the same rows can go on before these steps are collected."""
-        ...
-
-    def launch_next(self, tables: Sequence[Sequence[int]], uniforms: Sequence[Sequence[float]]) -> "StepCall":
-        """As many steps again, of a call that goes on: the rows' block tables, and the uniforms of their tokens."""
+    def launch_next(self) -> LaunchNext | None:
+        """None unless the same rows can go on before these steps are collected."""
         ...
 
     def collect(self) -> RoutedOutput:
@@ -80,14 +79,11 @@ class FinishedCall:
     """A call of a stepper that returns when all is done."""
 
     output: RoutedOutput
-    goes_on: bool = False
+    launch_next: None = None
 
     @property
     def num_steps(self) -> int:
         return len(self.output.paths)
-
-    def launch_next(self, tables: Sequence[Sequence[int]], uniforms: Sequence[Sequence[float]]) -> StepCall:
-        raise NotImplementedError("it does not go on")
 
     def collect(self) -> RoutedOutput:
         return self.output

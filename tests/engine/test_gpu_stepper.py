@@ -1,5 +1,6 @@
 """The GPU's way through the engine, on a CPU: steps that go on by themselves, launched before the last are read."""
 
+import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,10 +13,14 @@ import torch
 
 from buddy_kernels import RoutedOutput
 from buddy_routing.action_space import MILLI_LAYERS
+from buddy_routing.router import NEVER
 from buddy_routing.stepper import TorchStepper
 from buddy_server.engine.engine import Engine
+from buddy_server.engine.loop import EngineLoop
 from buddy_server.engine.messages import FinishEvent, GenerationRequest, TokenEvent
+from buddy_server.engine.scheduler import StepOutput
 from buddy_server.engine.steppers import gpu_stepper
+from buddy_server.engine.wire import Submit
 from tiny_engine import (
     NUM_LAYERS,
     ROUTE_BLOCK,
@@ -25,6 +30,7 @@ from tiny_engine import (
     run_engine,
     save_random_duo,
     save_random_exits,
+    save_random_router,
 )
 
 if find_spec("triton") is None:
@@ -38,6 +44,8 @@ from gpu_references import use_references
 from quick_interpreter import patch_language_once
 
 BUDGETS = (3, 4, 6)
+STEPS_OF_A_CALL = 5
+GRAMMAR = json.dumps({"grammars": [{"lark_grammar": "start: /[a-f]{3}-[0-9]{4}/"}]})
 EngineMaker = Callable[..., Engine]
 
 
@@ -54,9 +62,11 @@ def on_graphs(engine: Engine) -> Engine:
 def gpu_engine(monkeypatch: pytest.MonkeyPatch) -> EngineMaker:
     """Makes engines whose kernels are replaced by their references."""
 
-    def make(model: Path, router: Path, **options: Any) -> Engine:
+    def make(model: Path, router: Path | str, **options: Any) -> Engine:
         engine = build_tiny_engine(model, router, **options).engine
         use_references(monkeypatch, engine.scheduler.actions)
+        # A step here takes longer than a call should.
+        monkeypatch.setattr(GpuStepper, "_num_steps", lambda _, rows: min(STEPS_OF_A_CALL, rows.most_steps))
         return on_graphs(engine)
 
     return make
@@ -150,8 +160,8 @@ def test_calls_are_launched_before_the_last_one_is_read(
     monkeypatch.setattr(Call, "collect", collected)
     run_engine(engine, [make_request(max_tokens=40)])
     calls = [call for kind, call in order if kind == "launched"]
-    # One for each token at most: rows go on in the calls that follow.
-    assert 5 < len(calls) < 40
+    # Rows go on in the calls that follow: 5 tokens in each of all but the first.
+    assert len(calls) == 40 // STEPS_OF_A_CALL - 1
     for call in calls:
         # Between the two, the call before is collected.
         assert order.index(("collected", call)) - order.index(("launched", call)) >= 2
@@ -203,7 +213,7 @@ def test_stop_strings_cancels_and_limits_in_the_middle_of_calls_under_way(
         else:
             assert num_full == len(ids)
         charged = ends[name].usage
-        # All tokens but the last have run; of a cancelled one more may have, which nobody is charged for.
+        # All tokens but the last have run; after a stop or a cancel more may have, which nobody is charged for.
         assert charged.output_cost in (sum(costs[1:]), sum(costs[1:]) + costs[-1] * (name in ("r3", "r5")))
 
 
@@ -218,7 +228,7 @@ def test_router_that_is_asked_on_the_host_runs_in_plain_torch_and_one_line_says_
     assert isinstance(gpu_stepper(stepper.model, stepper.cache, stepper.planner), TorchStepper)
     (line,) = caplog.records
     assert line.getMessage() == "no graphs on the GPU, plain torch runs instead and is slower"
-    assert line.__dict__["reason"] == "a router of type RandomRouter is asked on the host"
+    assert line.__dict__["reason"] == "UnsupportedByGpuError: a router of type RandomRouter is asked on the host"
 
 
 class RandomRouter:
@@ -237,8 +247,87 @@ def test_second_request_finds_the_prefix_that_the_first_has_cached(tiny: TinySit
     assert first.token_ids == second.token_ids
 
 
+@pytest.mark.parametrize("num_blocks", [None, 30], ids=["room", "preempted"])
+def test_aligned_answers_share_paths_also_after_some_were_preempted(
+    tiny: TinySite, gpu_engine: EngineMaker, num_blocks: int | None
+) -> None:
+    requests = [
+        replace(make_request(f"r{i}", num_prompt=12, num_run=3, seed=i, max_tokens=20), align_paths=True)
+        for i in range(8)
+    ]
+    ours = gpu_engine(tiny.model, tiny.router, num_blocks=num_blocks)
+    theirs = build_tiny_engine(tiny.model, tiny.router, num_blocks=num_blocks).engine
+    made, wanted = run_engine(ours, requests), run_engine(theirs, requests)
+    assert (made.num_preemptions > 0) == (num_blocks is not None)
+    if num_blocks is None:
+        assert {name: a.token_ids for name, a in made.answers.items()} == {
+            name: a.token_ids for name, a in wanted.answers.items()
+        }
+    assert {answer.end.reason for answer in made.answers.values()} == {"length"}
+
+
+@pytest.mark.parametrize("num_prompt", [1, 9, ROUTE_BLOCK + 1])
+def test_router_that_never_chooses_again_keeps_the_prompt_s_path_and_the_seed_its_text(
+    tiny: TinySite, gpu_engine: EngineMaker, num_prompt: int, tmp_path: Path
+) -> None:
+    save_random_router(tiny.model, tmp_path, reroute_every=NEVER)
+    requests = [
+        replace(make_request(f"r{i}", num_prompt, NUM_LAYERS, i, max_tokens=30, temperature=0.8), tier="free")
+        for i in range(3)
+    ]
+    check_same(gpu_engine(tiny.model, tmp_path), build_tiny_engine(tiny.model, tmp_path).engine, requests)
+    engine = gpu_engine(tiny.model, tmp_path)
+    events = engine.add(*requests)
+    for step in range(100):
+        events += engine.step().events if engine.has_work else []
+        if step == 1:
+            engine.limit_depth({"free": 3 * MILLI_LAYERS})
+    for request in requests:
+        paths = [event.path for name, event in events if name == request.request_id and isinstance(event, TokenEvent)]
+        # The first path, and one more since the budget is another.
+        assert len(paths) == 30
+        assert len(set(paths)) == 2
+
+
+def test_answer_with_a_grammar_is_the_reference_s(tiny: TinySite, gpu_engine: EngineMaker) -> None:
+    requests = [
+        replace(make_request("r", max_tokens=30, temperature=0.8), grammar=GRAMMAR),
+        make_request("plain", seed=1),
+    ]
+    engines = gpu_engine(tiny.model, tiny.router), build_tiny_engine(tiny.model, tiny.router).engine
+    for engine in engines:
+        engine.grammars.compiled(GRAMMAR)
+    check_same(*engines, requests)
+
+
+def test_more_answers_than_a_graph_holds_run_in_plain_torch(
+    tiny: TinySite, gpu_engine: EngineMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("buddy_routing.gpu_stepper.MAX_ROWS", 4)
+    check_same(gpu_engine(tiny.model, tiny.router), build_tiny_engine(tiny.model, tiny.router).engine, mixed(12))
+
+
+def test_step_that_fails_in_the_middle_of_a_chain_leaves_a_clean_engine(
+    tiny: TinySite, gpu_engine: EngineMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, request = gpu_engine(tiny.model, tiny.router), make_request(max_tokens=30)
+    wanted = run_engine(engine, [request]).answers["r"].token_ids
+    engine.add(request)
+    for _ in range(3):
+        engine.step()
+    with monkeypatch.context() as broken:
+        broken.setattr(Call, "collect", lambda _: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            engine.step()
+    assert [event.reason for _, event in engine.end_all("error", "broken")] == ["error"]  # type: ignore[union-attr]
+    assert not engine.has_work
+    engine.scheduler.check_idle()
+    assert run_engine(engine, [request]).answers["r"].token_ids == wanted
+
+
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU, kernels do not run on CPU tensors")
+@pytest.mark.timeout(1500)
 def test_two_hundred_requests_in_the_interpreter_make_the_reference_s_tokens(
     tiny: TinySite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -251,3 +340,21 @@ def test_two_hundred_requests_in_the_interpreter_make_the_reference_s_tokens(
     ]
     engines = [build_tiny_engine(tiny.model, tiny.router, num_blocks=100, max_sequences=32).engine for _ in range(2)]
     check_same(on_graphs(engines[0]), engines[1], requests)
+
+
+def test_device_that_has_failed_ends_the_engine_s_loop_after_all_its_requests(
+    tiny: TinySite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing else would work in that process either; another takes its place."""
+    engine, reports = build_tiny_engine(tiny.model, tiny.router).engine, []
+
+    def fails(_: Engine) -> StepOutput:
+        raise torch.AcceleratorError("an illegal memory access was encountered")
+
+    monkeypatch.setattr(Engine, "step", fails)
+    loop = EngineLoop(engine, reports.append)
+    loop.inbox.put(Submit(make_request()))
+    with pytest.raises(torch.AcceleratorError):
+        loop.run()
+    (ended,) = [event for report in reports for _, event in report.events]
+    assert (ended.reason, loop.closed) == ("error", True)

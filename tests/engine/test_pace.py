@@ -21,7 +21,8 @@ def prefill(length: int) -> Work:
 
 
 def observe(pace: Pace, works: list[Work], num_steps: int, seconds: float) -> None:
-    pace.observe(Batch(works), BatchResult([], num_steps, 0, 0.0, seconds))
+    num_prefill = sum(work.length for work in works if not work.is_decode)
+    pace.observe(Batch(works, num_prefill), BatchResult([], num_steps, 0, 0.0, seconds))
 
 
 def test_nothing_is_held_back_while_nothing_is_known() -> None:

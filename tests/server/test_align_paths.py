@@ -36,7 +36,7 @@ def test_answers_share_paths_within_a_tenant_and_depth_and_never_across(serve: S
         sequence.tokens.append(1)
         sequence.num_computed = sequence.num_prompt
         works.append(Work(sequence, sequence.num_prompt, 1, request.max_cost))
-    rows = step_rows(Batch(works), reroute_every=1)
+    rows = step_rows(Batch(works, 0), reroute_every=1)
     assert list(rows.aligned) == [0, 1, 0, 3, 1, 5, 6]
     prompts = [Work(new_sequence(request), 0, len(request.prompt_tokens), 4000) for request in site.engine.requests]
-    assert list(step_rows(Batch(prompts), reroute_every=1).aligned) == list(range(len(asked)))
+    assert list(step_rows(Batch(prompts, len(prompts)), reroute_every=1).aligned) == list(range(len(asked)))

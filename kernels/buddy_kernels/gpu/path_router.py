@@ -167,4 +167,6 @@ def score_layers(
         BLOCK_RANK=triton.next_power_of_2(rank),
         BLOCK_SCORES=triton.next_power_of_2(num_scores),
         BLOCK_FEATURES=_BLOCK_FEATURES,
+        # A thread for each feature: with more, copies of a thread could read a sum after it was stored, and add again.
+        num_warps=_BLOCK_FEATURES // 32,
     )

@@ -98,19 +98,20 @@ def _end_step_kernel(
     row = tl.load(live + place, mask=is_live, other=0).to(tl.int64)
     index = tl.load(step)
     token = tl.load(drawn + row, mask=is_live, other=0)
-    tl.store(made + index * STATE_ROWS + row, token, mask=is_live)
-    tl.store(tokens + row, token, mask=is_live)
-    tl.store(positions + row, tl.load(positions + row, mask=is_live, other=0) + 1, mask=is_live)
-    is_action = is_live[:, None] & (column < NUM_COLUMNS)[None, :]
-    path = tl.load(paths + row[:, None] * NUM_COLUMNS + column[None, :], mask=is_action, other=0)
-    into = ran_paths + (index * STATE_ROWS + row)[:, None] * NUM_COLUMNS + column[None, :]
-    tl.store(into, path, mask=is_action)
+    position = tl.load(positions + row, mask=is_live, other=0)
     left = tl.load(tokens_left + row, mask=is_live, other=0) - 1
-    tl.store(tokens_left + row, left, mask=is_live)
     goes_on = is_live & (left > 0)
     for end in range(NUM_END_TOKENS):
         goes_on = goes_on & (tl.load(end_tokens + row * NUM_END_TOKENS + end, mask=is_live, other=-1) != token)
-    tl.debug_barrier()  # All have read the list that is written now, and the step.
+    is_action = is_live[:, None] & (column < NUM_COLUMNS)[None, :]
+    path = tl.load(paths + row[:, None] * NUM_COLUMNS + column[None, :], mask=is_action, other=0)
+    tl.debug_barrier()  # All have read what is written now.
+    tl.store(made + index * STATE_ROWS + row, token, mask=is_live)
+    tl.store(tokens + row, token, mask=is_live)
+    tl.store(positions + row, position + 1, mask=is_live)
+    tl.store(tokens_left + row, left, mask=is_live)
+    into = ran_paths + (index * STATE_ROWS + row)[:, None] * NUM_COLUMNS + column[None, :]
+    tl.store(into, path, mask=is_action)
     tl.store(live + tl.cumsum(goes_on.to(tl.int32), 0) - 1, row.to(tl.int32), mask=goes_on)
     tl.store(live_count, tl.sum(goes_on.to(tl.int32), 0))
     tl.store(step, index + 1)

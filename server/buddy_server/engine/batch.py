@@ -67,9 +67,10 @@ class Work:
 @dataclass(frozen=True, slots=True)
 class Batch:
     """The works of one call to the model: one step, or up to `most_steps` decode steps of multi-step within about
-    `most_s` seconds, with blocks reserved for all of them."""
+    `most_s` seconds, with blocks reserved for all of them. `num_prefill` are the tokens that are not decodes."""
 
     works: list[Work]
+    num_prefill: int
     most_steps: int = 1
     most_s: float = 0.0
 

@@ -67,8 +67,8 @@ def assemble(served: ServedModel, routing: Routing, settings: EngineSettings) ->
     num_blocks = _num_blocks(model.spec, served, settings)
     if num_blocks < 1:
         raise EngineBuildError(
-            f"kv_cache_gib {settings.kv_cache_gib} holds no block of {settings.block_size} tokens: "
-            f"{_cache_bytes(served.device, settings)} bytes"
+            f"kv_cache_gib {settings.kv_cache_gib} holds no block of {settings.block_size} tokens: it is "
+            f"{_cache_bytes(served.device, settings)} bytes, beside the model"
         )
     planner = PathPlanner(routing.router, model.spec, settings.max_sequences, served.device)
     stepper = make_stepper(served, planner, num_blocks, settings)
@@ -131,9 +131,13 @@ def _num_blocks(spec: ModelSpec, served: ServedModel, settings: EngineSettings) 
 
 
 def _cache_bytes(device: torch.device, settings: EngineSettings) -> int:
-    if settings.kv_cache_gib != "auto":
-        return int(settings.kv_cache_gib * 2**30)
+    """Raises EngineBuildError for more than a GPU has free."""
+    asked = None if settings.kv_cache_gib == "auto" else int(settings.kv_cache_gib * 2**30)
     if device.type == "cpu":
-        return 2**30
+        return 2**30 if asked is None else asked
     free, total = torch.cuda.mem_get_info(device)
-    return max(0, free - int(KEPT_FREE * total))
+    if asked is not None and asked > free:
+        raise EngineBuildError(
+            f"kv_cache_gib {settings.kv_cache_gib} is not free on the GPU; allowed: auto, up to {free / 2**30:.1f}"
+        )
+    return max(0, free - int(KEPT_FREE * total)) if asked is None else asked

@@ -118,7 +118,7 @@ class Engine:
         return self.scheduler.schedule()
 
     def _following(self, running: RunningBatch) -> Batch | None:
-        if self._has_new_limits or not running.call.goes_on:
+        if self._has_new_limits or running.call.launch_next is None:
             return None
         return self.scheduler.following(running.batch, running.call.num_steps)
 

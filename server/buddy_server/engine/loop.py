@@ -7,6 +7,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+import torch
+
 from buddy_server.engine.constraint import GrammarError
 from buddy_server.engine.engine import Engine
 from buddy_server.engine.messages import Event, FinishEvent, FinishReason, GenerationRequest, StepStats, Usage
@@ -68,6 +70,10 @@ class EngineLoop:
         try:
             output = self._engine.step()
             self._report(output.events, output.usages, output.stats)
+        except torch.AcceleratorError:
+            # Nothing works in this process any more. It ends, and is replaced.
+            self._end_all("error", STEP_FAILED)
+            raise
         except Exception:
             # A bug must not hang any client: every open request gets an answer, and the next request starts clean.
             log.exception("engine step failed")

@@ -27,7 +27,7 @@ class Pace:
 
     def observe(self, batch: Batch, result: BatchResult) -> None:
         """Record the duration of a call to the model."""
-        num_prefill = sum(work.length for work in batch.works if not work.is_decode)
+        num_prefill = batch.num_prefill
         if num_prefill == 0:
             self._decode_s = _mixed(self._decode_s, result.seconds / result.num_steps)
             return

@@ -36,6 +36,7 @@ class ModelRunner:
         started_s, num_steps = time.perf_counter(), running.call.num_steps
         tables = [work.sequence.block_table for work in following.works]
         uniforms = [work.sequence.sampler.uniforms(2 * num_steps)[num_steps:] for work in following.works]
+        assert running.call.launch_next is not None
         return RunningBatch(following, running.call.launch_next(tables, uniforms), running.asked, started_s)
 
     def collect(self, running: "RunningBatch") -> BatchResult:
@@ -107,8 +108,8 @@ def step_rows(batch: Batch, reroute_every: int) -> StepRows:
         path_action = path_action_of(work, reroute_every)
         path_actions.append(path_action)
         # Newest tokens only: a prompt keeps its own path, for the prefix cache, and recomputed tokens already have
-        # theirs.
-        shares = request.align_paths and work.is_decode and path_action == PathAction.CHOOSE
+        # theirs. A newest one behind recomputed ones is computed with them.
+        shares = request.align_paths and sequence.is_decoding and path_action == PathAction.CHOOSE
         aligned.append(leaders.setdefault((request.tenant, work.max_cost), index) if shares else index)
     return StepRows(
         tokens=tokens + ahead,

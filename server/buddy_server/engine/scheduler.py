@@ -130,9 +130,10 @@ class Scheduler:
             under_way.update(sequence.prefix_keys[next_block:])
             works += chunk
             num_left -= sum(work.length for work in chunk)
-        if self._multi_step and all(work.is_decode for work in works):
-            return Batch(works, self._reserve_steps(works), BURST_S)
-        return Batch(works)
+        num_prefill = sum(work.length for work in works if not work.is_decode)
+        if self._multi_step and not num_prefill:
+            return Batch(works, 0, self._reserve_steps(works), BURST_S)
+        return Batch(works, num_prefill)
 
     def following(self, batch: Batch, num_steps: int) -> Batch | None:
         """The batch to launch while one of decodes is under way, before its results are known: the same sequences, as
@@ -144,7 +145,7 @@ class Scheduler:
         if max(work.tokens_left for work in works) < 1 or self._num_missing(works, num_steps) > self.pool.num_free:
             return None
         self._grow(works, num_steps)
-        return Batch(works, num_steps, batch.most_s)
+        return Batch(works, 0, num_steps, batch.most_s)
 
     def commit(self, batch: Batch, result: BatchResult, is_followed: bool = False) -> StepOutput:
         """Record a batch's results: append tokens, charge them, cache prefixes, release sequences that ended. One that

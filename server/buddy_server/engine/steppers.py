@@ -44,17 +44,16 @@ def make_stepper(served: ServedModel, planner: PathPlanner, num_blocks: int, set
 
 
 def gpu_stepper(model: RoutedDecoder, cache: KVCache, planner: PathPlanner) -> Stepper:
-    """Graphs where Triton is installed and they know the router, else plain torch."""
+    """Graphs, or plain torch where Triton or its compiler is missing, a kernel does not fit the card, or the router is
+    asked on the host."""
     try:
         # Imports Triton, which comes with torch for CUDA alone.
-        from buddy_routing.gpu_stepper import GpuStepper, UnsupportedByGpuError
-    except ImportError as error:
-        reason = str(error)
-    else:
-        try:
-            return GpuStepper(model, cache, planner)
-        except UnsupportedByGpuError as error:
-            reason = str(error)
+        from buddy_routing.gpu_stepper import GpuStepper
+
+        return GpuStepper(model, cache, planner)
+    except Exception as error:
+        # Compilers and captures fail in many ways, and the server is better slow than not there.
+        reason = f"{type(error).__name__}: {error}"
     log.warning("no graphs on the GPU, plain torch runs instead and is slower", extra={"reason": reason})
     return TorchStepper(model, cache, planner)
 
