@@ -91,23 +91,33 @@ class KernelReport:
 
 
 def step_launches(model: ModelShape, dtype: torch.dtype, num_rows: int, capability: Capability) -> list[Launch]:
-    """The launches of a decode step of `num_rows`, each that differs from the others once: skipping or running layers,
-    and with small FFNs."""
+    """The launches of a decode step of `num_rows`, all of them in order: without small FFNs, without adjustments."""
+    with recorded(capability) as launches, torch.device("meta"):
+        step_without_values(model, dtype, num_rows, has_small_ffns=False).run(adjusts=False)
+    return launches
+
+
+def varied_launches(model: ModelShape, dtype: torch.dtype, num_rows: int, capability: Capability) -> list[Launch]:
+    """The launches of steps with and without small FFNs and adjustments, one after the other."""
     with recorded(capability) as launches, torch.device("meta"):
         for has_small_ffns in (False, True):
-            step = _step(model, dtype, num_rows, has_small_ffns)
+            step = step_without_values(model, dtype, num_rows, has_small_ffns)
             for adjusts in (False, True):
                 step.run(adjusts)
+    return launches
+
+
+def compiled(
+    model: ModelShape, dtype: torch.dtype, num_rows: int, capability: Capability, is_plain: bool = False
+) -> Iterator[KernelReport]:
+    """A report on every kernel of a decode step; with `is_plain`, of one without small FFNs and adjustments."""
+    made_of = step_launches if is_plain else varied_launches
+    launches = made_of(model, dtype, num_rows, capability)
     distinct = {
         (launch.kernel, *launch.constants.items(), *map(_pointer, launch.tensors)): launch for launch in launches
     }
-    return list(distinct.values())
-
-
-def compiled(model: ModelShape, dtype: torch.dtype, num_rows: int, capability: Capability) -> Iterator[KernelReport]:
-    """A report on every kernel of a decode step."""
     target = GPUTarget("cuda", capability[0] * 10 + capability[1], 32)
-    for launch in step_launches(model, dtype, num_rows, capability):
+    for launch in distinct.values():
         made = triton.compile(
             _source(launch), target=target, options={"num_warps": launch.num_warps, "num_stages": launch.num_stages}
         )
@@ -128,8 +138,8 @@ def compiled(model: ModelShape, dtype: torch.dtype, num_rows: int, capability: C
         )
 
 
-def _step(model: ModelShape, dtype: torch.dtype, num_rows: int, has_small_ffns: bool) -> DecodeStep:
-    """Of tensors without values; all layers are the same one."""
+def step_without_values(model: ModelShape, dtype: torch.dtype, num_rows: int, has_small_ffns: bool) -> DecodeStep:
+    """Of tensors on torch's default device that nobody has given values; all layers are the same one."""
     q_width, kv_width = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
     num_actions = 3 if has_small_ffns else 2
     num_scores = (model.num_layers - 2) * (num_actions - 1)
@@ -236,7 +246,9 @@ def _output_of(tool: str, option: str, cubin: bytes) -> str:
     return made.stdout
 
 
-def _print(reports: Iterable[KernelReport]) -> None:
+def print_reports(reports: Iterable[KernelReport]) -> list[KernelReport]:
+    """A line for each. Returns those that spill."""
+    spilled = []
     row = "{:<12} {:<8} {:>3} {:>4} {:<16} {:>4} {:>5} {:>6} {:>5} {:>5} {}"
     print(row.format("model", "dtype", "sm", "rows", "kernel", "regs", "stack", "shared", "warps", "instr", "products"))
     for report in reports:
@@ -257,6 +269,9 @@ def _print(reports: Iterable[KernelReport]) -> None:
             ),
             flush=True,
         )
+        if report.stack_bytes:
+            spilled.append(report)
+    return spilled
 
 
 def all_compiled() -> Iterator[KernelReport]:
@@ -269,7 +284,7 @@ def all_compiled() -> Iterator[KernelReport]:
 
 
 def main() -> None:
-    _print(all_compiled())
+    print_reports(all_compiled())
 
 
 if __name__ == "__main__":
