@@ -1,17 +1,17 @@
 """Attention of a decode step in one layer, one token of each sequence: rotates queries and keys, writes keys and values
 into the paged cache, and attends to it.
 
-A long context is split; a second kernel puts the parts together. How it is split follows from the row's own position
-alone, so that its bits do not depend on the batch. How many programs share the splits follows from the number of rows:
-alone, a row has one for each; in a large batch, programs without a split would be most of them. The program that reads
-the newest token writes it first; for a row that skips the layer, one program writes and does nothing else.
+A long context is split, and its last program to end puts the parts together. How it is split follows from the row's
+own position alone, so that its bits do not depend on the batch. How many programs share the splits follows from the
+number of rows: alone, a row has one for each; in a large batch, programs without a split would be most of them. The
+program that reads the newest token writes it first; for a row that skips the layer, one program writes and does nothing
+else.
 """
 
 # N rows, Hq query heads, Hkv key/value heads, G = Hq / Hkv, Dh head dim, P blocks in the pool, K slots per block,
 # T block table columns, C columns of a path, S splits of a context
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import triton
@@ -60,6 +60,7 @@ def attend_reference(
     paths: Tensor,
     layer: AttentionLayer,
     written: RowList,
+    arrivals: Tensor,  # noqa: ARG001, the kernel's
     out: Tensor,
 ) -> None:
     """`attend` in plain torch; the truth."""
@@ -96,6 +97,8 @@ def _attend_kernel(
     parts,
     part_max,
     part_sum,
+    arrivals,
+    out,
     NUM_COLUMNS: tl.constexpr,
     SCALE: tl.constexpr,
     WINDOW: tl.constexpr,
@@ -131,7 +134,7 @@ def _attend_kernel(
         value = tl.load(v + given[:, None] * HEAD_DIM + dim[None, :], mask=dim[None, :] < HEAD_DIM)
         tl.store(cache_k + slot + dim[None, :], key, mask=dim[None, :] < HEAD_DIM)
         tl.store(cache_v + slot + dim[None, :], value, mask=dim[None, :] < HEAD_DIM)
-    if runs == 0:
+    if (runs == 0) | (program >= num_splits):
         return
     tl.debug_barrier()  # All threads see the newest token.
     GROUP: tl.constexpr = HEADS // KV_HEADS
@@ -167,6 +170,44 @@ def _attend_kernel(
         tl.store(parts + part[:, None] * HEAD_DIM + dim[None, :], weighted, mask=is_query)
         tl.store(part_max + part, running_max, mask=query < GROUP)
         tl.store(part_sum + part, running_sum, mask=query < GROUP)
+    tl.debug_barrier()  # All of the program's parts are stored before it says so.
+    arrival = arrivals + row * KV_HEADS + kv_head
+    num_before = tl.atomic_add(arrival, 1, sem="acq_rel", scope="gpu")
+    if num_before == tl.minimum(num_splits, PROGRAMS) - 1:
+        tl.store(arrival, 0)
+        joined = _joined(parts, part_max, part_sum, head, is_query, num_splits, SPLITS, HEAD_DIM, BLOCK_DIM)
+        tl.store(out + head[:, None] * HEAD_DIM + dim[None, :], joined, mask=is_query)
+
+
+@triton.jit
+def _joined(
+    parts,
+    part_max,
+    part_sum,
+    head,
+    is_query,
+    num_splits,
+    SPLITS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
+):
+    """[BLOCK_QUERIES, BLOCK_DIM] of heads from their parts, which other processors have written: so not from a
+    processor's own cache."""
+    split, dim = tl.arange(0, SPLITS), tl.arange(0, BLOCK_DIM)
+    is_head = tl.max(is_query.to(tl.int32), 1) > 0
+    read = is_head[:, None] & (split < num_splits)[None, :]
+    each = tl.load(part_max + head[:, None] * SPLITS + split[None, :], mask=read, other=-1e38, cache_modifier=".cg")
+    highest = tl.max(each, 1)
+    weighted = tl.zeros(is_query.shape, tl.float32)
+    total = tl.zeros(head.shape, tl.float32)
+    for index in range(num_splits):
+        part = head * SPLITS + index
+        of_part = tl.load(part_max + part, mask=is_head, other=-1e38, cache_modifier=".cg")
+        share = tl.exp(of_part - highest)
+        total += share * tl.load(part_sum + part, mask=is_head, other=1.0, cache_modifier=".cg")
+        some = tl.load(parts + part[:, None] * HEAD_DIM + dim[None, :], mask=is_query, other=0.0, cache_modifier=".cg")
+        weighted += share[:, None] * some
+    return weighted / total[:, None]
 
 
 @triton.jit
@@ -192,45 +233,6 @@ def _rotated(x, head, is_head, norm, cos, sin, HEAD_DIM: tl.constexpr, EPS: tl.c
     c = tl.load(cos + dim % HALF, mask=is_dim, other=0.0)[None, :]
     s = tl.load(sin + dim % HALF, mask=is_dim, other=0.0)[None, :]
     return tl.where((dim < HALF)[None, :], own * c - other * s, own * c + other * s).to(dtype)
-
-
-@triton.jit(do_not_specialize_on_alignment=["actions", "rows", "count"])
-def _join_parts_kernel(
-    parts,
-    part_max,
-    part_sum,
-    positions,
-    actions,
-    rows,
-    count,
-    out,
-    NUM_COLUMNS: tl.constexpr,
-    WINDOW: tl.constexpr,
-    HEADS: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    SPLITS: tl.constexpr,
-    MIN_BLOCKS: tl.constexpr,
-    BLOCK_CONTEXT: tl.constexpr,
-    BLOCK_DIM: tl.constexpr,
-):
-    place, head = tl.program_id(0), tl.program_id(1)
-    if place >= tl.load(count):
-        return
-    row = tl.load(rows + place).to(tl.int64)
-    if tl.load(actions + row * NUM_COLUMNS) == _SKIP:
-        return
-    position = tl.load(positions + row).to(tl.int32)
-    _, _, num_splits = _splits(position, WINDOW, SPLITS, MIN_BLOCKS, BLOCK_CONTEXT)
-    split, dim = tl.arange(0, SPLITS), tl.arange(0, BLOCK_DIM)
-    is_used = split < num_splits
-    part = (row * HEADS + head) * SPLITS + split
-    max_of_part = tl.load(part_max + part, mask=is_used, other=float("-inf"))
-    share = tl.exp(max_of_part - tl.max(max_of_part, 0))
-    total = tl.sum(share * tl.load(part_sum + part, mask=is_used, other=0.0), 0)
-    read = is_used[:, None] & (dim < HEAD_DIM)[None, :]
-    weighted = tl.load(parts + part[:, None] * HEAD_DIM + dim[None, :], mask=read, other=0.0)
-    joined = tl.sum(share[:, None] * weighted, 0) / total
-    tl.store(out + (row * HEADS + head) * HEAD_DIM + dim, joined, mask=dim < HEAD_DIM)
 
 
 @triton.jit
@@ -259,6 +261,7 @@ def attend(
     paths: Tensor,
     layer: AttentionLayer,
     written: RowList,
+    arrivals: Tensor,
     out: Tensor,
 ) -> None:
     """Write the K/V of the `written` rows; those of them that run the layer attend to the positions 0 .. their own of
@@ -277,6 +280,8 @@ def attend(
         paths: [N, C] int8 contiguous.
         layer: the layer's constants.
         written: of N; no two of them write the same slot.
+        arrivals: [N, Hkv] int32 zeros, by which a context's programs count who is the last; they are zeros again after
+            it.
         out: as `q`; scores and softmax are fp32, the weights of values in their dtype.
 
     Raises:
@@ -303,6 +308,7 @@ def attend(
     check_dense("block_tables", block_tables, device, (num_rows, None), torch.int32)
     check_dense("paths", paths, device, (num_rows, None), torch.int8)
     written.check("written", num_rows, device)
+    check_dense("arrivals", arrivals, device, (num_rows, num_kv_heads), torch.int32)
     check_dense("out", out, device, q.shape, dtype)
     for name, norm in (("q_norm", layer.q_norm), ("k_norm", layer.k_norm)):
         if norm is not None:
@@ -311,16 +317,6 @@ def attend(
     parts = torch.empty(num_rows, num_heads, blocks.splits, head_dim, dtype=torch.float32, device=q.device)
     part_max, part_sum = (torch.empty(parts.shape[:3], dtype=torch.float32, device=q.device) for _ in range(2))
     actions = paths[:, layer.column]
-    sizes: dict[str, Any] = {
-        "NUM_COLUMNS": paths.shape[1],
-        "WINDOW": layer.window,
-        "HEADS": num_heads,
-        "HEAD_DIM": head_dim,
-        "SPLITS": blocks.splits,
-        "MIN_BLOCKS": blocks.min_blocks,
-        "BLOCK_CONTEXT": blocks.context,
-        "BLOCK_DIM": blocks.dims,
-    }
     launch(
         _attend_kernel,
         (num_rows, num_kv_heads, blocks.programs),
@@ -341,6 +337,8 @@ def attend(
         parts,
         part_max,
         part_sum,
+        arrivals,
+        out,
         SCALE=layer.scale,
         EPS=layer.eps,
         KV_HEADS=num_kv_heads,
@@ -349,18 +347,12 @@ def attend(
         PROGRAMS=blocks.programs,
         BLOCK_QUERIES=max(_FEWEST_QUERIES, triton.next_power_of_2(num_heads // num_kv_heads)),
         num_stages=blocks.num_stages,
-        **sizes,
-    )
-    launch(
-        _join_parts_kernel,
-        (num_rows, num_heads),
-        parts,
-        part_max,
-        part_sum,
-        positions,
-        actions,
-        written.indices,
-        written.count,
-        out,
-        **sizes,
+        NUM_COLUMNS=paths.shape[1],
+        WINDOW=layer.window,
+        HEADS=num_heads,
+        HEAD_DIM=head_dim,
+        SPLITS=blocks.splits,
+        MIN_BLOCKS=blocks.min_blocks,
+        BLOCK_CONTEXT=blocks.context,
+        BLOCK_DIM=blocks.dims,
     )

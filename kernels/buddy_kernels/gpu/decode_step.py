@@ -67,6 +67,7 @@ class DecodeStep:
         self._qkv = (self._q.flatten(1), self._k.flatten(1), self._v.flatten(1))
         widths = {len(up.weight) for layer in weights.layers for up in (layer.up, layer.small_up) if up is not None}
         self._fed = {width: buffer(width) for width in widths}
+        self._arrivals = torch.zeros(num_rows, weights.num_kv_heads, dtype=torch.int32, device=device)
         self._cos, self._sin = (buffer(weights.head_dim // 2, dtype=torch.float32) for _ in range(2))
         self._scores = buffer(len(model.router.prior), dtype=torch.float32)
         self._paths = buffer(len(weights.layers), dtype=torch.int8)
@@ -118,6 +119,7 @@ class DecodeStep:
             self._paths,
             AttentionLayer(column, weights.head_dim**-0.5, layer.window, layer.q_norm, layer.k_norm, weights.eps),
             written,
+            self._arrivals,
             self._attended,
         )
         add_row_linear(self._attended.flatten(1), layer.o.weight, layer.o.bias, running, self._h)

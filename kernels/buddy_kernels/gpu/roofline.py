@@ -198,18 +198,12 @@ def _bytes(*tensors: Tensor | None) -> int:
 
 def _load(launch: Launch, num_running: float, num_rows: float, context: int) -> Load | None:
     """What a launch does where so many rows run its column; None if its programs leave at once."""
-    given, sizes = _given(launch), launch.constants
+    given = _given(launch)
     match _name(launch):
         case "_row_linear_kernel" | "_row_swiglu_kernel" | "_row_qkv_kernel":
             return _product_load(launch, num_running, num_rows)
         case "_attend_kernel":
             return _attention_load(launch, num_running, num_rows, context)
-        case "_join_parts_kernel":
-            splits = min(_splits(launch, context)[0], sizes["SPLITS"])
-            read = num_running * sizes["HEADS"] * splits * _bytes(given["parts"][0, 0, 0])
-            programs = (num_running or num_rows) * sizes["HEADS"]
-            # A program of a row that skips the layer leaves when it has seen that.
-            return Load(programs, cache_bytes=read, cache_waits=3, reductions=3) if num_running else Load(programs)
         case "_norm_rows_kernel":
             if not num_running:
                 return None
@@ -304,7 +298,8 @@ def _product_load(launch: Launch, num_running: float, num_rows: float) -> Load |
 
 
 def _attention_load(launch: Launch, num_running: float, num_rows: float, context: int) -> Load:
-    """K/V of the rows that run the layer, from memory; the rows that skip it write theirs."""
+    """K/V of the rows that run the layer, from memory; the rows that skip it write theirs. The last program of each
+    context counts itself, then reads the parts of all."""
     given, sizes = _given(launch), launch.constants
     of_token = 2 * sizes["KV_HEADS"] * sizes["HEAD_DIM"] * given["cache_k"].element_size()
     written = num_rows * of_token
@@ -321,9 +316,9 @@ def _attention_load(launch: Launch, num_running: float, num_rows: float, context
         programs,
         needed_bytes=read,
         memory_bytes=read + written,
-        cache_bytes=queries + parts,
-        cache_waits=3,
-        reductions=2 * rounds,
+        cache_bytes=queries + 2 * parts,
+        cache_waits=3 + 3,
+        reductions=2 * rounds + 1,
     )
 
 

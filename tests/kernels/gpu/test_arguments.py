@@ -72,6 +72,7 @@ def arguments(device):
             "layer": AttentionLayer(1, 1.0, None, floats(HEAD_DIM), floats(HEAD_DIM)),
             "written": rows,
             "out": q.clone(),
+            "arrivals": ints(NUM_ROWS, KV_HEADS, dtype=torch.int32),
         },
         score_layers: routed | {"first_v": x, "positions": ints(NUM_ROWS)},
         choose_paths: routed | {"max_costs": ints(NUM_ROWS), "aligned": ints(NUM_ROWS), "paths": paths},

@@ -46,7 +46,9 @@ def run(op, step, layer, written, actions=ACTIONS):
     cache_k, cache_v, out = cache_k.clone(), cache_v.clone(), torch.full_like(given[0], torch.nan)
     paths = torch.full((len(actions), 3), 99, dtype=torch.int8, device=out.device)
     paths[:, 1] = torch.tensor(actions)
-    op(*given, cache_k, cache_v, paths, layer, written, out)
+    arrivals = torch.zeros(len(actions), cache_k.shape[2], dtype=torch.int32, device=out.device)
+    op(*given, cache_k, cache_v, paths, layer, written, arrivals, out)
+    assert not arrivals.any()
     return out, cache_k, cache_v
 
 
