@@ -19,7 +19,7 @@ from buddy_kernels.gpu.launch import FLOATS, launch
 from buddy_kernels.gpu.row_lists import RowList
 from buddy_kernels.sampling import Sampling, draw
 
-_BLOCK_TOKENS = 4096
+_BLOCK_TOKENS = 2048
 _LAST_INDEX = tl.constexpr(2**31 - 1)
 _LOWEST, _HIGHEST = tl.constexpr(-(2**63)), tl.constexpr(2**63 - 1)
 
