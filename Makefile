@@ -1,12 +1,13 @@
 # make serve      creates the environment if needed and starts the server with the embedded model
 # make test       adds what tests need, and runs every check and the tests of every module, in two processes
-# make test-all   the same with the slow tests
+# make test-all   the same with the slow tests, for which it adds Ray
 
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 SERVES := $(VENV)/.installed-serve
 TESTS  := $(VENV)/.installed-tests
+SLOW   := $(VENV)/.installed-slow-tests
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 # Not ?=, which would take the HOST that some shells export.
 HOST   := 127.0.0.1
@@ -30,6 +31,11 @@ $(TESTS): $(SERVES)
 	$(PIP) --editable '.[dev]'
 	touch $@
 
+# 320 MB that nothing else needs.
+$(SLOW): $(TESTS)
+	$(PIP) --editable '.[dev,ray]'
+	touch $@
+
 serve: $(SERVES)
 	$(BIN)/buddy serve --host $(HOST) --port $(PORT) $(ARGS)
 
@@ -42,5 +48,5 @@ check: $(TESTS)
 test: check
 	$(PYTEST) -m 'not slow' $(ARGS)
 
-test-all: check
+test-all: check $(SLOW)
 	$(PYTEST) $(ARGS)

@@ -9,15 +9,19 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO
 
 import httpx
+import pytest
 
 from buddy_server.bench.server_process import free_port
 
 BUDDY = str(Path(sys.executable).with_name("buddy"))
-START_TIMEOUT_S = 90
+START_TIMEOUT_S = 300
+"""Ray starts a dozen processes."""
+NEEDS_RAY = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed: the extra [ray]")
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,7 @@ def running(*arguments: str) -> Iterator[Running]:
             yield Running(url, process)
         finally:
             process.terminate()
-            process.wait(timeout=30)
+            process.wait(timeout=60)
         # uvicorn hands the signal on once everything has been shut down.
         assert process.returncode in (0, -signal.SIGTERM, 130), f"ended with {process.returncode}:\n{_text(log)}"
         assert "Traceback" not in _text(log), _text(log)

@@ -20,3 +20,17 @@ def children_of(pid: int) -> list[int]:
 def has_loaded(pid: int, library: str) -> bool:
     """Whether a file whose name contains `library` is mapped into the process."""
     return any(library in line.rpartition("/")[2] for line in Path(f"/proc/{pid}/maps").read_text().splitlines())
+
+
+def descendants_of(pid: int) -> list[int]:
+    """The running children of a process, their children, and so on."""
+    children = children_of(pid)
+    return children + [below for child in children for below in descendants_of(child)]
+
+
+def command_of(pid: int) -> str:
+    return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+
+
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])

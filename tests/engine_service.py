@@ -55,6 +55,9 @@ class EngineService:
     def queue_s(self) -> float:
         return self._engine.scheduler.fair_share.queue_s
 
+    def take_inter_token_s(self) -> float:
+        return 0.0
+
     def limit_depth(self, limits: Mapping[str, int]) -> None:
         self._loop.inbox.put(LimitDepth(dict(limits)))
 
@@ -76,6 +79,6 @@ class EngineService:
         return not self._loop.closed
 
     def _deliver(self, report: Report) -> None:
-        self._requests.deliver(report)
+        self._requests.deliver(report.events, report.usages)
         if report.stats is not None:
             self._on_step(report.stats)

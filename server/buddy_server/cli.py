@@ -8,7 +8,8 @@ from typing import Any
 
 from buddy_server.version import server_version
 
-OPTIONAL_PACKAGES = ("accelerate", "matplotlib", "peft", "tensorboard")
+EXTRAS = {"accelerate": "train", "matplotlib": "eval", "peft": "train", "ray": "ray", "tensorboard": "train"}
+"""What brings a package that not everyone needs."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -19,9 +20,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except ModuleNotFoundError as error:
-        if error.name not in OPTIONAL_PACKAGES:
+        if error.name not in EXTRAS:
             raise
-        sys.exit(f"buddy: this needs the package {error.name}: pip install 'buddy-serve[train,eval]'")
+        sys.exit(f"buddy: this needs the package {error.name}: pip install 'buddy-serve[{EXTRAS[error.name]}]'")
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -61,12 +62,24 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--port", type=_port, default=8000, help="port to listen on (default: %(default)s)")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16", "int8"))
+    parser.add_argument(
+        "--replicas",
+        type=_positive,
+        metavar="N",
+        help="run N engines behind one address on Ray Serve (pip install 'buddy-serve[ray]')",
+    )
     parser.set_defaults(run=_serve)
 
 
 def _port(text: str) -> int:
     if not (text.isdecimal() and 0 < int(text) < 65536):
         raise argparse.ArgumentTypeError(f"{text!r} is no port, allowed are 1 to 65535")
+    return int(text)
+
+
+def _positive(text: str) -> int:
+    if not (text.isdecimal() and int(text)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of replicas, allowed are 1 and more")
     return int(text)
 
 
@@ -166,6 +179,11 @@ def _serve(parsed: argparse.Namespace) -> None:
         dtype=parsed.dtype,
     )
     try:
+        if parsed.replicas is not None:
+            from buddy_server.replicas.local import serve_replicas
+
+            serve_replicas(options, parsed.replicas)
+            return
         server = make_server(options)
     except START_ERRORS as error:
         sys.exit(f"buddy serve: {error}")

@@ -1,4 +1,4 @@
-"""All Prometheus metrics of the server; metric names appear only here and in tenancy_metrics.py.
+"""All Prometheus metrics of the server; metric names appear only here, in engine_metrics.py and tenancy_metrics.py.
 
 Tenant labels come only from known tenants, at most 200 of them; all others are "other". Two identities hold at any
 time:
@@ -13,7 +13,8 @@ from collections.abc import Iterable, Sequence
 from prometheus_client import Counter, Gauge, Histogram, generate_latest
 
 from buddy_routing.action_space import MILLI_LAYERS
-from buddy_server.engine.messages import Account, EngineClient, EngineInfo, StepStats
+from buddy_server.engine.messages import Account, EngineClient, EngineInfo
+from buddy_server.engine_metrics import EIGHTHS, EngineMetrics
 from buddy_server.errors import Outcome
 from buddy_server.histogram import CountedHistogram
 from buddy_server.tenancy.depth import DepthDecision
@@ -36,22 +37,19 @@ _REQUEST_S = (
     *(0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0),
     *(120.0, 240.0, 480.0, 960.0, 1920.0, 7680.0),
 )
-_ROUTER_S = (0.00001, 0.00003, 0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1)
-_EIGHTHS = tuple(step / 8 for step in range(1, 9))
-_BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 
 
 class Metrics(TenancyMetrics):
-    """The server's metrics in a separate registry. Methods may be called from any thread."""
+    """The server's metrics in a separate registry. Those of its engine are in `engine`; without `has_engine`, where
+    replicas of the engine have their own, it is None. Methods may be called from any thread."""
 
-    def __init__(self, info: EngineInfo, tenants: Iterable[Tenant]):
+    def __init__(self, info: EngineInfo, tenants: Iterable[Tenant], *, has_engine: bool = True):
         super().__init__(tenants)
         self._num_layers = info.num_layers
         self._full_cost = info.actions.full_cost
-        self._step_s = (0.0, 0)
         self._declare_requests()
         self._declare_depth()
-        self._declare_engine()
+        self.engine = EngineMetrics(info, self.registry, self.labels_of) if has_engine else None
         build = Gauge(
             "buddy_build_info",
             "1, with what runs as labels.",
@@ -112,18 +110,6 @@ class Metrics(TenancyMetrics):
         )
 
     def _declare_depth(self) -> None:
-        self._layers_executed = Counter(
-            "buddy_layers_executed", "Layers run, summed over tokens.", _TENANT, registry=self.registry
-        )
-        self._layers_uncharged = Counter(
-            "buddy_layers_uncharged",
-            "Of the layers executed, those run again after a preemption or for tokens behind the end of an answer.",
-            _TENANT,
-            registry=self.registry,
-        )
-        self._layers_skipped = Counter(
-            "buddy_layers_skipped", "Layers not run, summed over tokens.", _TENANT, registry=self.registry
-        )
         self._layer_tokens = Counter(
             "buddy_layer_tokens",
             "What tenants are charged: tokens run for their requests, at the share of the layers that each ran.",
@@ -134,21 +120,21 @@ class Metrics(TenancyMetrics):
             "buddy_layers_per_token",
             "Layers run by a generated token.",
             _TENANT,
-            buckets=[self._num_layers * share for share in _EIGHTHS],
+            buckets=[self._num_layers * share for share in EIGHTHS],
             registry=self.registry,
         )
         self._budget_requested = Histogram(
             "buddy_budget_requested",
             "Budgets of admitted requests that stated a number, before clamping.",
             _TENANT,
-            buckets=_EIGHTHS,
+            buckets=EIGHTHS,
             registry=self.registry,
         )
         self._budget_granted = Histogram(
             "buddy_budget_granted",
             "Budgets of admitted requests, after clamping.",
             _TENANT,
-            buckets=_EIGHTHS,
+            buckets=EIGHTHS,
             registry=self.registry,
         )
         self._budget_clamped = Counter(
@@ -160,74 +146,19 @@ class Metrics(TenancyMetrics):
         for reason in ("tier_min", "tier_max"):
             self._budget_clamped.labels(reason)
 
-    def _declare_engine(self) -> None:
-        self._layers_read_ratio = CountedHistogram(
-            "buddy_batch_layers_read_ratio",
-            "Layers and exits that any row of a step ran, over the layers of the model.",
-            buckets=_EIGHTHS,
-            registry=self.registry,
-        ).labels()
-        self._batch_size = CountedHistogram(
-            "buddy_batch_size", "Sequences in a step.", buckets=_BATCH_SIZES, registry=self.registry
-        ).labels()
-        self._router = CountedHistogram(
-            "buddy_router_seconds", "Choosing paths, per step.", buckets=_ROUTER_S, registry=self.registry
-        ).labels()
-        self._running = Gauge("buddy_num_requests_running", "Sequences being run.", registry=self.registry)
-        self._waiting = Gauge("buddy_num_requests_waiting", "Sequences waiting.", registry=self.registry)
-        self._kv_usage = Gauge("buddy_kv_cache_usage_ratio", "Share of the KV cache in use.", registry=self.registry)
-        self._preemptions = Counter(
-            "buddy_preemptions", "Sequences preempted to be recomputed.", registry=self.registry
-        )
-        self._engine_up = Gauge("buddy_engine_up", "1 when the engine can take work.", registry=self.registry)
-        self._engine_restarts = Counter(
-            "buddy_engine_restarts",
-            "Processes started for the engine in place of one that had ended.",
-            registry=self.registry,
-        )
-
-    def take_inter_token_s(self) -> float:
-        """The mean time of a step since the last call, each counted with the sequences that waited for it: what the
-        engine makes of the time between two tokens, whatever clients do. 0.0 if there was no step."""
-        seconds, num_steps = self._step_s
-        self._step_s = (0.0, 0)
-        return seconds / num_steps if num_steps else 0.0
-
-    def observe_step(self, stats: StepStats) -> None:
-        """Record the steps of one call to the model; each counts with the average of the call."""
-        num_steps = stats.num_steps
-        seconds, num_before = self._step_s
-        self._step_s = (seconds + stats.seconds * stats.num_sequences, num_before + num_steps * stats.num_sequences)
-        self._layers_read_ratio.observe(stats.num_layers_read / num_steps / self._num_layers, num_steps)
-        self._batch_size.observe(stats.num_sequences, num_steps)
-        self._router.observe(stats.router_s / num_steps, num_steps)
-        self._preemptions.inc(stats.num_preemptions)
-        for tenant, depth in stats.depth.items():
-            labels = self._labels.get(tenant, (OTHER, OTHER))
-            self._layers_executed.labels(*labels).inc(depth.executed / MILLI_LAYERS)
-            self._layers_skipped.labels(*labels).inc(depth.skipped / MILLI_LAYERS)
-            self._layers_uncharged.labels(*labels).inc(depth.uncharged / MILLI_LAYERS)
-
     def observe_account(self, account: Account) -> None:
         """Record the usage of a settled request."""
-        labels = self._labels.get(account.tenant, (OTHER, OTHER))
+        labels = self.labels_of(account.tenant)
         self._layer_tokens.labels(*labels).inc(account.usage.cost / self._full_cost)
-
-    def count_restart(self) -> None:
-        """Count a restart of the engine's process."""
-        self._engine_restarts.inc()
 
     def request(self, tenant: Tenant) -> "RequestMetrics":
         """Metrics for one request of `tenant`, starting now."""
         return RequestMetrics(self, self._labels.get(tenant.name, (OTHER, tenant.tier.name)))
 
-    def render(self, engine: EngineClient) -> bytes:
-        """The text for a Prometheus scrape. Gauges are read from the engine now: a stuck or idle engine reports no
-        steps."""
-        self._engine_up.set(engine.is_ready)
-        self._waiting.set(engine.num_waiting)
-        self._running.set(engine.num_running)
-        self._kv_usage.set(engine.kv_usage_ratio)
+    async def render(self, engine: EngineClient) -> bytes:
+        """The text for a Prometheus scrape."""
+        if self.engine is not None:
+            self.engine.show(engine)
         return generate_latest(self.registry)
 
 

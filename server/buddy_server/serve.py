@@ -108,13 +108,14 @@ def make_server(options: ServeOptions) -> Server:
         import_transformers_without_torch()
         ready = worker.wait_until_ready()
         metrics = Metrics(ready.info, config.tenants)
+        assert metrics.engine is not None
         tenancy = Tenancy(config, options.config, ready.info, metrics)
         engine = EngineProcess(
             plan,
             worker,
             ready,
-            on_step=metrics.observe_step,
-            on_restart=metrics.count_restart,
+            on_step=metrics.engine.observe_step,
+            on_restart=metrics.engine.count_restart,
             settle=settler(metrics, tenancy.bills),
             note=tenancy.bills.note,
         )
@@ -123,7 +124,7 @@ def make_server(options: ServeOptions) -> Server:
     except BaseException:
         worker.close()
         raise
-    _log_start(ready, config, options)
+    log_start(ready, config, options)
     settings = uvicorn.Config(
         app,
         http=HttpProtocol,
@@ -224,7 +225,7 @@ def admin_services(tenancy: Tenancy) -> AdminServices | None:
     return AdminServices(key, administration, tenancy.store.ledger, tenancy.store.rows)
 
 
-def _log_start(ready: Ready, config: ServerConfig, options: ServeOptions) -> None:
+def log_start(ready: Ready, config: ServerConfig, options: ServeOptions) -> None:
     info = ready.info
     log.info(
         "model ready",

@@ -124,9 +124,13 @@ class TenancyMetrics:
             for direction in ("lowered", "restored"):
                 self._budget_limit_changes.labels(tier, direction)
 
+    def labels_of(self, tenant: str) -> tuple[str, str]:
+        """The labels (tenant, tier) of the tenant with this name."""
+        return self._labels.get(tenant, (OTHER, OTHER))
+
     def limited(self, tenant: Tenant, limit: LimitName) -> None:
         """Count a request refused by `limit`."""
-        label, _ = self._labels.get(tenant.name, (OTHER, OTHER))
+        label, _ = self.labels_of(tenant.name)
         self._rate_limited.labels(label, limit).inc()
 
     def quota(self, tenant: Tenant, ratio: float) -> None:

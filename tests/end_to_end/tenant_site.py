@@ -27,7 +27,7 @@ from fakes.serving import wait_until
 
 ADMIN_KEY = "admin-key-of-the-tests-0123456789"
 KEY_SECRET = "server-secret-of-the-tests-0123456789"
-START_TIMEOUT_S = 90.0
+START_TIMEOUT_S = 300.0
 LONG: dict[str, Any] = {"max_tokens": 900, "n": 8, "budget": 1.0, "logit_bias": {"0": -100, "1": -100}}
 """Fields of a request that takes seconds: no answer may end before its last token."""
 
@@ -165,7 +165,7 @@ class Served:
         assert self.process is not None
         if self.process.poll() is None:
             self.process.terminate()
-            self.process.wait(timeout=30)
+            self.process.wait(timeout=60)
         assert "Traceback" not in self.log, self.log
 
     def admin(self, method: str, path: str, **arguments: Any) -> httpx.Response:

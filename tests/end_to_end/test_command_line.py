@@ -1,7 +1,10 @@
 """The command as typed in a shell."""
 
+import os
+import re
 import socket
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +13,7 @@ import pytest
 
 from buddy_process import BUDDY, free_port, serving
 from buddy_routing.train.demo_plan import TEXTS
+from buddy_server.cli import main
 from buddy_server.engine.build import BUILD_ERRORS, build_engine
 from buddy_server.engine.settings import EngineSettings
 
@@ -29,6 +33,14 @@ def test_a_server_whose_engine_cannot_be_built_says_why_in_one_line() -> None:
     assert "Traceback" not in ended.stderr
 
 
+def test_replicas_without_ray_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    # What the command sets for Ray is undone.
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(SystemExit, match=re.escape("pip install 'buddy-serve[ray]'")):
+        main(["serve", "--replicas", "2"])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -36,6 +48,7 @@ def test_a_server_whose_engine_cannot_be_built_says_why_in_one_line() -> None:
         (["--chat-template", "missing.jinja"], "chat template missing.jinja: No such file"),
         (["--config", "missing.yaml"], "missing.yaml: cannot be read"),
         (["--port", "99999"], "'99999' is no port, allowed are 1 to 65535"),
+        (["--replicas", "0"], "'0' is no number of replicas, allowed are 1 and more"),
     ],
 )
 def test_what_is_wrong_with_the_command_is_said_before_an_engine_is_built(

@@ -10,16 +10,25 @@ import httpx
 import openai
 import pytest
 
-from buddy_process import BUDDY, serving
+from buddy_process import BUDDY, NEEDS_RAY, serving
 from buddy_routing.embedded import MODEL_ID
 
 NUM_LAYERS = 16
 QUESTION = [{"role": "user", "content": "Tell me a short story about a dog named Max."}]
 
 
-@pytest.fixture(scope="module")
-def client() -> Iterator[openai.OpenAI]:
-    with serving() as url, openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=120) as client:
+REPLICAS = pytest.param(
+    ("--replicas", "2"), id="replicas", marks=[NEEDS_RAY, pytest.mark.slow, pytest.mark.timeout(600)]
+)
+
+
+@pytest.fixture(scope="module", params=[pytest.param((), id="process"), REPLICAS])
+def client(request: pytest.FixtureRequest) -> Iterator[openai.OpenAI]:
+    """Of one process, and of two replicas of the engine on Ray Serve."""
+    with (
+        serving(*request.param) as url,
+        openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=120) as client,
+    ):
         yield client
 
 

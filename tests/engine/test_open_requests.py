@@ -6,7 +6,7 @@ import pytest
 
 from buddy_server.engine.messages import Account, Event, FinishEvent, TokenEvent, Usage
 from buddy_server.engine.open_requests import OpenRequests
-from buddy_server.engine.wire import Cancel, Report, Submit
+from buddy_server.engine.wire import Cancel, Submit
 from tiny_engine import make_request
 
 pytestmark = pytest.mark.anyio
@@ -16,10 +16,6 @@ TOKENS = [TokenEvent(index, f"{index}", bytes([1])) for index in range(4)]
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
-
-
-def report(events: list[tuple[str, Event]], usages: list[tuple[str, Usage]] | None = None) -> Report:
-    return Report(events, usages or [], None, 0, 0.0, 0.0)
 
 
 async def test_events_of_a_report_come_as_one_list_for_each_request() -> None:
@@ -34,10 +30,10 @@ async def test_events_of_a_report_come_as_one_list_for_each_request() -> None:
     first, second = asyncio.create_task(heard("a")), asyncio.create_task(heard("b"))
     await asyncio.sleep(0)
     events: list[tuple[str, Event]] = [("a", TOKENS[0]), ("b", TOKENS[1]), ("a", TOKENS[2]), ("a", end)]
-    requests.deliver(report([*events, ("nobody", TOKENS[0])]))
+    requests.deliver([*events, ("nobody", TOKENS[0])], [])
     assert len(requests) == 1
     assert await first == [[TOKENS[0], TOKENS[2], end]]
-    requests.deliver(report([("b", TOKENS[3])], [("b", Usage(9, 0, 2, 36000, 3000))]))
+    requests.deliver([("b", TOKENS[3])], [("b", Usage(9, 0, 2, 36000, 3000))])
     requests.end_all("lost", "gone")
     *said, [ended] = await second
     assert said == [[TOKENS[1]], [TOKENS[3]]]
@@ -50,6 +46,20 @@ async def test_events_of_a_report_come_as_one_list_for_each_request() -> None:
     ]
 
 
+async def test_events_that_wait_come_as_one_list_and_a_failure_alone() -> None:
+    requests = OpenRequests(lambda _: True, lambda _: None)
+    stream = requests.events(make_request("a"))
+    first = asyncio.ensure_future(anext(stream))
+    await asyncio.sleep(0)
+    requests.deliver([("a", TOKENS[0])], [])
+    assert await first == [TOKENS[0]]
+    failure = FinishEvent("error", Usage(9), error="broken")
+    for event in (TOKENS[1], TOKENS[2], failure):
+        requests.deliver([("a", event)], [])
+    await asyncio.sleep(0)
+    assert [together async for together in stream] == [[TOKENS[1], TOKENS[2]], [failure]]
+
+
 async def test_a_request_whose_client_has_gone_is_settled_when_the_engine_has_ended_it() -> None:
     commands: list[Submit | Cancel] = []
     settled: list[Account] = []
@@ -57,13 +67,13 @@ async def test_a_request_whose_client_has_gone_is_settled_when_the_engine_has_en
     stream = requests.events(make_request("a"))
     first = asyncio.ensure_future(anext(stream))
     await asyncio.sleep(0)
-    requests.deliver(report([("a", TOKENS[0])]))
+    requests.deliver([("a", TOKENS[0])], [])
     await first
     await stream.aclose()
     assert commands[-1] == Cancel("a")
     assert (settled, len(requests)) == ([], 1)
-    requests.deliver(report([("a", TOKENS[1])], [("a", Usage(9, 0, 2, 36000, 4000))]))
-    requests.deliver(report([("a", FinishEvent("cancelled", Usage(9, 0, 3, 36000, 8000)))]))
+    requests.deliver([("a", TOKENS[1])], [("a", Usage(9, 0, 2, 36000, 4000))])
+    requests.deliver([("a", FinishEvent("cancelled", Usage(9, 0, 3, 36000, 8000)))], [])
     requests.end_all("lost", "gone")
     assert settled == [Account("a", "default", "cancelled", Usage(9, 0, 3, 36000, 8000))]
 
@@ -89,5 +99,5 @@ async def test_an_account_that_cannot_be_settled_keeps_no_event_from_anyone() ->
     asked = [asyncio.create_task(heard(name)) for name in ("a", "b")]
     await asyncio.sleep(0)
     end = FinishEvent("length", Usage(9))
-    requests.deliver(report([("a", end), ("b", TOKENS[0]), ("b", end)]))
+    requests.deliver([("a", end), ("b", TOKENS[0]), ("b", end)], [])
     assert await asyncio.gather(*asked) == [[end], [TOKENS[0], end]]

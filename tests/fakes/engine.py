@@ -79,6 +79,9 @@ class FakeEngine:
     limits: dict[str, int] = field(default_factory=dict)
     """The last that limit_depth was given."""
 
+    def take_inter_token_s(self) -> float:
+        return 0.0
+
     @property
     def ready_in_s(self) -> float:
         return 0.0 if self.is_ready else 6.5

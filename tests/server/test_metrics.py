@@ -98,8 +98,9 @@ def sample(metrics: Metrics, name: str, **labels: str) -> float | None:
 
 def test_step_counts_layers_by_configured_tenant() -> None:
     metrics = Metrics(INFO, [Tenant("acme", Tier("pro"))])
+    assert metrics.engine is not None
     for _ in range(2):
-        metrics.observe_step(step(acme=DepthCount(30000, 10000, 500), stranger=DepthCount(4000, 28000)))
+        metrics.engine.observe_step(step(acme=DepthCount(30000, 10000, 500), stranger=DepthCount(4000, 28000)))
     assert sample(metrics, "buddy_layers_executed_total", tenant="acme", tier="pro") == 60
     assert sample(metrics, "buddy_layers_skipped_total", tenant="acme", tier="pro") == 20
     assert sample(metrics, "buddy_layers_uncharged_total", tenant="acme", tier="pro") == 1
@@ -110,9 +111,10 @@ def test_step_counts_layers_by_configured_tenant() -> None:
     assert sample(metrics, "buddy_router_seconds_count") == 2
 
 
-def test_gauges_are_asked_of_the_engine_when_scraped() -> None:
+@pytest.mark.anyio
+async def test_gauges_are_asked_of_the_engine_when_scraped() -> None:
     metrics = Metrics(INFO, [])
-    metrics.render(FakeEngine(is_ready=False, num_waiting=1, num_running=2, kv_usage_ratio=0.5))
+    await metrics.render(FakeEngine(is_ready=False, num_waiting=1, num_running=2, kv_usage_ratio=0.5))
     assert sample(metrics, "buddy_engine_up") == 0
     assert sample(metrics, "buddy_num_requests_waiting") == 1
     assert sample(metrics, "buddy_num_requests_running") == 2

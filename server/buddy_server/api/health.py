@@ -37,6 +37,6 @@ def health_router(services: Services) -> APIRouter:
     @router.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         """For Prometheus."""
-        return Response(services.metrics.render(engine), media_type=CONTENT_TYPE_LATEST)
+        return Response(await services.metrics.render(engine), media_type=CONTENT_TYPE_LATEST)
 
     return router

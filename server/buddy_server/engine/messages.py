@@ -155,6 +155,21 @@ class DepthCount(Struct, frozen=True, array_like=True):
     uncharged: int = 0
 
 
+class StepTime(Struct, frozen=True, array_like=True):
+    """The `seconds` of steps and the number of them, both summed over the sequences that waited for each."""
+
+    seconds: float = 0.0
+    num_steps: int = 0
+
+    def __add__(self, other: "StepTime") -> "StepTime":
+        return StepTime(self.seconds + other.seconds, self.num_steps + other.num_steps)
+
+    @property
+    def mean_s(self) -> float:
+        """0.0 if there was no step."""
+        return self.seconds / self.num_steps if self.num_steps else 0.0
+
+
 class StepStats(Struct, frozen=True, array_like=True):
     """What one call to the model did in `seconds`, in `num_steps` steps of the same sequences. `num_layers_read` sums,
     over the steps, the number of layers that any row ran."""
@@ -167,6 +182,10 @@ class StepStats(Struct, frozen=True, array_like=True):
     router_s: float
     depth: Mapping[str, DepthCount]
     seconds: float = 0.0
+
+    @property
+    def time(self) -> StepTime:
+        return StepTime(self.seconds * self.num_sequences, self.num_steps * self.num_sequences)
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +239,11 @@ class EngineClient(Protocol):
     def queue_s(self) -> float:
         """How long the oldest request that has never run has been waiting in the engine; 0 if there is none. Requests
         of a tenant that already has more than its fair share of those that run do not count."""
+        ...
+
+    def take_inter_token_s(self) -> float:
+        """The mean time of a step since the last call, each counted with the sequences that waited for it: what the
+        engine makes of the time between two tokens, whatever clients do. 0.0 if there was no step."""
         ...
 
     def limit_depth(self, limits: Mapping[str, int]) -> None:

@@ -6,19 +6,41 @@ or not its client still listens: its Account goes to `settle`.
 
 import asyncio
 import logging
-from collections import defaultdict
-from collections.abc import AsyncGenerator, Callable
+from collections import defaultdict, deque
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from buddy_server.engine.messages import Account, Event, FinishEvent, FinishReason, GenerationRequest, Usage
-from buddy_server.engine.wire import Cancel, Report, Submit
+from buddy_server.engine.wire import Cancel, Submit
 
 log = logging.getLogger(__name__)
 
 SHUTTING_DOWN = "the server is shutting down"
 NO_ENGINE = "there is no engine to take the request"
 
-_Queue = asyncio.Queue[list[Event]]
+
+class _Mailbox:
+    """Lists of events until the client takes them, joined: a client that is slow wakes once for many. A failure stays
+    alone, so that what came before it is not lost with it."""
+
+    def __init__(self) -> None:
+        self._lists: deque[list[Event]] = deque()
+        self._filled = asyncio.Event()
+
+    def put(self, events: list[Event]) -> None:
+        """From the event loop that takes."""
+        if self._lists and not _is_failure(events):
+            self._lists[-1].extend(events)
+        else:
+            self._lists.append(events)
+        self._filled.set()
+
+    async def take(self) -> list[Event]:
+        await self._filled.wait()
+        events = self._lists.popleft()
+        if not self._lists:
+            self._filled.clear()
+        return events
 
 
 @dataclass(slots=True)
@@ -28,7 +50,7 @@ class _OpenRequest:
     request: GenerationRequest
     usage: Usage
     loop: asyncio.AbstractEventLoop
-    events: _Queue | None
+    events: _Mailbox | None
 
 
 class OpenRequests:
@@ -47,21 +69,27 @@ class OpenRequests:
         self._note = note
         self._open: dict[str, _OpenRequest] = {}
 
+    def __contains__(self, name: str) -> bool:
+        return name in self._open
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(list(self._open))
+
     def __len__(self) -> int:
         return len(self._open)
 
     async def events(self, request: GenerationRequest) -> AsyncGenerator[list[Event], None]:
-        """Submit `request` and yield its events up to the FinishEvent; events delivered together come as one list.
+        """Submit `request` and yield its events up to the FinishEvent; those that wait together come as one list.
         Closing the iterator at any point cancels the request."""
-        name, queue = request.request_id, _Queue()
-        opened = _OpenRequest(request, Usage(len(request.prompt_tokens)), asyncio.get_running_loop(), queue)
+        name, mailbox = request.request_id, _Mailbox()
+        opened = _OpenRequest(request, Usage(len(request.prompt_tokens)), asyncio.get_running_loop(), mailbox)
         self._open[name] = opened
         ended = False
         try:
             if not self._send(Submit(request)):
                 self._hand_over([(name, unused(request, "lost", NO_ENGINE))])
             while not ended:
-                events = await queue.get()
+                events = await mailbox.take()
                 ended = isinstance(events[-1], FinishEvent)
                 yield events
         finally:
@@ -69,22 +97,28 @@ class OpenRequests:
             if not ended:
                 self._send(Cancel(name))
 
-    def deliver(self, report: Report) -> None:
-        """Pass on what the engine reports, waking each event loop once. Call from one thread at a time."""
-        for name, usage in report.usages:
+    def deliver(self, events: list[tuple[str, Event]], usages: list[tuple[str, Usage]]) -> None:
+        """Pass on what the engine reports: events by request id, in order, and the usage so far of requests that have
+        not ended. Wakes each event loop once. Call from one thread at a time."""
+        for name, usage in usages:
             if name in self._open:
                 self._open[name].usage = usage
-        if report.usages:
-            self._note(report.usages)
-        self._hand_over(report.events)
+        if usages:
+            self._note(usages)
+        self._hand_over(events)
 
     def end_all(self, reason: FinishReason, message: str) -> None:
-        """End every request that the engine will report no more on, with its last reported usage."""
-        waiting = list(self._open.items())
+        """End every request, as `end`."""
+        self.end(list(self._open), reason, message)
+
+    def end(self, names: Iterable[str], reason: FinishReason, message: str) -> None:
+        """End requests that the engine will report no more on, with their last reported usage. Those that have ended
+        already stay as they are."""
+        opened = [(name, self._open[name]) for name in names if name in self._open]
         self._hand_over(
             [
-                (name, FinishEvent(reason, opened.usage, error=message, max_cost=opened.request.max_cost))
-                for name, opened in waiting
+                (name, FinishEvent(reason, ended.usage, error=message, max_cost=ended.request.max_cost))
+                for name, ended in opened
             ]
         )
 
@@ -92,7 +126,7 @@ class OpenRequests:
         by_request: defaultdict[str, list[Event]] = defaultdict(list)
         for name, event in events:
             by_request[name].append(event)
-        by_loop: defaultdict[asyncio.AbstractEventLoop, list[tuple[_Queue, list[Event]]]] = defaultdict(list)
+        by_loop: defaultdict[asyncio.AbstractEventLoop, list[tuple[_Mailbox, list[Event]]]] = defaultdict(list)
         for name, together in by_request.items():
             last = together[-1]
             opened = self._open.pop(name, None) if isinstance(last, FinishEvent) else self._open.get(name)
@@ -100,12 +134,11 @@ class OpenRequests:
                 continue
             if isinstance(last, FinishEvent):
                 self._settle_one(Account(name, opened.request.tenant, last.reason, last.usage, last.max_cost))
-            if (queue := opened.events) is not None:
-                if isinstance(last, FinishEvent) and last.error is not None and len(together) > 1:
-                    # A failure comes alone: what came before it is not lost with it.
-                    by_loop[opened.loop].append((queue, together[:-1]))
+            if (mailbox := opened.events) is not None:
+                if _is_failure(together[-1:]) and len(together) > 1:
+                    by_loop[opened.loop].append((mailbox, together[:-1]))
                     together = [last]
-                by_loop[opened.loop].append((queue, together))
+                by_loop[opened.loop].append((mailbox, together))
         for loop, groups in by_loop.items():
             try:
                 loop.call_soon_threadsafe(_put_all, groups)
@@ -133,6 +166,10 @@ def unused(request: GenerationRequest, reason: FinishReason, message: str | None
     return FinishEvent(reason, Usage(len(request.prompt_tokens)), error=message, max_cost=request.max_cost)
 
 
-def _put_all(groups: list[tuple[_Queue, list[Event]]]) -> None:
-    for queue, together in groups:
-        queue.put_nowait(together)
+def _is_failure(events: list[Event]) -> bool:
+    return isinstance(events[0], FinishEvent) and events[0].error is not None
+
+
+def _put_all(groups: list[tuple[_Mailbox, list[Event]]]) -> None:
+    for mailbox, together in groups:
+        mailbox.put(together)

@@ -5,12 +5,11 @@ import math
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
-from dataclasses import replace
 
-from buddy_server.engine.messages import Account, EngineInfo, Event, GenerationRequest, StepStats, Usage
+from buddy_server.engine.messages import Account, EngineInfo, Event, GenerationRequest, StepStats, StepTime, Usage
 from buddy_server.engine.open_requests import SHUTTING_DOWN, OpenRequests
 from buddy_server.engine.settings import EnginePlan
-from buddy_server.engine.wire import LimitDepth, LoopCommand, Ready, Report, Stop
+from buddy_server.engine.wire import Cancel, LimitDepth, LoopCommand, Ready, Report, Stop
 from buddy_server.engine.worker_process import TICK_S, WorkerProcess
 from buddy_server.errors import EngineStartError
 
@@ -43,7 +42,8 @@ class EngineProcess:
         settle: Callable[[Account], None] = lambda _: None,
         note: Callable[[list[tuple[str, Usage]]], None] = lambda _: None,
     ) -> None:
-        self._plan = _with_arithmetic(plan, ready.info)
+        # Later children compute as the first one does, whatever is fastest or can be built by then.
+        self._plan = plan.with_arithmetic(ready.info.arithmetic)
         self._ready = ready
         self._on_step = on_step
         self._on_restart = on_restart
@@ -51,6 +51,7 @@ class EngineProcess:
         self._num_running = 0
         self._kv_usage_ratio = 0.0
         self._queue_s = 0.0
+        self._step_time = StepTime()
         self._pause_s = 0.0
         self._load_s = worker.load_s
         self._lost_s = 0.0
@@ -100,6 +101,15 @@ class EngineProcess:
         """As of the last report."""
         return self._queue_s
 
+    def take_step_time(self) -> StepTime:
+        """Of the steps since the last call."""
+        taken, self._step_time = self._step_time, StepTime()
+        return taken
+
+    def take_inter_token_s(self) -> float:
+        """As in EngineClient."""
+        return self.take_step_time().mean_s
+
     def limit_depth(self, limits: Mapping[str, int]) -> None:
         """As in EngineClient; later children get the limits as well."""
         with self._lock:
@@ -119,6 +129,10 @@ class EngineProcess:
     def submit(self, request: GenerationRequest) -> AsyncGenerator[list[Event], None]:
         """As in EngineClient: yields events up to the FinishEvent."""
         return self._requests.events(request)
+
+    def cancel(self, request_id: str) -> None:
+        """End a request, whose events are still awaited, with a FinishEvent; it may have ended already."""
+        self._send(Cancel(request_id))
 
     def _send(self, command: LoopCommand) -> bool:
         """Send `command`; returns whether there is a child to answer it."""
@@ -159,8 +173,9 @@ class EngineProcess:
     def _take(self, report: Report) -> None:
         self._num_running, self._kv_usage_ratio = report.num_running, report.kv_usage_ratio
         self._queue_s = report.queue_s
-        self._requests.deliver(report)
+        self._requests.deliver(report.events, report.usages)
         if report.stats is not None:
+            self._step_time += report.stats.time
             self._on_step(report.stats)
 
     def _lose(self, worker: WorkerProcess) -> None:
@@ -206,10 +221,3 @@ class EngineProcess:
             # The tokenizer and what clients have been sent belong to the previous model.
             raise EngineStartError("the model or its router has changed; start the server again to serve it")
         return worker
-
-
-def _with_arithmetic(plan: EnginePlan, info: EngineInfo) -> EnginePlan:
-    """The plan for later children: they compute as the first one does, whatever is fastest or can be built by then."""
-    if info.arithmetic == "torch":
-        return replace(plan, settings=replace(plan.settings, native=False))
-    return replace(plan, settings=replace(plan.settings, arithmetic=info.arithmetic))

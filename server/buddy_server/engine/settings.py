@@ -1,6 +1,6 @@
 """The settings from which an engine is built, as plain data."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 
@@ -32,3 +32,9 @@ class EnginePlan:
     settings: EngineSettings
     device: str = "auto"
     dtype: str = "auto"
+
+    def with_arithmetic(self, arithmetic: str) -> "EnginePlan":
+        """The plan of an engine that computes with this EngineInfo.arithmetic."""
+        if arithmetic == "torch":
+            return replace(self, settings=replace(self.settings, native=False))
+        return replace(self, settings=replace(self.settings, arithmetic=arithmetic))

@@ -127,7 +127,7 @@ class ElasticBudgets:
             return
         engine, before = self._engine, self._controller.level
         used = max(engine.num_running / engine.info.max_sequences, engine.kv_usage_ratio)
-        load = Load(engine.queue_s, self._metrics.take_inter_token_s(), used)
+        load = Load(engine.queue_s, engine.take_inter_token_s(), used)
         level = self._controller.observe(now_s, load, self._book.config.elastic)
         limits = {tier.name: depth_limit(tier, level, engine.info.actions) for tier in elastic} if level else {}
         for tier in elastic:

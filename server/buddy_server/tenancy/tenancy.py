@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 import signal
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
@@ -80,8 +81,9 @@ class Tenancy:
         await self._catch_up()
         hang_up = asyncio.Event()
         loop = asyncio.get_running_loop()
-        if self.book.has_file:
-            # Without a file there is nothing to reload, and closing the terminal ends the server.
+        # Without a file there is nothing to reload, and closing the terminal ends the server.
+        hears_signals = self.book.has_file and threading.current_thread() is threading.main_thread()
+        if hears_signals:
             loop.add_signal_handler(signal.SIGHUP, hang_up.set)
         loops: list[Loop] = [partial(self.book.watch_file, hang_up), self.book.watch_store, self._gate.run]
         if self.store is not None:
@@ -90,7 +92,8 @@ class Tenancy:
         try:
             yield
         finally:
-            loop.remove_signal_handler(signal.SIGHUP)
+            if hears_signals:
+                loop.remove_signal_handler(signal.SIGHUP)
             await self.bills.close(CLOSE_TIMEOUT_S)
             for task in tasks:
                 task.cancel()

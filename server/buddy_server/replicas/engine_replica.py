@@ -1,0 +1,119 @@
+"""One replica of the engine: a Ray actor around an EngineProcess."""
+
+import asyncio
+import os
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry, Metric
+from ray import serve
+
+from buddy_server.engine.messages import FinishEvent, GenerationRequest, Usage
+from buddy_server.engine.process import EngineProcess
+from buddy_server.engine.settings import EnginePlan
+from buddy_server.engine_metrics import EngineMetrics
+from buddy_server.errors import EngineStartError
+from buddy_server.logs import configure_logs
+from buddy_server.replicas.alike import start_alike
+from buddy_server.replicas.wire import Progress, ReplicaState, encode
+
+GATHER_S = 0.05
+"""Pause between two messages about a request: each costs three processes on its way 2.4 ms of CPU time together, with
+one token or with fifty. The first is sent at once."""
+
+
+@dataclass(slots=True)
+class _OpenRequest:
+    """`usage` is the last reported by the engine."""
+
+    usage: Usage | None = None
+
+
+class EngineReplica:
+    """The deployment behind the ingress, which alone calls its methods. Answers are msgpack (wire.py).
+
+    A replica ends with its engine, and Ray Serve starts another: one that waited for a new engine would look idle, and
+    draw all requests.
+    """
+
+    def __init__(self, plan: EnginePlan) -> None:
+        """Raises EngineStartError."""
+        configure_logs()
+        # The child ends with the thread that starts it. This one lasts as long as the replica.
+        plan, worker, self._ready = start_alike(plan)
+        self._name = serve.get_replica_context().replica_id.unique_id
+        self._open: dict[str, _OpenRequest] = {}
+        self._limits: Mapping[str, int] = {}
+        self._registry = CollectorRegistry()
+        # Only the ingress knows the labels of tenants (metrics.py).
+        self._metrics = EngineMetrics(self._ready.info, self._registry, lambda tenant: (tenant, ""))
+        self._engine = EngineProcess(
+            plan,
+            worker,
+            self._ready,
+            on_step=self._metrics.observe_step,
+            on_restart=_leave,
+            note=self._note,
+        )
+        self._engine.start()
+
+    def __del__(self) -> None:
+        """Called by Ray Serve, when no request is left or the time for that is over, and after a failed start."""
+        if hasattr(self, "_engine"):
+            self._engine.stop()
+
+    async def describe(self) -> bytes:
+        """Its `Ready`."""
+        return encode(self._ready)
+
+    async def generate(self, request: GenerationRequest, fingerprint: str) -> AsyncGenerator[bytes, None]:
+        """Yields its `Progress` up to the FinishEvent. Raises EngineStartError unless `fingerprint` is that of what
+        this replica serves."""
+        name, served = request.request_id, self._ready.info.system_fingerprint
+        if fingerprint != served:
+            raise EngineStartError(f"this replica serves {served}, not {fingerprint}; start the server again")
+        opened = self._open[name] = _OpenRequest()
+        try:
+            async with aclosing(self._engine.submit(request)) as answer:
+                async for events in answer:
+                    if isinstance(events[-1], FinishEvent):
+                        yield encode(Progress(events, None))
+                    else:
+                        yield encode(Progress(events, opened.usage))
+                        await asyncio.sleep(GATHER_S)
+        finally:
+            del self._open[name]
+
+    async def cancel(self, request_id: str) -> bool:
+        """End a request, whose last `Progress` follows. Returns whether it is here."""
+        if request_id in self._open:
+            self._engine.cancel(request_id)
+        return request_id in self._open
+
+    async def observe(self, limits: Mapping[str, int]) -> bytes:
+        """Its `ReplicaState`. `limits` are those of EngineClient.limit_depth, from now on."""
+        if limits != self._limits:
+            self._limits = dict(limits)
+            self._engine.limit_depth(self._limits)
+        engine = self._engine
+        return encode(
+            ReplicaState(
+                engine.is_ready, engine.num_running, engine.kv_usage_ratio, engine.queue_s, engine.take_step_time()
+            )
+        )
+
+    async def measure(self) -> tuple[str, list[Metric]]:
+        """A name of this replica, and its metrics, in which a tenant is a tenant's name."""
+        self._metrics.show(self._engine)
+        return self._name, list(self._registry.collect())
+
+    def _note(self, usages: Sequence[tuple[str, Usage]]) -> None:
+        for name, usage in usages:
+            if (opened := self._open.get(name)) is not None:
+                opened.usage = usage
+
+
+def _leave() -> None:
+    """On the engine's thread, when its process has ended. Streams end with the connection to this process."""
+    os._exit(1)

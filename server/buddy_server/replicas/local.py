@@ -1,0 +1,99 @@
+"""`buddy serve --replicas N`: Ray and Ray Serve on this machine, from start to shutdown."""
+
+import logging
+import os
+import signal
+import threading
+
+# Before Ray is imported. Nothing about this server goes to anyone else, and its log has every line of every process.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_DEDUP_LOGS", "0")
+# A dozen processes start at once; on two busy cores Ray Serve's 5 seconds for its proxy are too few.
+os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "30")
+
+import ray
+from ray import serve
+from ray.serve.config import HTTPOptions
+from ray.serve.schema import LoggingConfig
+
+from buddy_server.config import load_config
+from buddy_server.errors import EngineStartError
+from buddy_server.logs import configure_logs
+from buddy_server.replicas.application import application
+from buddy_server.serve import GRACE_PERIOD_S, KEEP_ALIVE_S, LAST_WORDS_S, ServeOptions, bind, check_exposure
+
+log = logging.getLogger(__name__)
+
+OBJECT_STORE_BYTES = 100 * 1024 * 1024
+"""Only pieces of answers go through it."""
+NAME = "buddy"
+
+
+def serve_replicas(options: ServeOptions, num_replicas: int) -> None:
+    """Serve until SIGINT or SIGTERM. Raises one of serve.START_ERRORS."""
+    configure_logs()
+    config = load_config(options.config)
+    check_exposure(config, options.host)
+    # Ray's own message would not name the address.
+    bind(options.host, options.port).close()
+    cores = os.cpu_count() or 1
+    ray.init(
+        "local",
+        num_cpus=max(cores, num_replicas),
+        object_store_memory=OBJECT_STORE_BYTES,
+        include_dashboard=False,
+        configure_logging=False,
+        logging_level="WARNING",
+    )
+    # Ray has handlers of its own until now. Requests come in as soon as the first replica is ready.
+    stopped = _stop_signal()
+    try:
+        quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
+        http = HTTPOptions(host=options.host, port=options.port, keep_alive_timeout_s=KEEP_ALIVE_S)
+        try:
+            serve.start(http_options=http, logging_config=quiet)
+        except TimeoutError:
+            # Only the waiting has ended: it is started, and may be ready before the replicas are.
+            log.warning("Ray Serve's proxy takes long to start")
+        num_gpus = 1 if options.device != "cpu" and ray.cluster_resources().get("GPU") else 0
+        target = application(options, config, num_replicas, max(1, cores // num_replicas), num_gpus)
+        try:
+            serve.run(target, name=NAME, logging_config=quiet)
+        except RuntimeError as error:
+            raise EngineStartError(_reason() or str(error)) from error
+        stopped.wait()
+        _drain()
+    finally:
+        serve.shutdown()
+        ray.shutdown()
+
+
+def _stop_signal() -> threading.Event:
+    """Set by SIGINT or SIGTERM. A second one does not wait for what the first one began."""
+    stopped = threading.Event()
+
+    def stop(*_: object) -> None:
+        if stopped.is_set():
+            raise KeyboardInterrupt
+        stopped.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+    return stopped
+
+
+def _drain() -> None:
+    try:
+        serve.get_app_handle(NAME).drain.remote().result(timeout_s=GRACE_PERIOD_S + LAST_WORDS_S)
+    except TimeoutError:
+        log.error("requests under way are given up")
+    # The last answers reach their clients, and what was used is settled.
+    serve.delete(NAME)
+
+
+def _reason() -> str | None:
+    """The last error that kept the application from starting: Ray Serve only has the text of its traceback."""
+    deployments = serve.status().applications[NAME].deployments.values()
+    lines = [line for deployment in deployments for line in deployment.message.splitlines()]
+    errors = [line.partition("Error: ")[2] for line in lines if "Error: " in line]
+    return errors[-1] if errors else None
