@@ -1,5 +1,6 @@
 """The configuration file: validated here, then turned into frozen dataclasses."""
 
+import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -7,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import quote
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, StringConstraints, ValidationError
 
 from buddy_server.config_text import explain, line_of, name_or_mask, read_yaml
 from buddy_server.engine.settings import EngineSettings
@@ -144,8 +145,16 @@ class _ElasticEntry(_Strict):
 _SIZES = EngineSettings()
 
 
+def _cache_size(value: object) -> float | Literal["auto"]:
+    if value == "auto":
+        return "auto"
+    if isinstance(value, float | int) and not isinstance(value, bool) and 0 < value < math.inf:
+        return float(value)
+    raise ValueError("expected a number above 0, or auto")
+
+
 class _EngineEntry(_Strict):
-    kv_cache_gib: Annotated[float, Field(gt=0)] | Literal["auto"] = _SIZES.kv_cache_gib
+    kv_cache_gib: Annotated[float | Literal["auto"], PlainValidator(_cache_size)] = _SIZES.kv_cache_gib
     max_sequences: Annotated[int, Field(ge=1)] = _SIZES.max_sequences
     max_step_tokens: Annotated[int, Field(ge=1)] = _SIZES.max_step_tokens
     cost_weight: Annotated[float, Field(ge=0)] = _SIZES.cost_weight

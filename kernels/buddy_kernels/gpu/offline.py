@@ -100,7 +100,8 @@ def step_launches(model: ModelShape, dtype: torch.dtype, num_rows: int, capabili
 def varied_launches(model: ModelShape, dtype: torch.dtype, num_rows: int, capability: Capability) -> list[Launch]:
     """The launches of steps with and without small FFNs and adjustments, one after the other."""
     with recorded(capability) as launches, torch.device("meta"):
-        for has_small_ffns in (False, True):
+        # The knapsack of small FFNs is for models of up to 64 layers.
+        for has_small_ffns in (False, True) if model.num_layers <= 64 else (False,):
             step = step_without_values(model, dtype, num_rows, has_small_ffns)
             for adjusts in (False, True):
                 step.run(adjusts)
