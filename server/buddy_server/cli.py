@@ -41,6 +41,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_bench_server(bench.add_parser("server", help="a server over HTTP, beside the engine alone"))
     train = commands.add_parser("train", help="train models and routers").add_subparsers(required=True, metavar="WHAT")
     _add_train_router(train.add_parser("router", help="make a router for your model from your conversations"))
+    _add_train_correction(train.add_parser("correction", help="correct a router's scores by variations of its paths"))
     _add_train_predictor(train.add_parser("predictor", help="teach a router to choose budgets itself"))
     _add_train_exits(train.add_parser("exits", help="give your model exits, to leave it early, in place of a router"))
     _add_train_duo(train.add_parser("duo", help="give your model's layers small FFNs and a router that chooses them"))
@@ -132,6 +133,13 @@ def _add_train_router(parser: argparse.ArgumentParser) -> None:
 
     add_arguments(parser)
     parser.set_defaults(run=_train_router)
+
+
+def _add_train_correction(parser: argparse.ArgumentParser) -> None:
+    from buddy_routing.train.correction_plan import add_arguments
+
+    add_arguments(parser)
+    parser.set_defaults(run=_train_correction)
 
 
 def _add_train_predictor(parser: argparse.ArgumentParser) -> None:
@@ -256,6 +264,20 @@ def _train_router(parsed: argparse.Namespace) -> None:
     from buddy_routing.train.router_plan import plan_from
 
     _train_artifact("router", parsed, plan_from, make_router)
+
+
+def _train_correction(parsed: argparse.Namespace) -> None:
+    from buddy_routing.train.correction_job import make_correction
+    from buddy_routing.train.correction_plan import plan_from
+    from buddy_routing.train.router_job import TrainingError
+    from buddy_server.engine.served_model import DTYPES, resolve_device
+
+    try:
+        plan = plan_from(parsed)
+        device, dtype = resolve_device(parsed.device), DTYPES[parsed.dtype]
+        make_correction(parsed.model, parsed.router, parsed.data, parsed.out, plan, device, dtype)
+    except (ValueError, OSError, TrainingError) as error:
+        sys.exit(f"buddy train correction: {error}")
 
 
 def _train_predictor(parsed: argparse.Namespace) -> None:

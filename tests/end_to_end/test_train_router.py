@@ -1,4 +1,4 @@
-"""`buddy train router`, `predictor`, `exits` and `duo`: data in, artifact out, and it serves."""
+"""`buddy train router`, `correction`, `predictor`, `exits` and `duo`: data in, artifact out, and it serves."""
 
 import json
 import random
@@ -13,6 +13,7 @@ import pytest
 from safetensors.torch import load_file
 
 from buddy_process import BUDDY, serving
+from buddy_routing.router_config import read_router_config
 from buddy_routing.train import batch_training
 from buddy_server.cli import main
 from buddy_server.engine.build import build_engine
@@ -75,6 +76,26 @@ def test_a_router_and_its_predictor_are_trained_by_two_commands_and_load(
     built = build_engine(str(model), str(router), EngineSettings(), "cpu", "float32")
     assert built.info.has_predictor
     assert not built.info.router_id.startswith("prior")
+
+
+def test_a_router_is_corrected_by_one_command_and_loads(refused: Callable[..., str], tmp_path: Path) -> None:
+    model, data = save_chat_model("qwen3", tmp_path / "model"), save_conversations(tmp_path / "data.jsonl")
+    router, out = tmp_path / "router", tmp_path / "corrected"
+    common = ("--model", model, "--data", data, "--num-tokens", "128")
+    main(train("router", *common, "--out", router, "--route-block", "16", "--epochs", "0.1"))
+    training = train("correction", *common, "--router", router, "--num-variations", "6", "--num-batches", "6")
+    main([*training, "--out", str(out)])
+    assert read_router_config(out).rank == 64
+    assert "is of a training with another model" in refused(*training, "--out", str(out), "--budgets", "0.5")
+    for options, told in (
+        (("--out", str(router)), "is the router to correct: choose another place"),
+        (("--out", str(tmp_path / "other"), "--budgets", "1"), "budget 1 pays for 6 of 6 layers"),
+        (("--out", str(tmp_path / "other"), "--budgets", "half"), "'half' is not a list of numbers"),
+        (("--out", str(tmp_path / "other"), "--num-variations", "0"), "--num-variations is 0"),
+    ):
+        assert told in refused(*training, *options)
+    built = build_engine(str(model), str(out), EngineSettings(), "cpu", "float32")
+    assert built.info.router_id.startswith("learned:")
 
 
 def test_exits_and_their_predictor_are_trained_by_two_commands_and_load(

@@ -4,23 +4,19 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
-from tqdm import tqdm
 
 from buddy_routing.decoder import RoutedDecoder
 from buddy_routing.exits import ExitRouter
 from buddy_routing.route_sources import conversation_starts
 from buddy_routing.router import LearnedRouter
 from buddy_routing.train.answer_loss import AnswerLoss, answer_loss, loss_of_states, prompt_features
+from buddy_routing.train.batch_table import Columns, measure_batches
 from buddy_routing.train.example import ExampleBatch
 from buddy_routing.train.routed_paths import routed_paths
-from buddy_routing.train.training_state import check_run
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,41 +39,16 @@ def measure_depth_table(
     run: str,
 ) -> DepthTable:
     """Measure the examples in up to `num_batches` of `batches` at each of `depths`, milli-layers of a token. A router
-    chooses every answer's own paths; exits are those of `model`. What `checkpoint` already holds is not measured again.
-
-    Raises OtherTrainingError for a checkpoint of another run; ValueError if there is no example.
+    chooses every answer's own paths; exits are those of `model`. Resumes and raises as measure_batches does.
     """
+
+    def measure(batch: ExampleBatch, _: int) -> Columns:
+        quality = _quality(list(_answers(model, router, route_block, batch, depths)))
+        return {"features": prompt_features(model, batch), "quality": quality}
+
     device = model.inv_freq.device
-    # Grouped by batch, so that a run with fewer batches than the checkpoint uses the first ones.
-    features: list[Tensor] = []
-    quality: list[Tensor] = []
-    if checkpoint.exists():
-        with safe_open(checkpoint, framework="pt") as file:
-            check_run(checkpoint, file.metadata(), run)
-            sizes = file.get_tensor("sizes").tolist()
-            features = list(file.get_tensor("features").to(device).split(sizes))[:num_batches]
-            quality = list(file.get_tensor("quality").to(device).split(sizes))[:num_batches]
-    done = len(quality)
-    bar = tqdm(islice(batches, done, num_batches), initial=done, total=num_batches, desc="depths", unit="batch")
-    for host_batch in bar:
-        batch = host_batch.to(device)
-        features.append(prompt_features(model, batch))
-        quality.append(_quality(list(_answers(model, router, route_block, batch, depths))))
-        _save(checkpoint, features, quality, run)
-    if not quality:
-        raise ValueError("there is no example to learn from")
-    return DepthTable(torch.cat(features), torch.cat(quality))
-
-
-def _save(path: Path, features: list[Tensor], quality: list[Tensor], run: str) -> None:
-    tensors = {
-        "features": torch.cat(features).cpu(),
-        "quality": torch.cat(quality).cpu(),
-        "sizes": torch.tensor([len(batch) for batch in quality]),
-    }
-    partial = path.with_suffix(".partial")
-    save_file(tensors, partial, metadata={"run": run})
-    partial.replace(path)
+    columns = measure_batches("depths", measure, batches, num_batches, checkpoint, run, device)
+    return DepthTable(columns["features"], columns["quality"])
 
 
 def _answers(

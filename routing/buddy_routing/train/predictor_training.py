@@ -26,7 +26,7 @@ from buddy_routing.router import DecisionModule, LearnedRouter
 from buddy_routing.train.depth_table import DepthTable, measure_depth_table
 from buddy_routing.train.example import Example, packed_batches
 from buddy_routing.train.predictor_plan import PredictorPlan
-from buddy_routing.train.router_training import blank_decision_module, fold_scaling, mean_and_spread
+from buddy_routing.train.router_training import blank_decision_module, fold_scaling, mean_and_spread, weighted_sum
 from buddy_routing.train.training_state import run_name
 
 NUM_MEMBERS = 4
@@ -71,7 +71,7 @@ def fit_predictor(table: DepthTable, depths: tuple[int, ...], plan: PredictorPla
     bar = tqdm(range(NUM_MEMBERS), desc="predictor", unit="network", mininterval=2)
     members = [_member(scaled, fold_of == number, plan, plan.seed + number) for number in bar]
     predictor = BudgetPredictor(table.features.shape[1], depths, NUM_MEMBERS * plan.rank, plan.cost_weight)
-    predictor.estimator = _mean_of(members)
+    predictor.estimator = weighted_sum(members, [1 / NUM_MEMBERS] * NUM_MEMBERS)
     fold_scaling(predictor.estimator, mean, spread)
     return predictor.to(mean.device)
 
@@ -100,15 +100,3 @@ def _member(table: DepthTable, held_out: Tensor, plan: PredictorPlan, seed: int)
             break
     member.load_state_dict(state)
     return member
-
-
-def _mean_of(members: list[DecisionModule]) -> DecisionModule:
-    """One module with the hidden units of all members, whose output is the mean of theirs."""
-    down = torch.cat([member.down.weight for member in members])
-    whole = DecisionModule(down.shape[1], members[0].up.out_features, len(down))
-    with torch.no_grad():
-        whole.down.weight.copy_(down)
-        whole.down.bias.copy_(torch.cat([member.down.bias for member in members]))
-        whole.up.weight.copy_(torch.cat([member.up.weight for member in members], 1) / len(members))
-        whole.up.bias.copy_(torch.stack([member.up.bias for member in members]).mean(0))
-    return whole

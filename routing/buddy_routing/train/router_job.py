@@ -19,6 +19,7 @@ from buddy_routing.checkpoint import load_model
 from buddy_routing.embedded import model_directory
 from buddy_routing.path_source import decoder_for, load_path_source
 from buddy_routing.train.chat_data import ChatEncoder, DataError, read_conversations
+from buddy_routing.train.correction_plan import CorrectionPlan
 from buddy_routing.train.duo_plan import DuoPlan
 from buddy_routing.train.example import Example
 from buddy_routing.train.exits_plan import ExitsPlan
@@ -100,7 +101,7 @@ def name_of(data: Path) -> str:
 
 
 @contextmanager
-def out_of_memory_explained(plan: RouterPlan | PredictorPlan | ExitsPlan | DuoPlan) -> Iterator[None]:
+def out_of_memory_explained(plan: RouterPlan | CorrectionPlan | PredictorPlan | ExitsPlan | DuoPlan) -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:

@@ -9,7 +9,7 @@ comparison.
 # B rows of examples, T tokens, V vocabulary, L layers, F width of one token's V
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -176,3 +176,16 @@ def fold_scaling(decision: DecisionModule, mean: Tensor, spread: Tensor) -> None
     with torch.no_grad():
         decision.down.weight.div_(spread)
         decision.down.bias.sub_(decision.down.weight @ mean)
+
+
+def weighted_sum(modules: Sequence[DecisionModule], weights: Sequence[float]) -> DecisionModule:
+    """One module with the hidden units of all, whose output is the weighted sum of theirs."""
+    down = torch.cat([module.down.weight for module in modules])
+    whole = DecisionModule(down.shape[1], modules[0].up.out_features, len(down)).to(down.device)
+    weighted = list(zip(modules, weights, strict=True))
+    with torch.no_grad():
+        whole.down.weight.copy_(down)
+        whole.down.bias.copy_(torch.cat([module.down.bias for module in modules]))
+        whole.up.weight.copy_(torch.cat([weight * module.up.weight for module, weight in weighted], 1))
+        whole.up.bias.copy_(torch.stack([weight * module.up.bias for module, weight in weighted]).sum(0))
+    return whole
