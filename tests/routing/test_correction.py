@@ -19,7 +19,7 @@ from buddy_routing.train.correction_plan import CorrectionPlan
 from buddy_routing.train.correction_training import fit_correction, train_correction
 from buddy_routing.train.example import Example, packed_batches
 from buddy_routing.train.path_table import PathTable, measure_path_table
-from buddy_routing.train.router_training import RouterLoss
+from buddy_routing.train.router_training import RouterLoss, blank_decision_module
 from buddy_routing.train.training_state import OtherTrainingError
 from sparse_decode import SparseDecode, segment_bounds
 from tiny_models import SHAPE, save_random_model
@@ -46,6 +46,12 @@ def random_router(num_features: int) -> LearnedRouter:
     return LearnedRouter(DecisionModule(num_features, NUM_FREE, 4).requires_grad_(False), prior, 0.1, "test")
 
 
+def static_router(num_features: int, scores: Tensor) -> LearnedRouter:
+    """One that has learnt nothing: its scores are its prior."""
+    decision = blank_decision_module(num_features, NUM_FREE, 4, seed=0).requires_grad_(False)
+    return LearnedRouter(decision, scores, 1.0, "test")
+
+
 def corrected(model: RoutedDecoder, plan: CorrectionPlan, checkpoint: Path, data_name: str = "") -> LearnedRouter:
     router = random_router(2 * model.spec.kv_dim)
     return train_correction(model, router, ROUTE_BLOCK, iter(EXAMPLES), plan, checkpoint, data_name)
@@ -62,8 +68,8 @@ def test_paths_cost_what_they_may_and_the_first_is_the_routers_own(model: Routed
     def batches() -> Iterator:
         return packed_batches(iter(EXAMPLES), 2, 64, seed=0)
 
-    checkpoint = tmp_path / "state.safetensors"
-    table = measure_path_table(model, router, ROUTE_BLOCK, batches(), MAX_COSTS, 8, 1, 0, checkpoint, "run")
+    plan, checkpoint = replace(PLAN, num_batches=1), tmp_path / "state.safetensors"
+    table = measure_path_table(model, router, ROUTE_BLOCK, batches(), MAX_COSTS, plan, checkpoint, "run")
     batch = next(batches())
     assert len(table.features) == batch.counted.sum()
     assert table.is_last.sum() == (batch.counted & ~batch.in_answer).sum()
@@ -76,6 +82,14 @@ def test_paths_cost_what_they_may_and_the_first_is_the_routers_own(model: Routed
         assert (runs[:, 1:] != runs[:, :1]).any(-1).float().mean() > 0.1
         served = loss(batch, torch.full_like(batch.tokens, max_cost))
         torch.testing.assert_close(table.nats[:, budget, 0].mean(), served)
+
+
+def test_a_router_that_scores_all_layers_equally_has_variations_too(model: RoutedDecoder, tmp_path: Path) -> None:
+    router = static_router(2 * model.spec.kv_dim, torch.zeros(NUM_FREE))
+    plan, batches = replace(PLAN, num_batches=1), packed_batches(iter(EXAMPLES), 2, 64, seed=0)
+    path = tmp_path / "state.safetensors"
+    table = measure_path_table(model, router, ROUTE_BLOCK, batches, MAX_COSTS, plan, path, "run")
+    assert (table.runs[:, :, 1:] != table.runs[:, :, :1]).any(-1).float().mean() > 0.5
 
 
 def planted(num_tokens: int) -> tuple[PathTable, Tensor]:
@@ -111,12 +125,10 @@ def test_too_few_examples_are_refused() -> None:
 
 
 def test_a_router_that_knows_all_that_can_be_known_is_not_made_worse() -> None:
-    router = random_router(12)
-    with torch.no_grad():
-        router.decision.up.weight.zero_()
-        router.decision.up.bias.zero_()
+    values = torch.tensor([0.9, 0.1, 0.6, 0.3])
+    router = static_router(12, values)
     table, _ = planted(60)
-    lost = 2 - (table.runs * router.prior).sum(-1) + 0.3 * torch.randn(60, 1, 9)
+    lost = 2 - (table.runs * values).sum(-1) + 0.3 * torch.randn(60, 1, 9)
     known = PathTable(table.features, table.is_last, table.runs, (0.3 * lost).square())
     with pytest.raises(ValueError, match=r"from 0\.\d+ to 0\.\d+: too few examples or variations were measured"):
         fit_correction(router, known, replace(PLAN, rank=16, learning_rate=0.1))

@@ -57,18 +57,7 @@ def train_correction(
     measured = (max_costs, route_block, plan.num_variations, plan.num_rows, plan.num_tokens, plan.seed)
     run = run_name(router.router_id, data_name, *measured)
     batches = packed_batches(examples, plan.num_rows, plan.num_tokens, plan.seed)
-    table = measure_path_table(
-        model,
-        router,
-        route_block,
-        batches,
-        max_costs,
-        plan.num_variations,
-        plan.num_batches,
-        plan.seed,
-        checkpoint,
-        run,
-    )
+    table = measure_path_table(model, router, route_block, batches, max_costs, plan, checkpoint, run)
     return fit_correction(router, table, plan)
 
 

@@ -20,6 +20,7 @@ from buddy_routing.route_sources import conversation_starts
 from buddy_routing.router import Router
 from buddy_routing.train.answer_loss import example_of_token
 from buddy_routing.train.batch_table import Columns, measure_batches
+from buddy_routing.train.correction_plan import CorrectionPlan
 from buddy_routing.train.example import ExampleBatch
 from buddy_routing.train.routed_paths import routed_paths
 
@@ -57,28 +58,28 @@ def measure_path_table(
     route_block: int,
     batches: Iterator[ExampleBatch],
     max_costs: Sequence[int],
-    num_variations: int,
-    num_batches: int,
-    seed: int,
+    plan: CorrectionPlan,
     checkpoint: Path,
     run: str,
 ) -> PathTable:
-    """Measure the answers in up to `num_batches` of `batches` under the router's own path and `num_variations` random
-    ones, at each of `max_costs`, milli-layers of a token. Resumes and raises as measure_batches does."""
+    """Measure the answers in up to `plan.num_batches` of `batches` under the router's own path and its random
+    variations, at each of `max_costs`, milli-layers of a token. Resumes and raises as measure_batches does."""
     device = model.inv_freq.device
+    num_paths = 1 + plan.num_variations
 
     @torch.no_grad()
     def measure(batch: ExampleBatch, number: int) -> Columns:
-        generator = torch.Generator(device).manual_seed(random.Random(f"{seed}:{number}").getrandbits(63))
+        generator = torch.Generator(device).manual_seed(random.Random(f"{plan.seed}:{number}").getrandbits(63))
         starts = conversation_starts(batch.begins)
         v = FirstLayer.of(model).v(batch.tokens)
         features = causal_features(v, starts)
         scores = router.scores(features)[batch.counted]
-        typical = (scores - scores.median(-1, keepdim=True).values).abs().median()
+        # At least a little, so that a router that scores all layers equally has variations, too.
+        typical = (scores - scores.median(-1, keepdim=True).values).abs().median().clamp_min(1e-6)
         teacher = _log_probs(model, batch, model.dense(batch.tokens, starts=starts))
         runs, nats = [], []
         for max_cost in max_costs:
-            for variation in range(1 + num_variations):
+            for variation in range(num_paths):
                 noise = typical * _noise(batch, scores.shape[-1], variation, generator)
                 limit = torch.full_like(batch.tokens, max_cost)
                 noisy = NoisyRouter(router, noise)
@@ -87,7 +88,7 @@ def measure_path_table(
                 runs.append(ran)
                 nats.append(of_path)
         example = example_of_token(batch)[batch.counted]
-        by_budget = (len(max_costs), 1 + num_variations)
+        by_budget = (len(max_costs), num_paths)
         return {
             "features": features[batch.counted],
             "is_last": F.pad(example[1:] != example[:-1], (0, 1), value=True),
@@ -95,7 +96,7 @@ def measure_path_table(
             "nats": torch.stack(nats, 1).unflatten(1, by_budget),
         }
 
-    return PathTable(**measure_batches("paths", measure, batches, num_batches, checkpoint, run, device))
+    return PathTable(**measure_batches("paths", measure, batches, plan.num_batches, checkpoint, run, device))
 
 
 def _noise(batch: ExampleBatch, num_scores: int, variation: int, generator: torch.Generator) -> Tensor:
