@@ -82,10 +82,12 @@ def test_a_router_is_corrected_by_one_command_and_loads(refused: Callable[..., s
     model, data = save_chat_model("qwen3", tmp_path / "model"), save_conversations(tmp_path / "data.jsonl")
     router, out = tmp_path / "router", tmp_path / "corrected"
     common = ("--model", model, "--data", data, "--num-tokens", "128")
-    main(train("router", *common, "--out", router, "--route-block", "16", "--epochs", "0.1"))
+    with_adapter = ("--lora-rank", "2", "--objective", "cross_entropy")
+    main(train("router", *common, "--out", router, "--route-block", "16", "--epochs", "0.1", *with_adapter))
     training = train("correction", *common, "--router", router, "--num-variations", "6", "--num-batches", "6")
     main([*training, "--out", str(out)])
     assert read_router_config(out).rank == 64
+    assert (out / "adapter" / "adapter_model.safetensors").exists()
     assert "is of a training with another model" in refused(*training, "--out", str(out), "--budgets", "0.5")
     for options, told in (
         (("--out", str(router)), "is the router to correct: choose another place"),
