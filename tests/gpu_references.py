@@ -1,11 +1,10 @@
 """Runs the decode steps of buddy_kernels.gpu by the kernels' references, a thousand times faster than the interpreter:
 for what is not about kernels."""
 
-import pytest
-import torch
-from torch import Tensor
+from functools import partial
 
-from buddy_kernels import RouterWeights
+import pytest
+
 from buddy_kernels.gpu import (
     attention,
     decode_step,
@@ -17,10 +16,8 @@ from buddy_kernels.gpu import (
     row_steps,
     token_draw,
 )
-from buddy_kernels.gpu.row_lists import RowList
-from buddy_kernels.step import PathAction
 from buddy_routing.action_space import ActionSpace
-from buddy_routing.selection import select_path
+from path_choice_reference import choose_paths_reference
 
 MODULES = {
     attention: ("attend",),
@@ -39,25 +36,4 @@ def use_references(monkeypatch: pytest.MonkeyPatch, actions: ActionSpace) -> Non
     for module, names in MODULES.items():
         for name in names:
             monkeypatch.setattr(decode_step, name, getattr(module, f"{name}_reference"))
-
-    def choose_paths(
-        scores: Tensor,
-        max_costs: Tensor,
-        lanes: Tensor,
-        path_actions: Tensor,
-        aligned: Tensor,
-        router: RouterWeights,
-        live: RowList,
-        paths: Tensor,
-    ) -> None:
-        rows = live.listed()
-        paths[rows] = router.last_paths[lanes[rows]]
-        chooses = rows[path_actions[rows] == PathAction.CHOOSE]
-        # Exits choose nothing.
-        if len(chooses):
-            together = torch.zeros_like(scores).index_add_(0, aligned[rows], scores[rows])
-            leaders = aligned[chooses]
-            paths[chooses] = select_path(together[leaders], max_costs[leaders], actions)
-        router.last_paths[lanes[rows]] = paths[rows]
-
-    monkeypatch.setattr(decode_step, "choose_paths", choose_paths)
+    monkeypatch.setattr(decode_step, "choose_paths", partial(choose_paths_reference, actions))

@@ -17,15 +17,12 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from buddy_kernels import GREEDY, PathAction, RoutedOutput, RouterWeights, Sampling, StepRows
+from buddy_kernels import GREEDY, PathAction, RoutedOutput, Sampling, StepRows
 from buddy_kernels.gpu import decode_step
 from buddy_kernels.gpu.decode_step import DecodeStep
 from buddy_kernels.gpu.offline import ModelShape
-from buddy_kernels.gpu.row_lists import RowList
 from buddy_kernels.gpu.row_state import RowState
-from buddy_routing.action_space import ActionSpace
 from buddy_routing.gpu_stepper import GpuStepper
-from buddy_routing.selection import select_path
 from buddy_routing.stepper import TorchStepper
 from gpu_models import (
     adjustments,
@@ -39,6 +36,7 @@ from gpu_models import (
     spec_of,
     with_actions,
 )
+from path_choice_reference import choose_paths_reference
 from tolerances import distance, kind_of, tolerance
 
 OPS = (
@@ -179,24 +177,6 @@ def poisoned_memory() -> Iterator[None]:
         yield
     finally:
         torch.use_deterministic_algorithms(False)
-
-
-def choose_paths_reference(
-    space: ActionSpace,
-    scores: Tensor,
-    max_costs: Tensor,
-    lanes: Tensor,
-    path_actions: Tensor,
-    aligned: Tensor,
-    router: RouterWeights,
-    live: RowList,
-    paths: Tensor,
-) -> None:
-    """Of rows that all choose."""
-    rows = live.listed()
-    together = torch.zeros_like(scores).index_add_(0, aligned[rows], scores[rows])[aligned[rows]]
-    paths[rows] = select_path(together, max_costs[aligned[rows]], space)
-    router.last_paths[lanes[rows]] = paths[rows]
 
 
 @torch.inference_mode()
