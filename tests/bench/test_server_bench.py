@@ -1,12 +1,14 @@
 """`buddy bench server` against servers that are there already, some of which fail."""
 
 import json
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from buddy_server.api.app import create_app
+from buddy_server.bench.http_load import Exchange
 from buddy_server.cli import main
 from buddy_server.config import ServerConfig
 from buddy_server.metrics import Metrics
@@ -132,3 +134,15 @@ def test_a_flag_that_is_wrong_is_named(
         main(["bench", "server", *arguments])
     assert ended.value.code == 2
     assert told in capsys.readouterr().err
+
+
+def test_ctrl_c_in_the_middle_of_a_read_ends_the_bench(
+    serve: Callable[[FakeEngine], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Exchange, "buffer_updated", interrupted)
+    with pytest.raises(SystemExit) as ended:
+        main(["bench", "server", "--url", serve(FakeEngine()), *SMALL])
+    assert ended.value.code == 128 + signal.SIGINT

@@ -1,5 +1,6 @@
 """`buddy bench server`: from the command line to JSON lines, tables and a plot."""
 
+import asyncio
 import os
 import signal
 import sys
@@ -110,7 +111,8 @@ def run_server(parsed: Namespace) -> None:
 @contextmanager
 def _ending_on_signals() -> Iterator[None]:
     """Ctrl-C and SIGTERM end the bench and its server at any point. asyncio would turn the first signal into a
-    cancellation, and loses it if the work has just finished."""
+    cancellation, and loses it if the work has just finished. An event loop that runs is ended by a call of its own:
+    uvloop keeps to itself what a handler raises in the middle of a protocol's method."""
     before = {number: signal.signal(number, _end) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
@@ -120,4 +122,8 @@ def _ending_on_signals() -> Iterator[None]:
 
 
 def _end(number: int, _: object) -> None:
-    sys.exit(128 + number)
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        sys.exit(128 + number)
+    loop.call_soon_threadsafe(sys.exit, 128 + number)
