@@ -70,5 +70,6 @@ async def test_accounts_add_up_over_cancels_and_a_process_killed_twice(tiny: Tin
         counts = [step.depth[tenant] for step in steps if tenant in step.depth]
         charged = sum(account.usage.cost for account in accounts if account.tenant == tenant)
         assert charged == sum(count.executed - count.uncharged for count in counts) > 0
+        assert engine.served[tenant, 0] == charged
     for account in accounts:
         assert account.usage.completion_tokens >= received[account.request_id]

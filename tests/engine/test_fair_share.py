@@ -337,6 +337,144 @@ def test_ten_thousand_that_wait_are_served_in_turns_and_within_a_second_or_so() 
     assert len(set(order[:4900])) == 4900
 
 
+def test_what_is_charged_is_told_once_by_tenant_and_the_priority_that_it_ran_in() -> None:
+    clock = Clock()
+    queue = FairShare(clock)
+    queue.push(of("a"))
+    queue.push(of("b", priority=2))
+    assert queue.take_served() == {}
+    served(queue, 300)
+    queue.push(of("b", priority=2))
+    served(queue, 400)
+    assert queue.take_served() == {("b", 2): 700}
+    queue.push(of("b", priority=2))
+    clock.now_s += LONGEST_WAIT_S
+    # It has risen to the highest priority.
+    assert served(queue, 500).request.tenant == "a"
+    queue.charge_elsewhere({("b", 2): 10_000})
+    assert queue.take_served() == {("a", 2): 500}
+    assert queue.take_served() == {}
+
+
+def test_what_other_engines_run_for_a_tenant_counts_by_its_weight() -> None:
+    queue = FairShare()
+    for _ in range(40):
+        queue.push(of("a", 2.0))
+        queue.push(of("b", 1.0))
+    tenants_served(queue, 3)
+    queue.charge_elsewhere({("a", 0): 20_000})
+    # b has run as much by its weight when it has run 10 times; then they share again.
+    assert set(tenants_served(queue, 10)) == {"b"}
+    assert Counter(tenants_served(queue, 30)) == {"a": 20, "b": 10}
+
+
+def test_tenant_without_work_here_is_not_charged_for_what_runs_elsewhere() -> None:
+    queue = FairShare()
+    queue.push(of("known"))
+    for _ in range(20):
+        queue.push(of("busy"))
+    # Is ahead of the other when it has no work left.
+    served(queue, 5000)
+    assert ("known", 0) in queue._lines
+    queue.charge_elsewhere({("known", 0): 10**9, ("unknown", 0): 10**9})
+    for tenant in ("known", "unknown"):
+        for _ in range(10):
+            queue.push(of(tenant))
+    order = tenants_served(queue, 25)
+    assert order.index("unknown") <= 1
+    assert order.index("known") <= 12
+    assert Counter(order[-9:]) == {"busy": 3, "known": 3, "unknown": 3}
+
+
+def test_what_runs_elsewhere_while_nobody_waits_here_is_no_debt() -> None:
+    queue = FairShare()
+    running = of("a")
+    queue.push(running)
+    queue.start(running)
+    queue.charge(running, 8000)
+    queue.charge_elsewhere({("a", 0): 10**9})
+    for _ in range(10):
+        queue.push(of("b"))
+        queue.push(of("a"))
+    assert Counter(tenants_served(queue, 10)) == {"a": 5, "b": 5}
+
+
+def test_what_runs_elsewhere_changes_nothing_between_priorities() -> None:
+    queue = FairShare()
+    for _ in range(3):
+        queue.push(of("high", priority=1))
+        queue.push(of("low"))
+    queue.charge_elsewhere({("high", 1): 10**9, ("high", 0): 10**9, ("low", 1): 10**9})
+    assert tenants_served(queue, 6) == ["high"] * 3 + ["low"] * 3
+
+
+def test_low_priority_that_others_serve_rises_after_a_long_wait_as_any_other() -> None:
+    clock = Clock()
+    queue = FairShare(clock)
+    queue.push(of("low"))
+    for _ in range(50):
+        queue.push(of("other"))
+        queue.push(of("high", priority=1))
+    queue.charge_elsewhere({("low", 0): 10**9})
+    assert "low" not in tenants_served(queue, 10)
+    clock.now_s += LONGEST_WAIT_S
+    assert "low" in tenants_served(queue, 3)
+
+
+def test_tenant_that_others_serve_gets_a_lane_after_a_long_wait_and_is_as_far_as_those_here() -> None:
+    clock = Clock()
+    queue = FairShare(clock)
+    for _ in range(100):
+        queue.push(of("here"))
+        queue.push(of("both"))
+    assert tenants_served(queue, 2) == ["here", "both"]
+    queue.charge_elsewhere({("both", 0): 10**9})
+    clock.now_s += LONGEST_WAIT_S - 1
+    assert set(tenants_served(queue, 20)) == {"here"}
+    clock.now_s += 1
+    assert queue.peek() is not None
+    # There may be no lane yet when more is told.
+    queue.charge_elsewhere({("both", 0): 10**9})
+    assert tenants_served(queue, 6) == ["both", "here"] * 3
+    # Its wait begins again with the last one that ran.
+    queue.charge_elsewhere({("both", 0): 10**9})
+    clock.now_s += LONGEST_WAIT_S - 1
+    assert set(tenants_served(queue, 20)) == {"here"}
+    clock.now_s += 1
+    assert tenants_served(queue, 1) == ["both"]
+
+
+def test_tenant_that_has_a_lane_here_waits_for_the_next_until_others_have_run_as_much() -> None:
+    clock = Clock()
+    queue = FairShare(clock)
+    running = of("both")
+    queue.push(running)
+    queue.start(running)
+    for _ in range(100):
+        queue.push(of("here"))
+        queue.push(of("both"))
+    queue.charge_elsewhere({("both", 0): 50_000})
+    clock.now_s += 2 * LONGEST_WAIT_S
+    assert set(tenants_served(queue, 30)) == {"here"}
+    queue.leave(running)
+    clock.now_s += LONGEST_WAIT_S
+    assert tenants_served(queue, 1) == ["both"]
+
+
+def test_what_a_tenant_ran_here_is_never_forgiven() -> None:
+    clock = Clock()
+    queue = FairShare(clock)
+    for _ in range(100):
+        queue.push(of("greedy"))
+        queue.push(of("patient"))
+    served(queue, 30_000)
+    queue.charge_elsewhere({("greedy", 0): 10_000, ("patient", 0): 10_000})
+    assert set(tenants_served(queue, 10)) == {"patient"}
+    clock.now_s += 10 * LONGEST_WAIT_S
+    # 40,000 to 20,000, of which 10,000 of the greedy one ran elsewhere.
+    assert tenants_served(queue, 11) == ["patient"] * 10 + ["greedy"]
+
+
 @dataclass
 class Load:
     """Tenants that keep a number of requests open, on a scheduler with 8 lanes."""

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import aclosing
 from dataclasses import replace
@@ -20,6 +21,7 @@ import pytest
 
 from buddy_routing.artifact import save_predictor
 from buddy_routing.predictor import BudgetPredictor
+from buddy_server.engine import process
 from buddy_server.engine.build import build_engine
 from buddy_server.engine.messages import (
     Account,
@@ -192,6 +194,59 @@ async def test_time_in_the_queue_is_reported_while_requests_wait(engine: EngineP
     await until(lambda: engine.queue_s > 0)
     await asyncio.gather(*tasks)
     await until(lambda: engine.queue_s == 0)
+
+
+async def test_what_is_served_is_what_the_accounts_of_each_tenant_and_priority_add_up_to(
+    engine: EngineProcess, accounts: list[Account]
+) -> None:
+    await until(lambda: engine.is_ready)
+    accounts.clear()
+    before, requests = dict(engine.served), {}
+    for index, request in enumerate(sixteen()):
+        requests[request.request_id] = replace(request, tenant=f"t{index % 3}", priority=index % 2)
+    await asyncio.gather(*(ask(engine, request) for request in requests.values()))
+    assert len(accounts) == 16
+    expected: Counter[tuple[str, int]] = Counter(before)
+    for account in accounts:
+        expected[account.tenant, requests[account.request_id].priority] += account.usage.cost
+    assert engine.served == expected
+    assert len(expected) == len(before) + 6
+
+
+async def test_no_more_is_remembered_of_what_is_served_than_of_those_served_last(
+    engine: EngineProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await until(lambda: engine.is_ready)
+    monkeypatch.setattr(process, "MOST_SERVED", 2)
+    for index, tenant in enumerate(("last0", "last1", "last0", "last2")):
+        await ask(engine, make_request(f"r{index}", 9, 4, tenant=tenant, max_tokens=4))
+    assert engine.served == {("last0", 0): 2 * 12 * 4000, ("last2", 0): 12 * 4000}
+
+
+async def test_tenant_that_others_engines_serve_waits_behind_those_that_have_only_this_one(plan: EnginePlan) -> None:
+    worker = WorkerProcess(replace(plan, settings=replace(plan.settings, max_sequences=1)))
+    engine = EngineProcess(plan, worker, worker.wait_until_ready())
+    engine.start()
+    ended: list[str] = []
+
+    async def run(name: str, tenant: str, max_tokens: int) -> None:
+        await ask(engine, make_request(name, tenant=tenant, max_tokens=max_tokens))
+        ended.append(tenant)
+
+    async def order(served_elsewhere: dict[tuple[str, int], int]) -> str:
+        """In which the tenants' requests end that wait for a while."""
+        ended.clear()
+        tasks = [asyncio.create_task(run("first", "z", 200))]
+        await until(lambda: engine.num_running == 1)
+        tasks += [asyncio.create_task(run(f"r{index}", tenant, 4)) for index, tenant in enumerate("ababab")]
+        await until(lambda: engine.num_waiting == 6)
+        engine.charge_elsewhere(served_elsewhere)
+        await asyncio.gather(*tasks)
+        return "".join(ended)
+
+    assert await order({}) == "zababab"
+    assert await order({("a", 0): 10**7, ("a", 1): 10**9, ("unknown", 0): 10**9}) == "zbbbaaa"
+    await asyncio.to_thread(engine.stop)
 
 
 async def test_stopped_process_is_noticed_and_replaced_like_one_that_died(

@@ -28,6 +28,7 @@ from buddy_server.engine.wire import (
     LimitDepth,
     Ready,
     Report,
+    ServedElsewhere,
     Stop,
     Submit,
     WorkerEvent,
@@ -78,6 +79,7 @@ INFO = EngineInfo(
         Submit(GenerationRequest("a", "acme", (1,), 4000, SamplingParams(1), weight=0.5, priority=-1, tier="free")),
         Cancel("a"),
         LimitDepth({"free": 3000}),
+        ServedElsewhere({("acme", 0): 2**40, ("ö", -1): 1}),
         Stop(),
     ],
 )
@@ -91,8 +93,8 @@ def test_commands_arrive_as_they_were(command: Command) -> None:
         Building(),
         Ready(INFO, "/models/m"),
         BuildFailed("no such model 'ö'"),
-        Report(EVENTS, [("a", USAGE)], STATS, 2, 0.5, 0.25),
-        Report([], [], None, 0, 0.0, 0.0),
+        Report(EVENTS, [("a", USAGE)], STATS, 2, 0.5, 0.25, {("acme", 0): 2000, ("acme", 5): 3000}),
+        Report([], [], None, 0, 0.0, 0.0, {}),
         Heartbeat(),
     ],
 )

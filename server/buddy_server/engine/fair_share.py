@@ -7,16 +7,18 @@ milli-layers: cached tokens and skipped layers cost nothing. Does not import tor
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
+from buddy_server.engine.messages import Served
 from buddy_server.engine.priority_class import Line, PriorityClass
 from buddy_server.engine.sequence import Sequence
 
 LONGEST_WAIT_S = 30.0
 """A sequence that still waits this long after its arrival may rise to the highest priority present: many clients and
-proxies give up after 60 s. A prompt that is not computed this long after its sequence got a lane goes before others."""
+proxies give up after 60 s. A prompt that is not computed this long after its sequence got a lane goes before others.
+A tenant that has had no lane for this long is no longer held back by what other engines run for it."""
 LOOK_S = 1.0
-"""How often to look for sequences that should rise."""
+"""How often to look for those that have waited too long."""
 HEAD_START = 1.0
 """A tenant that begins to wait is placed this far before the level of its class, in milli-layers over its weight: it
 goes before the long queues of those who have been served as much. Too little to matter otherwise."""
@@ -31,6 +33,10 @@ class FairShare:
 
     A tenant's fair share of the sequences that run is that of its weight among the tenants that have work of its
     priority or above. The newest request states the weight.
+
+    Several engines share as one if each is told, every second or more often, what the others have served (`take_served`
+    there, `charge_elsewhere` here): a tenant that has work on this engine alone may then get all of it, while another
+    gets as much elsewhere. Lanes and turns are still shared by each engine for itself.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -40,6 +46,7 @@ class FairShare:
         self._idle: dict[Line, None] = {}
         self._raised: dict[str, Sequence] = {}
         self._next_look_s = -math.inf
+        self._served: Counter[tuple[str, int]] = Counter()
         self._num_turns = 0
 
     def __len__(self) -> int:
@@ -66,7 +73,7 @@ class FairShare:
 
     def peek(self) -> Sequence | None:
         """The sequence to run next; None if none waits."""
-        self._raise_priorities()
+        self._help_late()
         for priority in sorted(self._classes, reverse=True):
             if (line := self._classes[priority].next_line()) is not None:
                 return line.first
@@ -78,6 +85,8 @@ class FairShare:
         line = self._line(sequence)
         self._stop_waiting(sequence)
         line.num_running += 1
+        # Its turn has come, so what other engines ran for it no longer holds it back.
+        line.elsewhere = 0
         start = max(sequence.num_computed, sequence.num_charged)
         sequence.prepaid = max(0, sequence.num_prompt - start) * sequence.max_cost(start)
         line.prepaid += sequence.prepaid
@@ -104,14 +113,34 @@ class FairShare:
 
     def charge(self, sequence: Sequence, cost: int) -> None:
         """Record that a running sequence ran `cost` milli-layers."""
-        line, group = self._line(sequence), self._classes[sequence.priority]
-        line.counter += cost / line.weight
+        line = self._line(sequence)
+        self._served[line.tenant, line.priority] += cost
+        self._advance(line, cost)
         prepaid = min(cost, sequence.prepaid)
         line.prepaid -= prepaid
         sequence.prepaid -= prepaid
-        if not group.num_waiting:
-            # Everybody gets what they ask for, so nobody has a claim to more.
-            group.level = max(group.level, line.counter)
+
+    def charge_elsewhere(self, served: Mapping[tuple[str, int], int]) -> None:
+        """Record what other engines have run since the last call, in milli-layers by tenant and priority.
+
+        Only tenants that have work here are charged. Others take nothing away from those who wait here, so they owe
+        them nothing when they come.
+
+        A tenant that gets more elsewhere than others get here gets no lane here while they wait, but not for longer
+        than LONGEST_WAIT_S. Then it is as far as they are, and is not charged until it has a lane: they had all that
+        this engine could run, so they have no claim to more, and the other engines may be gone.
+        """
+        now_s = self._clock()
+        for key, cost in served.items():
+            line = self._lines.get(key)
+            if line is not None and line.has_work and not self._is_late(line, now_s):
+                line.elsewhere += cost
+                self._advance(line, cost)
+
+    def take_served(self) -> Served:
+        """What was charged here since the last call."""
+        served, self._served = self._served, Counter()
+        return served
 
     def prefill_rank(self, sequence: Sequence) -> tuple[float, int, float, int]:
         """The order in which the prompts of running sequences are computed: lower goes first."""
@@ -184,6 +213,13 @@ class FairShare:
                 chosen.append(sequence)
         return chosen
 
+    def _advance(self, line: Line, cost: int) -> None:
+        group = self._classes[line.priority]
+        line.counter += cost / line.weight
+        if not group.num_waiting:
+            # Everybody gets what they ask for, so nobody has a claim to more.
+            group.level = max(group.level, line.counter)
+
     def _counts(self, sequences: Iterable[Sequence]) -> Counter[Line]:
         return Counter(map(self._line, sequences))
 
@@ -229,17 +265,21 @@ class FairShare:
     def _stop_running(self, sequence: Sequence) -> None:
         line = self._line(sequence)
         line.num_running -= 1
+        line.ran_s = self._clock()
         line.prepaid -= sequence.prepaid
         sequence.prepaid = 0
         self._classes[line.priority].enter(line)
 
-    def _raise_priorities(self) -> None:
+    def _help_late(self) -> None:
+        now_s = self._clock()
+        if now_s >= self._next_look_s and self:
+            self._next_look_s = now_s + LOOK_S
+            self._raise_priorities(now_s)
+            self._forgive(now_s)
+
+    def _raise_priorities(self, now_s: float) -> None:
         """Move sequences that have waited too long to the highest priority that has work, of each tenant one at a time:
         with all of them, a long queue would be the end of priorities."""
-        now_s = self._clock()
-        if now_s < self._next_look_s or not self:
-            return
-        self._next_look_s = now_s + LOOK_S
         highest = max(priority for priority, group in self._classes.items() if group.num_active)
         lower = [line for line in self._lines.values() if line.waiting and line.priority < highest]
         for line in lower:
@@ -250,6 +290,23 @@ class FairShare:
                 sequence.priority = highest
                 self._join(sequence, is_first=True)
                 self._rest_if_idle(line)
+
+    def _forgive(self, now_s: float) -> None:
+        """Let tenants that have had no lane for too long go next, as far as other engines are the reason."""
+        for line in [line for line in self._lines.values() if line.elsewhere and self._is_late(line, now_s)]:
+            group = self._classes[line.priority]
+            lowest = group.next_line()
+            assert lowest is not None, "the late one waits"
+            own = line.counter - line.elsewhere / line.weight
+            line.counter = min(line.counter, max(own, lowest.counter - HEAD_START))
+            line.elsewhere = 0
+            group.enter(line)
+
+    def _is_late(self, line: Line, now_s: float) -> bool:
+        """Whether sequences wait, but none has had a lane for LONGEST_WAIT_S."""
+        if line.num_running or not line.waiting:
+            return False
+        return now_s - max(line.first.arrived_s, line.ran_s) >= LONGEST_WAIT_S
 
     def _forget_sequence(self, sequence: Sequence) -> None:
         if self._raised.get(sequence.request.tenant) is sequence:

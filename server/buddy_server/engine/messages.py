@@ -92,6 +92,11 @@ class Account(Struct, frozen=True, array_like=True):
     max_cost: int = 0
 
 
+Served = dict[tuple[str, int], int]
+"""What was run for tenants, in milli-layers, by tenant and priority. The priority is that in which it was run: a
+request's own, or the one it has risen to after a long wait."""
+
+
 class TokenLogprob(Struct, frozen=True, array_like=True, gc=False):
     token_id: int
     token: str

@@ -12,7 +12,8 @@ from buddy_server.engine.sequence import Sequence
 class Line:
     """A tenant's sequences of one priority, those that wait in the order in which they run. `counter` is what the
     tenant has run in this priority, in milli-layers over its weight. `prepaid` are the milli-layers of the prompts that
-    have a lane and have not run yet. `entry` is the one in the heap of its class."""
+    have a lane and have not run yet. `elsewhere` are those that other engines have run since it last got a lane here,
+    which the counter contains, and `ran_s` is when it last had one. `entry` is the one in the heap of its class."""
 
     tenant: str
     priority: int
@@ -21,6 +22,8 @@ class Line:
     waiting: OrderedDict[Sequence, None] = field(default_factory=OrderedDict)
     num_running: int = 0
     prepaid: int = 0
+    elsewhere: int = 0
+    ran_s: float = -math.inf
     entry: "tuple[float, int, Line] | None" = None
 
     @property

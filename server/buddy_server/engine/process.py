@@ -6,10 +6,19 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 
-from buddy_server.engine.messages import Account, EngineInfo, Event, GenerationRequest, StepStats, StepTime, Usage
+from buddy_server.engine.messages import (
+    Account,
+    EngineInfo,
+    Event,
+    GenerationRequest,
+    Served,
+    StepStats,
+    StepTime,
+    Usage,
+)
 from buddy_server.engine.open_requests import SHUTTING_DOWN, OpenRequests
 from buddy_server.engine.settings import EnginePlan
-from buddy_server.engine.wire import Cancel, LimitDepth, LoopCommand, Ready, Report, Stop
+from buddy_server.engine.wire import Cancel, LimitDepth, LoopCommand, Ready, Report, ServedElsewhere, Stop
 from buddy_server.engine.worker_process import TICK_S, WorkerProcess
 from buddy_server.errors import EngineStartError
 
@@ -23,6 +32,8 @@ STABLE_S = 60.0
 LONGEST_PAUSE_S = 30.0
 HEARTBEAT_TIMEOUT_S = 5.0
 """A child that is silent for this long has stopped or hangs, and is treated like one that died."""
+MOST_SERVED = 1000
+"""How many pairs of tenant and priority `served` remembers."""
 
 
 class EngineProcess:
@@ -51,6 +62,7 @@ class EngineProcess:
         self._num_running = 0
         self._kv_usage_ratio = 0.0
         self._queue_s = 0.0
+        self._served: Served = {}
         self._step_time = StepTime()
         self._pause_s = 0.0
         self._load_s = worker.load_s
@@ -100,6 +112,19 @@ class EngineProcess:
     def queue_s(self) -> float:
         """As of the last report."""
         return self._queue_s
+
+    @property
+    def served(self) -> Mapping[tuple[str, int], int]:
+        """Milli-layers that its children have run since the first, by tenant and priority (messages.Served): what the
+        accounts of their requests add up to. If there are more than MOST_SERVED, those that were served longest ago
+        are forgotten, and begin at 0 when they return."""
+        return self._served
+
+    def charge_elsewhere(self, served: Mapping[tuple[str, int], int]) -> None:
+        """Say what other engines have run since the last call, in milli-layers by tenant and priority: it counts
+        towards the shares of tenants that have work here (FairShare.charge_elsewhere). From any thread; without a child
+        it is dropped, as nobody has work here."""
+        self._send(ServedElsewhere(dict(served)))
 
     def take_step_time(self) -> StepTime:
         """Of the steps since the last call."""
@@ -173,10 +198,21 @@ class EngineProcess:
     def _take(self, report: Report) -> None:
         self._num_running, self._kv_usage_ratio = report.num_running, report.kv_usage_ratio
         self._queue_s = report.queue_s
+        if report.served:
+            self._count(report.served)
         self._requests.deliver(report.events, report.usages)
         if report.stats is not None:
             self._step_time += report.stats.time
             self._on_step(report.stats)
+
+    def _count(self, served: Served) -> None:
+        # A new table: other threads may be reading the old one.
+        table = dict(self._served)
+        for line, cost in served.items():
+            table[line] = table.pop(line, 0) + cost
+        while len(table) > MOST_SERVED:
+            del table[next(iter(table))]
+        self._served = table
 
     def _lose(self, worker: WorkerProcess) -> None:
         """End the child, if it has not ended yet, and every request it had."""

@@ -2,7 +2,7 @@
 
 from msgspec import Struct, msgpack
 
-from buddy_server.engine.messages import EngineInfo, Event, GenerationRequest, StepStats, Usage
+from buddy_server.engine.messages import EngineInfo, Event, GenerationRequest, Served, StepStats, Usage
 from buddy_server.engine.settings import EnginePlan
 
 
@@ -26,11 +26,17 @@ class LimitDepth(Struct, frozen=True, array_like=True, tag=True):
     limits: dict[str, int]
 
 
+class ServedElsewhere(Struct, frozen=True, array_like=True, tag=True):
+    """What other engines have run since the last of these commands: fair shares are those of all engines together."""
+
+    served: Served
+
+
 class Stop(Struct, frozen=True, array_like=True, tag=True):
     """The last command: every request ends as cancelled."""
 
 
-LoopCommand = Submit | Cancel | LimitDepth | Stop
+LoopCommand = Submit | Cancel | LimitDepth | ServedElsewhere | Stop
 Command = Build | LoopCommand
 
 
@@ -53,7 +59,7 @@ class BuildFailed(Struct, frozen=True, array_like=True, tag=True):
 
 class Report(Struct, frozen=True, array_like=True, tag=True):
     """Events by request id, in order; the usage so far of the step's unfinished requests; the step's statistics, if
-    there was one; the engine's state after it."""
+    there was one; the engine's state after it; what it has run since the last report."""
 
     events: list[tuple[str, Event]]
     usages: list[tuple[str, Usage]]
@@ -61,6 +67,7 @@ class Report(Struct, frozen=True, array_like=True, tag=True):
     num_running: int
     kv_usage_ratio: float
     queue_s: float
+    served: Served
 
 
 class Heartbeat(Struct, frozen=True, array_like=True, tag=True):
