@@ -51,13 +51,6 @@ class EngineService:
     def kv_usage_ratio(self) -> float:
         return self._engine.scheduler.pool.usage_ratio
 
-    @property
-    def queue_s(self) -> float:
-        return self._engine.scheduler.fair_share.queue_s
-
-    def take_inter_token_s(self) -> float:
-        return 0.0
-
     def limit_depth(self, limits: Mapping[str, int]) -> None:
         self._loop.inbox.put(LimitDepth(dict(limits)))
 

@@ -69,6 +69,13 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="run N engines behind one address on Ray Serve (pip install 'buddy-serve[ray]')",
     )
+    parser.add_argument(
+        "--ingresses",
+        type=_positive,
+        default=1,
+        metavar="N",
+        help="with --replicas, answer clients in N processes, which need Redis and PostgreSQL (default: %(default)s)",
+    )
     parser.set_defaults(run=_serve)
 
 
@@ -80,7 +87,7 @@ def _port(text: str) -> int:
 
 def _positive(text: str) -> int:
     if not (text.isdecimal() and int(text)):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of replicas, allowed are 1 and more")
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of processes, allowed are 1 and more")
     return int(text)
 
 
@@ -190,7 +197,7 @@ def _serve(parsed: argparse.Namespace) -> None:
         if parsed.replicas is not None:
             from buddy_server.replicas.local import serve_replicas
 
-            serve_replicas(options, parsed.replicas)
+            serve_replicas(options, parsed.replicas, parsed.ingresses)
             return
         server = make_server(options)
     except START_ERRORS as error:

@@ -43,6 +43,10 @@ class LimitSettings:
     url: str = field(default="memory://", repr=False)  # may hold a password
     when_unreachable: WhenUnreachable = "refuse"
 
+    @property
+    def is_shared(self) -> bool:
+        return not self.url.startswith("memory://")
+
 
 @dataclass(frozen=True, slots=True)
 class ElasticSettings:

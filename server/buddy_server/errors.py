@@ -5,7 +5,7 @@ BuddyError
 │   └── FieldError                     one that two fields, or a field and the model, disagree on
 ├── EngineStartError                   at start: why there is no engine
 ├── StoreUnreachable                   the database and why; clients see StoreAway
-├── LimiterUnreachable                 the store of the limits and why; clients see StoreAway
+├── RedisUnreachable                 the store of the limits and why; clients see StoreAway
 └── ApiError                           rendered by `api/errors_handler.py`
     ├── InvalidRequest           400   code null, param names the field
     │   ├── InvalidBudget        400   invalid_budget
@@ -105,8 +105,12 @@ class StoreUnreachable(BuddyError):
     password, and is for the operator alone."""
 
 
-class LimiterUnreachable(BuddyError):
-    """The shared store of the limits does not answer. The message is for the operator alone."""
+class BoardUnreachable(BuddyError):
+    """Processes that serve the same tenants cannot hear of each other. The message is for the operator alone."""
+
+
+class RedisUnreachable(BoardUnreachable):
+    """The Redis that servers share does not answer. The message is for the operator alone."""
 
 
 class ApiError(BuddyError):

@@ -4,6 +4,7 @@ import asyncio
 import gc
 import ipaddress
 import logging
+import secrets
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -26,6 +27,8 @@ from buddy_server.engine.settings import EnginePlan
 from buddy_server.engine.wire import Ready
 from buddy_server.engine.worker_process import WorkerProcess
 from buddy_server.errors import ConfigError, EngineStartError
+from buddy_server.fleet.build import make_board
+from buddy_server.fleet.member import FleetMember
 from buddy_server.logs import configure_logs
 from buddy_server.metrics import Metrics
 from buddy_server.tenancy.bills import Bills
@@ -119,8 +122,10 @@ def make_server(options: ServeOptions) -> Server:
             settle=settler(metrics, tenancy.bills),
             note=tenancy.bills.note,
         )
+        board = make_board(config.limits, ready.info.model_id)
+        member = FleetMember(board, secrets.token_hex(8), engine, decides=True)
         tokenizer = ChatTokenizer.from_directory(Path(ready.directory), template)
-        app = make_app(config, engine, tokenizer, metrics, tenancy)
+        app = make_app(config, engine, tokenizer, metrics, tenancy, member)
     except BaseException:
         worker.close()
         raise
@@ -194,18 +199,27 @@ def check_exposure(config: ServerConfig, host: str) -> None:
 
 
 def make_app(
-    config: ServerConfig, engine: OwnedEngine, tokenizer: ChatTokenizer, metrics: Metrics, tenancy: Tenancy
+    config: ServerConfig,
+    engine: OwnedEngine,
+    tokenizer: ChatTokenizer,
+    metrics: Metrics,
+    tenancy: Tenancy,
+    member: FleetMember,
 ) -> FastAPI:
-    """The application, which starts engine and tenancy at its start and stops them at its end."""
-    elastic = ElasticBudgets(engine, metrics, tenancy.book)
+    """The application, which starts engine and tenancy at its start and stops them at its end. In between, it is a
+    `member` of its fleet."""
+    elastic = ElasticBudgets(member, engine.info, metrics, tenancy.book)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         async with tenancy.running():
             engine.start()
-            watching = asyncio.create_task(persistent(elastic.run))
+            await member.exchange()
+            loops = [asyncio.create_task(persistent(run)) for run in (member.run, elastic.run)]
             yield
-            watching.cancel()
+            for loop in loops:
+                loop.cancel()
+            await member.leave()
             await anyio.to_thread.run_sync(engine.stop)
 
     app = create_app(config, engine, tokenizer, metrics, tenancy, admin_services(tenancy))

@@ -1,6 +1,7 @@
 """An engine without a model: deterministic, a little slow, and it remembers what was asked and cancelled."""
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
@@ -16,6 +17,7 @@ from buddy_server.engine.messages import (
     GenerationRequest,
     PromptEvent,
     StartEvent,
+    StepTime,
     TokenEvent,
     TokenLogprob,
     Usage,
@@ -78,9 +80,15 @@ class FakeEngine:
     """Called with the account of every request before its last event is yielded."""
     limits: dict[str, int] = field(default_factory=dict)
     """The last that limit_depth was given."""
+    served: dict[tuple[str, int], int] = field(default_factory=dict)
+    served_elsewhere: Counter[tuple[str, int]] = field(default_factory=Counter)
+    """In all."""
 
-    def take_inter_token_s(self) -> float:
-        return 0.0
+    def take_step_time(self) -> StepTime:
+        return StepTime()
+
+    def serve_elsewhere(self, served: Mapping[tuple[str, int], int]) -> None:
+        self.served_elsewhere.update(served)
 
     @property
     def ready_in_s(self) -> float:

@@ -7,6 +7,8 @@ import pytest
 
 from buddy_routing.action_space import ActionSpace
 from buddy_server.config import ElasticSettings, ServerConfig
+from buddy_server.fleet.board import Board, MemoryBoard
+from buddy_server.fleet.member import FleetMember
 from buddy_server.metrics import Metrics
 from buddy_server.tenancy.elastic import (
     NUM_LEVELS,
@@ -160,33 +162,57 @@ def test_floor_below_the_forced_layers_is_the_forced_layers() -> None:
     assert depth_limit(tier, NUM_LEVELS, ActionSpace.skip_or_run(16)) == 2000
 
 
-def elastic(engine: FakeEngine, config: ServerConfig) -> tuple[ElasticBudgets, Metrics]:
-    metrics = Metrics(engine.info, config.tenants)
-    return ElasticBudgets(engine, metrics, tenancy_of(engine, config, metrics).book), metrics
+class Server:
+    """A member of the fleet on `board`, its engine, and its elastic budgets."""
+
+    def __init__(self, config: ServerConfig, name: str = "a", board: Board | None = None) -> None:
+        self.engine = FakeEngine()
+        self.metrics = Metrics(self.engine.info, config.tenants)
+        self.member = FleetMember(board or MemoryBoard(), name, self.engine, decides=True)
+        book = tenancy_of(self.engine, config, self.metrics).book
+        self.elastic = ElasticBudgets(self.member, self.engine.info, self.metrics, book)
+
+    async def tick(self, now_s: float) -> None:
+        await self.member.exchange()
+        self.elastic.tick(now_s)
+        await self.member.exchange()
 
 
-def test_engine_is_told_the_limits_of_elastic_tiers_alone() -> None:
+@pytest.mark.anyio
+async def test_engine_is_told_the_limits_of_elastic_tiers_alone() -> None:
     free, pro = Tier("free", elastic_floor=0.25), Tier("pro")
-    engine = FakeEngine(queue_s=2.0)
-    budgets, metrics = elastic(engine, ServerConfig((Tenant("a", free), Tenant("b", pro))))
-    budgets.tick(0.0)
-    assert engine.limits == {"free": 5000}
+    server = Server(ServerConfig((Tenant("a", free), Tenant("b", pro))))
+    server.engine.queue_s = 2.0
+    await server.tick(0.0)
+    assert server.engine.limits == {"free": 5000}
     for tick in range(1, 40):
-        budgets.tick(tick * TICK_S)
-    assert engine.limits == {"free": 2000}
-    engine.queue_s = 0.0
+        await server.tick(tick * TICK_S)
+    assert server.engine.limits == {"free": 2000}
+    server.engine.queue_s = 0.0
     for tick in range(40, 400):
-        budgets.tick(tick * TICK_S)
-    assert engine.limits == {}
-    assert metrics.registry.get_sample_value("buddy_budget_limit_ratio", {"tier": "free"}) == 1.0
+        await server.tick(tick * TICK_S)
+    assert server.engine.limits == {}
+    assert server.metrics.registry.get_sample_value("buddy_budget_limit_ratio", {"tier": "free"}) == 1.0
 
 
-def test_engine_hears_nothing_while_budgets_are_whole() -> None:
-    engine = FakeEngine(limits={"left": 1})
-    budgets, _ = elastic(engine, ServerConfig((Tenant("a", Tier("free", elastic_floor=0.25)),)))
+@pytest.mark.anyio
+async def test_engine_hears_nothing_while_budgets_are_whole() -> None:
+    server = Server(ServerConfig((Tenant("a", Tier("free", elastic_floor=0.25)),)))
+    server.engine.limits = {"left": 1}
     for tick in range(40):
-        budgets.tick(tick * TICK_S)
-    assert engine.limits == {"left": 1}
+        await server.tick(tick * TICK_S)
+    assert server.engine.limits == {"left": 1}
+
+
+@pytest.mark.anyio
+async def test_servers_of_a_fleet_lower_budgets_together_by_the_load_of_all() -> None:
+    config, board = ServerConfig((Tenant("a", Tier("free", elastic_floor=0.25)),)), MemoryBoard()
+    servers = [Server(config, name, board) for name in "abc"]
+    servers[2].engine.queue_s = 2.0
+    for tick in range(40):
+        for server in servers:
+            await server.tick(tick * TICK_S)
+    assert [server.engine.limits for server in servers] == [{"free": 2000}] * 3
 
 
 def test_response_says_that_its_budget_was_lowered(serve: Serve) -> None:

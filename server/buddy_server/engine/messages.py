@@ -48,7 +48,7 @@ class GenerationRequest:
     """One admitted request. Every token costs at most `max_cost` milli-layers; with a `min_cost` the Budget Predictor
     chooses between the two. With `align_paths` its tokens may share paths with the tenant's other requests of the same
     cost. While tenants compete, those of the highest `priority` go first, and share in proportion to `weight`. With a
-    `tier` the limit of that name (EngineClient.limit_depth) holds as well. With a `grammar`, in llguidance's format,
+    `tier` the limit of that name (EngineProcess.limit_depth) holds as well. With a `grammar`, in llguidance's format,
     the answer is one that it allows, or the beginning of one. `shown_tokens` are special tokens that its text shows; it
     leaves out all others."""
 
@@ -239,23 +239,6 @@ class EngineClient(Protocol):
 
     @property
     def kv_usage_ratio(self) -> float: ...
-
-    @property
-    def queue_s(self) -> float:
-        """How long the oldest request that has never run has been waiting in the engine; 0 if there is none. Requests
-        of a tenant that already has more than its fair share of those that run do not count."""
-        ...
-
-    def take_inter_token_s(self) -> float:
-        """The mean time of a step since the last call, each counted with the sequences that waited for it: what the
-        engine makes of the time between two tokens, whatever clients do. 0.0 if there was no step."""
-        ...
-
-    def limit_depth(self, limits: Mapping[str, int]) -> None:
-        """From now on, a token of a tier's requests costs at most its number of milli-layers, by the tier's name; tiers
-        that are not named have no limit. Applies to all tokens that have not run yet, and replaces all earlier limits.
-        """
-        ...
 
     def submit(self, request: GenerationRequest) -> AsyncGenerator[list[Event], None]:
         """Start a request and yield its events; events that arrive together come as one list. A FinishEvent with a

@@ -12,13 +12,13 @@ class PrefixKeys:
 
     The chain starts with what else K/V and running features depend on: the router and the cost limit of a token, which
     determine the paths. It includes the tenant, so that nobody can learn from timing what another tenant has asked. A
-    random salt per object keeps keys from being precomputed.
+    salt keeps keys from being precomputed; one that is not given is drawn at random.
     """
 
-    def __init__(self, router_id: str, route_block: int) -> None:
+    def __init__(self, router_id: str, route_block: int, salt: bytes | None = None) -> None:
         self.route_block = route_block
         self._router_id = router_id
-        self._salt = secrets.token_bytes(32)
+        self._salt = secrets.token_bytes(32) if salt is None else salt
 
     def of(self, request: GenerationRequest, max_cost: int) -> tuple[bytes, ...]:
         """The keys of the full route blocks of the prompt, run at `max_cost` milli-layers a token."""

@@ -110,7 +110,8 @@ class EngineProcess:
 
     @property
     def queue_s(self) -> float:
-        """As of the last report."""
+        """How long the oldest request that has never run has been waiting, as of the last report; 0 if there is none.
+        Requests of a tenant that already has more than its fair share of those that run do not count."""
         return self._queue_s
 
     @property
@@ -127,16 +128,15 @@ class EngineProcess:
         self._send(ServedElsewhere(dict(served)))
 
     def take_step_time(self) -> StepTime:
-        """Of the steps since the last call."""
+        """Of the steps since the last call: what the engine makes of the time between two tokens, whatever clients
+        do."""
         taken, self._step_time = self._step_time, StepTime()
         return taken
 
-    def take_inter_token_s(self) -> float:
-        """As in EngineClient."""
-        return self.take_step_time().mean_s
-
     def limit_depth(self, limits: Mapping[str, int]) -> None:
-        """As in EngineClient; later children get the limits as well."""
+        """From now on, a token of a tier's requests costs at most its number of milli-layers, by the tier's name; tiers
+        that are not named have no limit. Applies to all tokens that have not run yet, and replaces all earlier limits.
+        """
         with self._lock:
             self._limits = LimitDepth(dict(limits))
             if self._worker is not None:

@@ -21,7 +21,7 @@ class Cancel(Struct, frozen=True, array_like=True, tag=True):
 
 
 class LimitDepth(Struct, frozen=True, array_like=True, tag=True):
-    """As in EngineClient.limit_depth."""
+    """As in EngineProcess.limit_depth."""
 
     limits: dict[str, int]
 

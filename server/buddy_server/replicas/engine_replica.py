@@ -2,21 +2,27 @@
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Metric
 from ray import serve
 
+from buddy_server.config import load_config
 from buddy_server.engine.messages import FinishEvent, GenerationRequest, Usage
 from buddy_server.engine.process import EngineProcess
 from buddy_server.engine.settings import EnginePlan
 from buddy_server.engine_metrics import EngineMetrics
 from buddy_server.errors import EngineStartError
+from buddy_server.fleet.member import EXCHANGE_EVERY_S, FleetMember
 from buddy_server.logs import configure_logs
+from buddy_server.replicas.absences import Absences
 from buddy_server.replicas.alike import start_alike
-from buddy_server.replicas.wire import Progress, ReplicaState, encode
+from buddy_server.replicas.board import shared_board
+from buddy_server.replicas.wire import Progress, encode
+from buddy_server.tenancy.tenancy import persistent
 
 GATHER_S = 0.05
 """Pause between two messages about a request: each costs three processes on its way 2.4 ms of CPU time together, with
@@ -25,8 +31,9 @@ one token or with fifty. The first is sent at once."""
 
 @dataclass(slots=True)
 class _OpenRequest:
-    """`usage` is the last reported by the engine."""
+    """`ingress` has sent it. `usage` is the last reported by the engine."""
 
+    ingress: str
     usage: Usage | None = None
 
 
@@ -37,14 +44,14 @@ class EngineReplica:
     draw all requests.
     """
 
-    def __init__(self, plan: EnginePlan) -> None:
-        """Raises EngineStartError."""
+    def __init__(self, plan: EnginePlan, config: Path | None) -> None:
+        """`config` names the configuration's file. Raises EngineStartError and ConfigError."""
         configure_logs()
         # The child ends with the thread that starts it. This one lasts as long as the replica.
         plan, worker, self._ready = start_alike(plan)
         self._name = serve.get_replica_context().replica_id.unique_id
         self._open: dict[str, _OpenRequest] = {}
-        self._limits: Mapping[str, int] = {}
+        self._absences = Absences()
         self._registry = CollectorRegistry()
         # Only the ingress knows the labels of tenants (metrics.py).
         self._metrics = EngineMetrics(self._ready.info, self._registry, lambda tenant: (tenant, ""))
@@ -57,6 +64,9 @@ class EngineReplica:
             note=self._note,
         )
         self._engine.start()
+        board = shared_board(load_config(config).limits, self._ready.info.model_id)
+        self._member = FleetMember(board, self._name, self._engine)
+        self._loops = [asyncio.create_task(persistent(run)) for run in (self._member.run, self._end_orphans)]
 
     def __del__(self) -> None:
         """Called by Ray Serve, when no request is left or the time for that is over, and after a failed start."""
@@ -67,13 +77,13 @@ class EngineReplica:
         """Its `Ready`."""
         return encode(self._ready)
 
-    async def generate(self, request: GenerationRequest, fingerprint: str) -> AsyncGenerator[bytes, None]:
+    async def generate(self, request: GenerationRequest, fingerprint: str, ingress: str) -> AsyncGenerator[bytes, None]:
         """Yields its `Progress` up to the FinishEvent. Raises EngineStartError unless `fingerprint` is that of what
-        this replica serves."""
+        this replica serves. The request ends with the `ingress` that sends it."""
         name, served = request.request_id, self._ready.info.system_fingerprint
         if fingerprint != served:
             raise EngineStartError(f"this replica serves {served}, not {fingerprint}; start the server again")
-        opened = self._open[name] = _OpenRequest()
+        opened = self._open[name] = _OpenRequest(ingress)
         try:
             async with aclosing(self._engine.submit(request)) as answer:
                 async for events in answer:
@@ -91,22 +101,20 @@ class EngineReplica:
             self._engine.cancel(request_id)
         return request_id in self._open
 
-    async def observe(self, limits: Mapping[str, int]) -> bytes:
-        """Its `ReplicaState`. `limits` are those of EngineClient.limit_depth, from now on."""
-        if limits != self._limits:
-            self._limits = dict(limits)
-            self._engine.limit_depth(self._limits)
-        engine = self._engine
-        return encode(
-            ReplicaState(
-                engine.is_ready, engine.num_running, engine.kv_usage_ratio, engine.queue_s, engine.take_step_time()
-            )
-        )
-
     async def measure(self) -> tuple[str, list[Metric]]:
         """A name of this replica, and its metrics, in which a tenant is a tenant's name."""
         self._metrics.show(self._engine)
         return self._name, list(self._registry.collect())
+
+    async def _end_orphans(self) -> None:
+        """End the requests of ingresses that have been gone for long: nobody reads their answers."""
+        while True:
+            await asyncio.sleep(EXCHANGE_EVERY_S)
+            if self._member.is_reachable:
+                gone = self._absences.look({opened.ingress for opened in self._open.values()}, self._member.fleet)
+                for name, opened in self._open.items():
+                    if opened.ingress in gone:
+                        self._engine.cancel(name)
 
     def _note(self, usages: Sequence[tuple[str, Usage]]) -> None:
         for name, usage in usages:

@@ -4,6 +4,7 @@ import gc
 from pathlib import Path
 
 from fastapi import FastAPI
+from prometheus_client import Metric
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve.handle import DeploymentHandle
@@ -12,7 +13,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from buddy_server.chat_template import read_chat_template
 from buddy_server.config import load_config
+from buddy_server.fleet.member import FleetMember
 from buddy_server.logs import configure_logs
+from buddy_server.replicas.board import shared_board
 from buddy_server.replicas.client import EngineReplicas
 from buddy_server.replicas.metrics import ReplicatedMetrics
 from buddy_server.replicas.wire import decode_ready
@@ -23,13 +26,14 @@ from buddy_server.tokenizer import ChatTokenizer, import_transformers_without_to
 
 @serve.ingress()
 class Ingress:
-    """There is one: what tenants have left, who may take how many places, and what waits for the ledger is known in its
-    process."""
+    """One of the processes that answer clients. What they must agree on is in Redis and PostgreSQL; with limits in
+    memory, there is one of them."""
 
     def __init__(self, options: ServeOptions, engines: DeploymentHandle) -> None:
         configure_logs()
         self._options = options
         self._engines = engines
+        self._name = serve.get_replica_context().replica_id.unique_id
 
     async def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Ray Serve; waits for the first replica of the engine. Raises ConfigError."""
@@ -39,12 +43,14 @@ class Ingress:
         import_transformers_without_torch()
         template = None if options.chat_template is None else read_chat_template(options.chat_template)
         ready = decode_ready(await self._engines.describe.remote())
-        metrics = ReplicatedMetrics(ready.info, config.tenants)
+        self._metrics = metrics = ReplicatedMetrics(ready.info, config.tenants, _all_ingresses(), self._engines)
         tenancy = Tenancy(config, options.config, ready.info, metrics)
-        engine = EngineReplicas(self._engines, ready, settler(metrics, tenancy.bills), tenancy.bills.note)
+        board = shared_board(config.limits, ready.info.model_id)
+        member = FleetMember(board, self._name, decides=True)
+        engine = EngineReplicas(self._engines, ready, member, settler(metrics, tenancy.bills), tenancy.bills.note)
         self._engine = engine
         tokenizer = ChatTokenizer.from_directory(Path(ready.directory), template)
-        app = make_app(config, engine, tokenizer, metrics, tenancy)
+        app = make_app(config, engine, tokenizer, metrics, tenancy, member)
         app.add_middleware(BehindProxy)
         log_start(ready, config, options)
         gc.collect()
@@ -54,6 +60,15 @@ class Ingress:
     async def drain(self) -> None:
         """Refuse new requests, and return when those under way have ended, within the grace period or at its end."""
         await self._engine.drain(GRACE_PERIOD_S)
+
+    async def measure(self) -> tuple[str, list[Metric]]:
+        """A name of this ingress, and its metrics."""
+        return self._name, list(self._metrics.registry.collect())
+
+
+def _all_ingresses() -> DeploymentHandle:
+    here = serve.get_replica_context()
+    return serve.get_deployment_handle(here.deployment, here.app_name)
 
 
 class BehindProxy:

@@ -1,26 +1,43 @@
-"""The ingress's metrics and those of all replicas, in one scrape."""
+"""The metrics of all ingresses and all replicas, in one scrape."""
 
+import logging
 from collections.abc import Iterable
 
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry, Metric, generate_latest
+from ray.serve.handle import DeploymentHandle
 
 from buddy_server.engine.messages import EngineClient, EngineInfo
 from buddy_server.metrics import Metrics
-from buddy_server.replicas.client import EngineReplicas
-from buddy_server.replicas.replica_families import ReplicaFamilies
+from buddy_server.replicas.broadcast import ANSWER_TIMEOUT_S, ask_all
+from buddy_server.replicas.labelled_families import LabelledFamilies
 from buddy_server.tenancy.policy import Tenant
+
+log = logging.getLogger(__name__)
 
 
 class ReplicatedMetrics(Metrics):
-    """Requests and tenants are counted here, what engines do by their replicas, whose metrics get the label
-    `replica`."""
+    """Requests and tenants are counted by ingresses, whose metrics get the label `ingress`, what engines do by their
+    replicas, with the label `replica`."""
 
-    def __init__(self, info: EngineInfo, tenants: Iterable[Tenant]) -> None:
+    def __init__(
+        self, info: EngineInfo, tenants: Iterable[Tenant], ingresses: DeploymentHandle, engines: DeploymentHandle
+    ) -> None:
         super().__init__(info, tenants, has_engine=False)
+        self._ingresses = ingresses
+        self._engines = engines
 
-    async def render(self, engine: EngineClient) -> bytes:
-        """Asks the replicas of an EngineReplicas."""
-        assert isinstance(engine, EngineReplicas)
-        own, theirs = await super().render(engine), CollectorRegistry()
-        theirs.register(ReplicaFamilies(await engine.metrics(), self.labels_of))
-        return own + generate_latest(theirs)
+    async def render(self, engine: EngineClient) -> bytes:  # noqa: ARG002
+        """Of all of them, whichever ingress is asked."""
+        registry = CollectorRegistry()
+        registry.register(LabelledFamilies("ingress", await _measured(self._ingresses)))
+        registry.register(LabelledFamilies("replica", await _measured(self._engines), self.labels_of))
+        return generate_latest(registry)
+
+
+async def _measured(deployment: DeploymentHandle) -> list[tuple[str, list[Metric]]]:
+    """The name and the metrics of every replica of `deployment`; of none, if one of them does not answer."""
+    try:
+        return await ask_all(deployment, "measure")
+    except TimeoutError:
+        log.warning("no metrics", extra={"of": deployment.deployment_name, "timeout_s": ANSWER_TIMEOUT_S})
+        return []

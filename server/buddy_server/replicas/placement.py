@@ -7,6 +7,7 @@ import random
 from collections import Counter, OrderedDict
 from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 
 from buddy_server.engine.messages import GenerationRequest
 from buddy_server.engine.prefix_keys import PrefixKeys
@@ -21,14 +22,17 @@ OVERLOAD = 2
 
 class Placement:
     """A request goes to the replica that has computed most of its prompt, its home, as long as that is not overloaded
-    in comparison with another one, drawn at random. Without a home it goes to the less loaded of two drawn at random
-    (Mitzenmacher, The Power of Two Choices in Randomized Load Balancing).
+    in comparison with another one, drawn at random. The home of a prompt that is new here is the one that its first
+    block draws among all replicas (rendezvous hashing), the same in every process. A prompt of less than a block goes
+    to the less loaded of two replicas drawn at random (Mitzenmacher, The Power of Two Choices in Randomized Load
+    Balancing).
 
     The load of a replica is what its requests may cost, counted whole until they end. Only those placed here count.
     """
 
     def __init__(self) -> None:
-        self._keys = PrefixKeys("", BLOCK)
+        # Where a prompt goes is no secret; what a replica has computed is found by keys of its own.
+        self._keys = PrefixKeys("", BLOCK, salt=b"")
         self._homes = PrefixHomes()
         self._loads = Loads()
 
@@ -62,10 +66,12 @@ class Placement:
         self._homes.keep(replicas)
 
     def _choose(self, request: GenerationRequest, replicas: Sequence[Hashable]) -> Hashable:
-        num_cached, homes = self._homes.find(self._keys_of(request), replicas)
+        keys = self._keys_of(request)
+        if not keys:
+            return self.by_load(random.sample(replicas, min(2, len(replicas))))[0]
+        num_cached, homes = self._homes.find(keys, replicas)
+        homes = homes or {max(replicas, key=lambda replica: _digest(keys[0], replica))}
         others = [replica for replica in replicas if replica not in homes]
-        if not homes:
-            return self.by_load(random.sample(others, min(2, len(others))))[0]
         home = self.by_load(homes)[0]
         if not others:
             return home
@@ -136,6 +142,10 @@ class Loads:
 
     def of(self, replica: Hashable) -> int:
         return self._costs[replica]
+
+
+def _digest(key: bytes, replica: Hashable) -> bytes:
+    return blake2b(str(replica).encode(), key=key).digest()
 
 
 def _cost(request: GenerationRequest, num_cached: int) -> int:

@@ -1,4 +1,4 @@
-"""Lowers the budgets of elastic tiers while the engine is overloaded, step by step, and restores them.
+"""Lowers the budgets of elastic tiers while engines are overloaded, step by step, and restores them.
 
 A level from 0 to NUM_LEVELS says how far: at level k, a tier's largest budget is max_budget less k / NUM_LEVELS of the
 way to its elastic_floor. Requests that asked for less are not touched.
@@ -12,7 +12,9 @@ from dataclasses import dataclass
 
 from buddy_routing.action_space import ActionSpace
 from buddy_server.config import ElasticSettings
-from buddy_server.engine.messages import EngineClient
+from buddy_server.engine.messages import EngineInfo
+from buddy_server.fleet.fleet import Fleet
+from buddy_server.fleet.member import FleetMember
 from buddy_server.metrics import Metrics
 from buddy_server.tenancy.book import TenantBook
 from buddy_server.tenancy.policy import Tier
@@ -42,12 +44,21 @@ MEMORY = 0.9
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What clients feel, and how full the engine is: the seconds that requests wait for their first step, the mean
-    seconds between two tokens, and the share of the engine's places or blocks that answers use."""
+    """What clients feel, and how full the engines are: the seconds that requests wait for their first step, the mean
+    seconds between two tokens, and the share of the engines' places or blocks that answers use."""
 
     queue_s: float
     inter_token_s: float
     used: float
+
+    @classmethod
+    def of(cls, fleet: Fleet) -> "Load":
+        """Of all its engines, since the last call; of their queues the longest."""
+        engines = fleet.engines.values()
+        places = sum(engine.num_running for engine in engines) / max(1, sum(engine.max_sequences for engine in engines))
+        blocks = sum(engine.kv_usage_ratio for engine in engines) / max(1, len(engines))
+        queue_s = max((engine.queue_s for engine in engines), default=0.0)
+        return cls(queue_s, fleet.take_inter_token_s(), max(places, blocks))
 
 
 class DepthController:
@@ -105,10 +116,11 @@ def depth_limit(tier: Tier, level: int, actions: ActionSpace) -> int:
 
 
 class ElasticBudgets:
-    """Watches the engine and tells it the limits of the elastic tiers in `book`."""
+    """Watches the load of the whole fleet, and has `member` tell it the limits of the elastic tiers in `book`."""
 
-    def __init__(self, engine: EngineClient, metrics: Metrics, book: TenantBook) -> None:
-        self._engine = engine
+    def __init__(self, member: FleetMember, info: EngineInfo, metrics: Metrics, book: TenantBook) -> None:
+        self._member = member
+        self._actions = info.actions
         self._metrics = metrics
         self._book = book
         self._controller = DepthController()
@@ -125,16 +137,13 @@ class ElasticBudgets:
         elastic = [tier for tier in self._book.tiers.values() if tier.elastic_floor is not None]
         if not elastic and not self._limits:
             return
-        engine, before = self._engine, self._controller.level
-        used = max(engine.num_running / engine.info.max_sequences, engine.kv_usage_ratio)
-        load = Load(engine.queue_s, engine.take_inter_token_s(), used)
+        actions, before, load = self._actions, self._controller.level, Load.of(self._member.fleet)
         level = self._controller.observe(now_s, load, self._book.config.elastic)
-        limits = {tier.name: depth_limit(tier, level, engine.info.actions) for tier in elastic} if level else {}
+        limits = {tier.name: depth_limit(tier, level, actions) for tier in elastic} if level else {}
         for tier in elastic:
-            cost = limits.get(tier.name, engine.info.actions.full_cost)
-            self._metrics.depth_limit(tier.name, cost / engine.info.actions.full_cost)
+            self._metrics.depth_limit(tier.name, limits.get(tier.name, actions.full_cost) / actions.full_cost)
         if limits != self._limits:
-            engine.limit_depth(limits)
+            self._member.limit_depth(limits)
         self._limits = limits
         if level != before:
             log.info(
@@ -143,7 +152,7 @@ class ElasticBudgets:
                     "level": level,
                     "queue_s": round(load.queue_s, 3),
                     "inter_token_s": round(load.inter_token_s, 4),
-                    "used": round(used, 2),
-                    "budgets": {name: cost / engine.info.actions.full_cost for name, cost in limits.items()},
+                    "used": round(load.used, 2),
+                    "budgets": {name: cost / actions.full_cost for name, cost in limits.items()},
                 },
             )

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 
 from buddy_server.config import LimitSettings
-from buddy_server.errors import ConfigError, LimiterUnreachable
+from buddy_server.errors import ConfigError, RedisUnreachable
 from buddy_server.tenancy.limits.build import make_limiter
 from buddy_server.tenancy.limits.limiter import (
     LEASE_S,
@@ -69,7 +69,7 @@ async def unreachable(limiter: RedisLimiter) -> list[str]:
     )
     assert time.monotonic() - start < UNREACHABLE_S
     for error in errors:
-        assert isinstance(error, LimiterUnreachable)
+        assert isinstance(error, RedisUnreachable)
         assert re.match(r"Redis at 127\.0\.0\.1:\d+ does not answer: \w+", str(error))
     return list(map(str, errors))
 

@@ -29,9 +29,10 @@ def placement() -> Placement:
 def test_second_request_goes_where_its_prefix_is(placement: Placement) -> None:
     homes = {seed: placement.place(request(f"{seed}", prompt(seed)), REPLICAS) for seed in range(40)}
     assert set(homes.values()) == set(REPLICAS)
-    for seed, home in homes.items():
+    for seed in homes:
         placement.release(f"{seed}")
-        assert placement.place(request(f"again {seed}", (*prompt(seed), 1, 2, 3)), REPLICAS) == home
+    for seed, home in homes.items():
+        assert placement.place(request("again", (*prompt(seed), 1, 2, 3)), REPLICAS) == home
 
 
 def test_longest_known_prefix_counts(placement: Placement) -> None:
@@ -68,10 +69,22 @@ def test_request_without_a_home_goes_to_the_less_loaded_of_two(placement: Placem
     assert placed == ["b"] * 50
 
 
-def test_requests_spread_evenly(placement: Placement) -> None:
+@pytest.mark.parametrize(("num_blocks", "most_apart"), [(0, 10), (1, 60)])
+def test_requests_spread_evenly(placement: Placement, num_blocks: int, most_apart: int) -> None:
     random.seed(0)
-    placed = [placement.place(request(f"{n}", prompt(n, 1)), REPLICAS) for n in range(400)]
-    assert max(map(placed.count, REPLICAS)) - min(map(placed.count, REPLICAS)) < 10
+    placed = [placement.place(request(f"{n}", prompt(n, num_blocks)), REPLICAS) for n in range(400)]
+    assert max(map(placed.count, REPLICAS)) - min(map(placed.count, REPLICAS)) < most_apart
+
+
+def test_another_process_finds_the_same_home() -> None:
+    for seed in range(40):
+        first, second = (Placement().place(request("r", (*prompt(seed), n)), REPLICAS) for n in (1, 2))
+        assert first == second
+
+
+def test_prompts_that_begin_alike_do_not_all_wait_at_one_home(placement: Placement) -> None:
+    placed = [placement.place(request(f"{n}", prompt(0, 1) + prompt(n, 4)), REPLICAS) for n in range(40)]
+    assert set(placed) == set(REPLICAS)
 
 
 def test_load_is_counted_until_the_request_ends_wherever_it_went(placement: Placement) -> None:

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from buddy_routing.action_space import ActionSpace
 from buddy_server.config import LimitSettings
-from buddy_server.errors import InsufficientQuota, LimiterUnreachable, RateLimited, StoreAway
+from buddy_server.errors import InsufficientQuota, RateLimited, RedisUnreachable, StoreAway
 from buddy_server.metrics import Metrics
 from buddy_server.tenancy.limits.limiter import (
     LEASE_S,
@@ -47,7 +47,7 @@ class LimitGate:
         self._limiter = limiter
         self._whole = actions.full_cost
         self._refuses = settings.when_unreachable == "refuse"
-        self._is_shared = not settings.url.startswith("memory://")
+        self._is_shared = settings.is_shared
         self._metrics = metrics
         self._open: dict[str, Claim] = {}
         self._unsettled: deque[tuple[Claim, int]] = deque(maxlen=MOST_UNSETTLED)
@@ -75,7 +75,7 @@ class LimitGate:
         """
         try:
             answer = await self._ask(self._limiter.reserve(claim))
-        except LimiterUnreachable:
+        except RedisUnreachable:
             if self._refuses:
                 raise StoreAway("The store of limits") from None
             return {}
@@ -96,20 +96,20 @@ class LimitGate:
             return
         try:
             await self._ask(self._limiter.settle(claim, cost))
-        except LimiterUnreachable:
+        except RedisUnreachable:
             self._unsettled.append((claim, cost))
 
     async def withdraw(self, claim: Claim) -> None:
         """Undo the reservation of a request that was refused after all. One that cannot be undone now lapses with its
         lease."""
         if self._open.pop(claim.id, None) is not None:
-            with suppress(LimiterUnreachable):
+            with suppress(RedisUnreachable):
                 await self._ask(self._limiter.withdraw(claim))
 
     async def follow_ledger(self, month: str, costs: Mapping[str, int], tenants: Iterable[Tenant]) -> None:
         """Count what the ledger knows of the month, after a restart or when settling has failed, and show it for
         tenants that ask nothing now."""
-        with suppress(LimiterUnreachable):
+        with suppress(RedisUnreachable):
             for name, cost in costs.items():
                 await self._ask(self._limiter.set_month(name, month, cost))
         for tenant in tenants:
@@ -121,7 +121,7 @@ class LimitGate:
         """Renew the leases of open reservations, and settle what could not be settled, until cancelled."""
         while True:
             await asyncio.sleep(LEASE_S / 3 if self.is_reachable else AGAIN_S)
-            with suppress(LimiterUnreachable):
+            with suppress(RedisUnreachable):
                 await self._ask(self._limiter.ping())
                 await self._ask(self._limiter.renew(list(self._open.values())))
                 while self._unsettled:
@@ -134,7 +134,7 @@ class LimitGate:
     async def _ask(self, asked: Awaitable[T]) -> T:
         try:
             answer = await asked
-        except LimiterUnreachable as error:
+        except RedisUnreachable as error:
             if self.is_reachable:
                 log.error("limits unreachable", extra={"error": error})
             self.is_reachable = False

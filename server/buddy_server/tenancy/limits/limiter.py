@@ -64,7 +64,7 @@ class Refusal:
 
 
 class Limiter(Protocol):
-    """A request reserves, and then settles or withdraws. All methods may raise LimiterUnreachable."""
+    """A request reserves, and then settles or withdraws. All methods may raise RedisUnreachable."""
 
     async def reserve(self, claim: Claim) -> Standing | Refusal:
         """Reserve all of `claim` or nothing."""

@@ -1,55 +1,40 @@
 """Limits counted in Redis, for several server processes. Each operation is one Lua script, which Redis runs alone."""
 
-import asyncio
 import math
-import re
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.resources import files
 from typing import Any
 
-from redis.asyncio import ConnectionPool, Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 from redis.commands.core import AsyncScript
-from redis.exceptions import RedisError
 
-from buddy_server.errors import ConfigError, LimiterUnreachable
+from buddy_server.redis_connection import RedisConnection
 from buddy_server.tenancy.limits.answer import MICROSECONDS, Count, answer
 from buddy_server.tenancy.limits.limiter import LEASE_S, WINDOW_S, Claim, Refusal, Standing
 
-TIMEOUT_S = 1.0
-"""For one operation, connecting included."""
-_NUM_CONNECTIONS = 16
 _KEPT_MS = 300_000
 """How long Redis keeps a tenant who asks nothing: longer than the minute and the leases count."""
 _MONTH_KEPT_MS = 40 * 24 * 3600 * 1000
-_URL = re.compile(r"unix://[^#]+|rediss?://[^/?#]*(/\d*)?(\?[^#@]*)?")
 _NEVER = -1
 """A script's word for an infinite wait."""
 
 
 class RedisLimiter:
-    """A Limiter whose times are those of Redis, so that servers with different clocks agree. Nothing is retried here,
-    as a script whose answer got lost may have run. `whole` is one layer-token in milli-layers: servers whose models
-    differ in it share a Redis, but no counts. `clock`, in seconds, takes the place of Redis's clock in tests."""
+    """A Limiter whose times are those of Redis, so that servers with different clocks agree. `whole` is one layer-token
+    in milli-layers: servers whose models differ in it share a Redis, but no counts. `clock`, in seconds, takes the
+    place of Redis's clock in tests."""
 
     def __init__(self, url: str, whole: int, clock: Callable[[], float] | None = None) -> None:
         """Raises ConfigError for a URL of another form."""
         self._whole = whole
         self._clock = clock
-        pool = _pool(url)
-        # In the order of arrival: redis-py's own blocking pool may let a request wait while later ones go first.
-        self._turns = asyncio.Semaphore(_NUM_CONNECTIONS)
-        where = pool.connection_kwargs
-        self._address = where.get("path") or f"{where.get('host', 'localhost')}:{where.get('port', 6379)}"
-        self._redis = Redis.from_pool(pool)
+        self._connection = RedisConnection(url)
         self._reserve = self._script("reserve")
         self._settle = self._script("settle")
         self._withdraw = self._script("withdraw")
         self._renew = self._script("renew")
-        self._set_month = self._redis.register_script(_text("set_month"))
+        self._set_month = self._connection.redis.register_script(_text("set_month"))
 
     async def reserve(self, claim: Claim) -> Standing | Refusal:
         limits = claim.limits
@@ -94,13 +79,13 @@ class RedisLimiter:
         await self._run(self._set_month, [self._month_key(tenant, month)], [cost, _MONTH_KEPT_MS])
 
     async def ping(self) -> None:
-        await self._within_turn(self._redis.ping)
+        await self._connection.ask(self._connection.redis.ping)
 
     async def close(self) -> None:
-        await self._redis.aclose()
+        await self._connection.close()
 
     def _script(self, name: str) -> AsyncScript:
-        return self._redis.register_script(_text("tenant") + _text(name))
+        return self._connection.redis.register_script(_text("tenant") + _text(name))
 
     def _keys(self, tenant: str) -> list[str]:
         """In the order of tenant.lua."""
@@ -119,40 +104,7 @@ class RedisLimiter:
         return [now, round(WINDOW_S * MICROSECONDS), round(LEASE_S * MICROSECONDS), _KEPT_MS]
 
     async def _run(self, script: AsyncScript, keys: Sequence[str], args: Sequence[str | int]) -> Any:
-        return await self._within_turn(partial(script, keys, args))
-
-    async def _within_turn(self, ask: Callable[[], Awaitable[Any]]) -> Any:
-        try:
-            async with asyncio.timeout(TIMEOUT_S), self._turns:
-                return await ask()
-        except (RedisError, OSError) as error:
-            # None of these errors repeats the URL, which may hold a password.
-            reason = f"{type(error).__name__} {error}".strip()
-            raise LimiterUnreachable(f"Redis at {self._address} does not answer: {reason}") from error
-
-
-def _pool(url: str) -> ConnectionPool:
-    try:
-        if not _URL.fullmatch(url):
-            raise ValueError
-        pool = ConnectionPool.from_url(
-            url,
-            retry=Retry(NoBackoff(), 0),
-            # _run has the timeout. This one would use asyncio.wait_for, which in Python 3.11 may lose a cancellation.
-            socket_timeout=None,
-            socket_connect_timeout=TIMEOUT_S,
-            # With RESP3, redis-py takes a connection that Redis has closed for one that has a notification.
-            protocol=2,
-        )
-        # Unknown options in the URL would only come to light with the first request.
-        pool.connection_class(**pool.connection_kwargs)
-    except (ValueError, TypeError):
-        # The cause may repeat a part of the password: one with a "/" ends the URL's host early.
-        raise ConfigError(
-            "limits.url: is not the URL of a Redis; allowed is redis://USER:PASSWORD@HOST:PORT/NUMBER, with special "
-            "characters of a password written as %XX"
-        ) from None
-    return pool
+        return await self._connection.ask(partial(script, keys, args))
 
 
 def _text(script: str) -> str:

@@ -4,7 +4,7 @@ from prometheus_client import CollectorRegistry, Metric, generate_latest
 
 from buddy_server.engine.messages import DepthCount, StepStats
 from buddy_server.engine_metrics import EngineMetrics
-from buddy_server.replicas.replica_families import ReplicaFamilies
+from buddy_server.replicas.labelled_families import LabelledFamilies
 from fakes.engine import INFO, FakeEngine
 
 
@@ -21,7 +21,8 @@ def test_every_sample_names_its_replica_and_the_labels_of_its_tenant() -> None:
     second = families(3, {"acme": DepthCount(4000)})
     labels = {"acme": ("acme", "pro")}
     merged = CollectorRegistry()
-    merged.register(ReplicaFamilies([("r1", first), ("r2", second)], lambda name: labels.get(name, ("other", "other"))))
+    replicas = [("r1", first), ("r2", second)]
+    merged.register(LabelledFamilies("replica", replicas, lambda name: labels.get(name, ("other", "other"))))
 
     def sample(name: str, **labels: str) -> float | None:
         return merged.get_sample_value(name, labels)

@@ -1,4 +1,4 @@
-"""The metrics of several replicas as one exposition."""
+"""The metrics of several processes as one exposition."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -7,21 +7,26 @@ from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 
 
-class ReplicaFamilies(Collector):
-    """The families of several replicas, each once, with a sample for each replica. Where a tenant's name is a label,
-    `labels_of` gives the labels (tenant, tier) in place of it; samples that then have equal labels are added up."""
+class LabelledFamilies(Collector):
+    """The families of several processes, each family once, with the samples of each process under its name as `label`.
+    Where a tenant's name is the label of a sample, `labels_of` gives the labels (tenant, tier) in place of it; samples
+    that then have equal labels are added up."""
 
     def __init__(
-        self, replicas: Sequence[tuple[str, Sequence[Metric]]], labels_of: Callable[[str], tuple[str, str]]
+        self,
+        label: str,
+        processes: Sequence[tuple[str, Sequence[Metric]]],
+        labels_of: Callable[[str], tuple[str, str]] | None = None,
     ) -> None:
-        self._replicas = replicas
+        self._label = label
+        self._processes = processes
         self._labels_of = labels_of
 
     def collect(self) -> Iterator[Metric]:
         by_name: dict[str, list[tuple[str, Metric]]] = {}
-        for replica, families in self._replicas:
+        for process, families in self._processes:
             for family in families:
-                by_name.setdefault(family.name, []).append((replica, family))
+                by_name.setdefault(family.name, []).append((process, family))
         for group in by_name.values():
             yield self._merged(group)
 
@@ -29,9 +34,9 @@ class ReplicaFamilies(Collector):
         _, first = group[0]
         merged = Metric(first.name, first.documentation, first.type, first.unit)
         values: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
-        for replica, family in group:
+        for process, family in group:
             for sample in family.samples:
-                labels = self._labels(sample) | {"replica": replica}
+                labels = self._labels(sample) | {self._label: process}
                 key = (sample.name, tuple(labels.items()))
                 values[key] = values.get(key, 0.0) + sample.value
         for (name, labels_of_key), value in values.items():
@@ -39,7 +44,7 @@ class ReplicaFamilies(Collector):
         return merged
 
     def _labels(self, sample: Sample) -> dict[str, str]:
-        if "tenant" not in sample.labels:
+        if self._labels_of is None or "tenant" not in sample.labels:
             return dict(sample.labels)
         tenant, tier = self._labels_of(sample.labels["tenant"])
         return sample.labels | {"tenant": tenant, "tier": tier}

@@ -1,0 +1,1 @@
+"""Several processes that serve the same tenants: what they tell each other, and where."""
