@@ -183,6 +183,8 @@ def _add_train_demo(parser: argparse.ArgumentParser) -> None:
 def _serve(parsed: argparse.Namespace) -> None:
     from buddy_server.serve import START_ERRORS, ServeOptions, make_server
 
+    if parsed.ingresses > 1 and parsed.replicas is None:
+        sys.exit(f"buddy serve: --ingresses {parsed.ingresses}: needs --replicas; one process has one ingress")
     options = ServeOptions(
         model=parsed.model,
         router=parsed.router,

@@ -1,42 +1,18 @@
 """The ledger says what clients received, whatever is killed."""
 
 import asyncio
-import json
-import random
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import httpx
 import pytest
 
-from end_to_end.tenant_site import ADMIN_KEY, KEY_SECRET, Served, bearer, rows_of, tenants
+from end_to_end.mixed_requests import LAYERS, check_ledger, exchange
+from end_to_end.tenant_site import ADMIN_KEY, KEY_SECRET, Served, rows_of, tenants
 from postgres_process import PASSWORD, postgres
 
-NUM_REQUESTS = 200
-KILL_ENGINE_AFTER, KILL_SERVER_AFTER = 60, 130
-"""Requests that have ended."""
-LAYERS = 16
-BUDGETS = {0.25: 4, 0.5: 8, 1.0: 16}
-"""And the layers that each runs."""
-MOST_AT_ONCE = 24
 MOST_UNDER_WAY = 3 * 64
-"""Tokens of a stream that were computed and had not reached its client: a few bursts."""
-WORDS = ("dog", "cat", "seven", "river", "green", "house", "and", "story")
-
-
-@dataclass
-class Received:
-    """What one client saw. `num_tokens` arrived; the other two are None unless the response has ended well."""
-
-    tenant: str
-    budget: float
-    response_id: str = ""
-    num_tokens: int = 0
-    layer_tokens: float | None = None
-    usage: dict[str, int] | None = None
+"""A few bursts."""
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])
@@ -48,79 +24,6 @@ def store_url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
         yield server.url()
 
 
-async def ask(http: httpx.AsyncClient, site: Served, index: int, received: list[Received]) -> None:
-    """One of: a whole stream, a stream that the client leaves, a plain response, a bad request."""
-    rng = random.Random(index)
-    got = Received(f"t{index % 3}", rng.choice(list(BUDGETS)))
-    received.append(got)
-    kind = rng.choice(("stream", "stream", "leave", "plain", "bad"))
-    body: dict[str, Any] = {
-        "model": "buddy-7m",
-        "messages": [{"role": "user", "content": " ".join(rng.choices(WORDS, k=rng.randint(1, 60)))}],
-        "budget": -1 if kind == "bad" else got.budget,
-        "max_tokens": rng.randint(1, 350),
-        "stream": kind in ("stream", "leave"),
-        "stream_options": {"include_usage": True} if kind in ("stream", "leave") else None,
-        "logprobs": True,
-        "logit_bias": {"0": -100, "1": -100},
-        "seed": index,
-    }
-    headers = bearer(f"sk-{got.tenant}")
-    try:
-        if kind in ("plain", "bad"):
-            answer = (await http.post(f"{site.url}/v1/chat/completions", json=body, headers=headers)).json()
-            take(got, answer)
-            return
-        async with http.stream("POST", f"{site.url}/v1/chat/completions", json=body, headers=headers) as response:
-            most = rng.randint(1, 100) if kind == "leave" else None
-            async for line in response.aiter_lines():
-                if line.startswith("data: {"):
-                    take(got, json.loads(line.removeprefix("data: ")))
-                if most is not None and got.num_tokens >= most:
-                    return
-    except httpx.TransportError:
-        """The server was killed; what arrived before counts."""
-
-
-def take(got: Received, answer: dict[str, Any]) -> None:
-    """Record a chunk of a stream, or a whole response."""
-    if "error" in answer:
-        return
-    got.response_id = answer["id"]
-    for choice in answer["choices"]:
-        got.num_tokens += len((choice["logprobs"] or {}).get("content") or [])
-    if answer.get("usage"):
-        got.usage = answer["usage"]
-    if "buddy" in answer:
-        got.layer_tokens = answer["buddy"]["layer_tokens"]
-
-
-async def exchange(site: Served) -> list[Received]:
-    """Send all requests; the engine is killed on the way, then the server, which is started again for the rest."""
-    received: list[Received] = []
-    killed_engine = killed_server = False
-    limits = httpx.Limits(max_connections=64)
-    async with httpx.AsyncClient(timeout=120, limits=limits) as http:
-        tasks: list[asyncio.Task[None]] = []
-        for index in range(NUM_REQUESTS):
-            while sum(not task.done() for task in tasks) >= MOST_AT_ONCE:
-                await asyncio.wait([task for task in tasks if not task.done()], return_when=asyncio.FIRST_COMPLETED)
-            num_ended = sum(task.done() for task in tasks)
-            if num_ended >= KILL_ENGINE_AFTER and not killed_engine:
-                killed_engine = True
-                await asyncio.to_thread(site.replace_engine)
-            if num_ended >= KILL_SERVER_AFTER and not killed_server:
-                killed_server = True
-                site.kill()
-                await asyncio.gather(*tasks)
-                await asyncio.to_thread(site.start)
-            tasks.append(asyncio.create_task(ask(http, site, index, received)))
-        await asyncio.gather(*tasks)
-    assert killed_engine
-    assert killed_server
-    return received
-
-
 @pytest.mark.slow
 def test_ledger_equals_what_clients_received_after_everything_was_killed(store_url: str, tmp_path: Path) -> None:
     config = {
@@ -130,36 +33,18 @@ def test_ledger_equals_what_clients_received_after_everything_was_killed(store_u
     }
     site = Served(tmp_path, config)
     site.start()
+
+    def again() -> None:
+        site.kill()
+        site.start()
+
     try:
-        received = asyncio.run(exchange(site))
+        received = asyncio.run(exchange(site, [(60, site.replace_engine), (130, again)]))
         usage = site.admin("GET", "/usage", params={"group_by": "tenant"}).json()["data"]
     finally:
         site.stop()
     rows = rows_of(store_url)
-    begun = [got for got in received if got.response_id]
-    finished = [got for got in begun if got.layer_tokens is not None]
-    # Nothing that was begun is missing, and nothing is there that no client sent.
-    assert {got.response_id for got in begun} <= set(rows)
-    assert len(rows) <= sum(not is_bad(index) for index in range(NUM_REQUESTS))
-    for got in finished:
-        row = rows[got.response_id]
-        assert got.usage is not None
-        assert (row.outcome, row.tenant) == ("finished", got.tenant)
-        assert row.completion_tokens == got.usage["completion_tokens"]
-        assert row.prompt_tokens == got.usage["prompt_tokens"]
-        assert round(row.milli_layers / (1000 * LAYERS), 3) == got.layer_tokens
-    for got in begun:
-        row = rows[got.response_id]
-        assert got.num_tokens <= row.completion_tokens <= got.num_tokens + MOST_UNDER_WAY
-        if row.completion_tokens:
-            # Every token but the answer's last and cached ones has run exactly the layers of its budget.
-            num_run = row.prompt_tokens - row.cached_tokens + row.completion_tokens - 1
-            assert row.milli_layers == 1000 * BUDGETS[got.budget] * num_run
-    outcomes = Counter(row.outcome for row in rows.values())
-    # A row is written before the response's end, which a killed server may then not send.
-    assert 80 < len(finished) <= outcomes["finished"] <= len(finished) + MOST_AT_ONCE
-    assert outcomes["cancelled"] > 5
-    assert outcomes["error"] > 5
+    check_ledger(rows, received, MOST_UNDER_WAY)
     by_tenant: defaultdict[str, int] = defaultdict(int)
     for row in rows.values():
         by_tenant[row.tenant] += row.milli_layers
@@ -168,9 +53,3 @@ def test_ledger_equals_what_clients_received_after_everything_was_killed(store_u
     }
     secrets = (ADMIN_KEY, KEY_SECRET, PASSWORD, *(f"sk-t{index}" for index in range(3)))
     assert not any(secret in site.log for secret in secrets)
-
-
-def is_bad(index: int) -> bool:
-    rng = random.Random(index)
-    rng.choice(list(BUDGETS))
-    return rng.choice(("stream", "stream", "leave", "plain", "bad")) == "bad"

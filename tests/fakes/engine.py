@@ -87,7 +87,7 @@ class FakeEngine:
     def take_step_time(self) -> StepTime:
         return StepTime()
 
-    def serve_elsewhere(self, served: Mapping[tuple[str, int], int]) -> None:
+    def charge_elsewhere(self, served: Mapping[tuple[str, int], int]) -> None:
         self.served_elsewhere.update(served)
 
     @property

@@ -107,7 +107,7 @@ class Fleet:
 
 class Growth(Generic[K]):
     """How much sums have grown from one look to the next. Those of a member that was not there at the last look have
-    not: what it did before is past."""
+    not: what it did before is past. One that is less than before has begun again at 0."""
 
     def __init__(self) -> None:
         self._last: Mapping[str, Mapping[K, float]] = {}
@@ -117,6 +117,7 @@ class Growth(Generic[K]):
         grown: defaultdict[K, float] = defaultdict(float)
         for name in sums.keys() & self._last.keys():
             for key, total in sums[name].items():
-                grown[key] += total - self._last[name].get(key, 0)
+                before = self._last[name].get(key, 0)
+                grown[key] += total - before if total >= before else total
         self._last = sums
         return grown

@@ -42,7 +42,7 @@ class MeasuredEngine(Protocol):
 
     def limit_depth(self, limits: Mapping[str, int]) -> None: ...
 
-    def serve_elsewhere(self, served: Mapping[tuple[str, int], int]) -> None: ...
+    def charge_elsewhere(self, served: Mapping[tuple[str, int], int]) -> None: ...
 
 
 class FleetMember:
@@ -127,7 +127,7 @@ class FleetMember:
         if self._engine is None:
             return
         if elsewhere := self.fleet.take_served(self.name):
-            self._engine.serve_elsewhere(elsewhere)
+            self._engine.charge_elsewhere(elsewhere)
         limits = self.fleet.limits
         if limits is not None and limits != self._applied:
             self._engine.limit_depth(limits)

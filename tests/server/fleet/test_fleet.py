@@ -99,6 +99,7 @@ def test_what_others_served_is_taken_once_and_not_from_before_they_were_seen(fle
     assert taken() == {}
     assert taken(b={("x", 0): 400}) == {}
     assert taken(a={("x", 0): 1600, ("y", 1): 30}, b={("x", 0): 500}) == {("x", 0): 200}
+    assert taken(a={("x", 0): 20}) == {("x", 0): 20}
 
 
 def test_time_of_a_step_is_the_mean_over_all_engines(fleet: Fleet, members: Members) -> None:
