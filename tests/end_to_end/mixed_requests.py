@@ -62,8 +62,8 @@ async def ask(http: httpx.AsyncClient, site: Served, index: int, received: list[
                     take(got, json.loads(line.removeprefix("data: ")))
                 if most is not None and got.num_tokens >= most:
                     return
-    except httpx.TransportError:
-        """The server was killed; what arrived before counts."""
+    except (httpx.TransportError, json.JSONDecodeError):
+        """The server was killed; what arrived before counts. Ray Serve's proxy says "Internal Server Error" for it."""
 
 
 def take(got: Received, answer: dict[str, Any]) -> None:
