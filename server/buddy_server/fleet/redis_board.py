@@ -19,7 +19,7 @@ class RedisBoard:
 
     async def exchange(self, name: str, entry: bytes) -> dict[str, bytes]:
         pipeline = self._connection.redis.pipeline(transaction=False)
-        pipeline.hset(self._key, name, entry)  # type: ignore[arg-type]  # redis-py types it as text
+        pipeline.hset(self._key, name, entry)
         pipeline.expire(self._key, KEPT_S)
         pipeline.hgetall(self._key)
         *_, entries = await self._connection.ask(pipeline.execute)
