@@ -69,13 +69,6 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="run N engines behind one address on Ray Serve (pip install 'buddy-serve[ray]')",
     )
-    parser.add_argument(
-        "--ingresses",
-        type=_positive,
-        default=1,
-        metavar="N",
-        help="with --replicas, answer clients in N processes, which need Redis and PostgreSQL (default: %(default)s)",
-    )
     parser.set_defaults(run=_serve)
 
 
@@ -87,7 +80,7 @@ def _port(text: str) -> int:
 
 def _positive(text: str) -> int:
     if not (text.isdecimal() and int(text)):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of processes, allowed are 1 and more")
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of replicas, allowed are 1 and more")
     return int(text)
 
 
@@ -183,8 +176,6 @@ def _add_train_demo(parser: argparse.ArgumentParser) -> None:
 def _serve(parsed: argparse.Namespace) -> None:
     from buddy_server.serve import START_ERRORS, ServeOptions, make_server
 
-    if parsed.ingresses > 1 and parsed.replicas is None:
-        sys.exit(f"buddy serve: --ingresses {parsed.ingresses}: needs --replicas; one process has one ingress")
     options = ServeOptions(
         model=parsed.model,
         router=parsed.router,
@@ -199,7 +190,7 @@ def _serve(parsed: argparse.Namespace) -> None:
         if parsed.replicas is not None:
             from buddy_server.replicas.local import serve_replicas
 
-            serve_replicas(options, parsed.replicas, parsed.ingresses)
+            serve_replicas(options, parsed.replicas)
             return
         server = make_server(options)
     except START_ERRORS as error:

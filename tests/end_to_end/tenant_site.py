@@ -97,6 +97,8 @@ class Served:
     admin_key: str | None = ADMIN_KEY
     arguments: tuple[str, ...] = ()
     port: int = field(default_factory=free_port)
+    command: tuple[str, ...] = ()
+    """In place of `buddy serve`."""
     process: "subprocess.Popen[bytes] | None" = None
     http: httpx.Client = field(default_factory=_client, repr=False)
 
@@ -126,9 +128,9 @@ class Served:
         environment["BUDDY_KEY_SECRET"] = KEY_SECRET
         if self.admin_key is not None:
             environment["BUDDY_ADMIN_KEY"] = self.admin_key
-        command = [BUDDY, "serve", "--port", str(self.port), "--config", str(self.config_file), *self.arguments]
+        serve = (BUDDY, "serve", "--port", str(self.port), "--config", str(self.config_file), *self.arguments)
         with (self.folder / f"{self.name}.log").open("ab") as log:
-            self.process = subprocess.Popen(command, stderr=log, process_group=0, env=environment)
+            self.process = subprocess.Popen(self.command or serve, stderr=log, process_group=0, env=environment)
 
     def wait_until_ready(self) -> None:
         deadline = time.monotonic() + START_TIMEOUT_S

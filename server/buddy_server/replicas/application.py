@@ -42,16 +42,8 @@ def build(arguments: Arguments) -> Application:
     options = ServeOptions(**flags, host="0.0.0.0")  # noqa: S104, Ray's proxies may listen anywhere
     config = load_config(options.config)
     check_exposure(config, options.host)
-    check_ingresses(config, arguments.ingresses)
+    _check_ingresses(config, arguments.ingresses)
     return application(options, config, num_ingresses=arguments.ingresses)
-
-
-def check_ingresses(config: ServerConfig, num_ingresses: int) -> None:
-    """Raises ConfigError if so many would not agree on what tenants have left."""
-    if num_ingresses > 1 and not config.limits.is_shared:
-        raise ConfigError("limits.url: several ingresses need limits in Redis; allowed is redis://..., not memory://")
-    if num_ingresses > 1 and config.store is not None and config.store.url.startswith("sqlite"):
-        raise ConfigError("store.url: several ingresses need a store in PostgreSQL; allowed is postgresql://...")
 
 
 def application(
@@ -74,6 +66,14 @@ def application(
         num_replicas=num_ingresses, ray_actor_options={"num_cpus": 0}, **_limits()
     )
     return ingress.bind(options, engines.bind(plan, options.config))
+
+
+def _check_ingresses(config: ServerConfig, num_ingresses: int) -> None:
+    """Raises ConfigError if so many would not agree on what tenants have left."""
+    if num_ingresses > 1 and not config.limits.is_shared:
+        raise ConfigError("limits.url: several ingresses need limits in Redis; allowed is redis://..., not memory://")
+    if num_ingresses > 1 and config.store is not None and config.store.url.startswith("sqlite"):
+        raise ConfigError("store.url: several ingresses need a store in PostgreSQL; allowed is postgresql://...")
 
 
 def _limits() -> dict[str, float]:

@@ -19,7 +19,7 @@ from ray.serve.schema import LoggingConfig
 from buddy_server.config import load_config
 from buddy_server.errors import EngineStartError
 from buddy_server.logs import configure_logs
-from buddy_server.replicas.application import application, check_ingresses
+from buddy_server.replicas.application import application
 from buddy_server.serve import GRACE_PERIOD_S, KEEP_ALIVE_S, LAST_WORDS_S, ServeOptions, bind, check_exposure
 
 log = logging.getLogger(__name__)
@@ -29,12 +29,11 @@ OBJECT_STORE_BYTES = 100 * 1024 * 1024
 NAME = "buddy"
 
 
-def serve_replicas(options: ServeOptions, num_replicas: int, num_ingresses: int = 1) -> None:
+def serve_replicas(options: ServeOptions, num_replicas: int) -> None:
     """Serve until SIGINT or SIGTERM. Raises one of serve.START_ERRORS."""
     configure_logs()
     config = load_config(options.config)
     check_exposure(config, options.host)
-    check_ingresses(config, num_ingresses)
     # Ray's own message would not name the address.
     bind(options.host, options.port).close()
     cores = os.cpu_count() or 1
@@ -57,7 +56,7 @@ def serve_replicas(options: ServeOptions, num_replicas: int, num_ingresses: int 
             # Only the waiting has ended: it is started, and may be ready before the replicas are.
             log.warning("Ray Serve's proxy takes long to start")
         num_gpus = 1 if options.device != "cpu" and ray.cluster_resources().get("GPU") else 0
-        target = application(options, config, num_replicas, max(1, cores // num_replicas), num_gpus, num_ingresses)
+        target = application(options, config, num_replicas, max(1, cores // num_replicas), num_gpus)
         try:
             serve.run(target, name=NAME, logging_config=quiet)
         except RuntimeError as error:
@@ -85,7 +84,7 @@ def _stop_signal() -> threading.Event:
 
 def _drain() -> None:
     try:
-        serve.get_app_handle(NAME).broadcast("drain").results(timeout_s=GRACE_PERIOD_S + LAST_WORDS_S)
+        serve.get_app_handle(NAME).drain.remote().result(timeout_s=GRACE_PERIOD_S + LAST_WORDS_S)
     except TimeoutError:
         log.error("requests under way are given up")
     # The last answers reach their clients, and what was used is settled.
