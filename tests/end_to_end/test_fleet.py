@@ -1,5 +1,5 @@
-"""Three replicas of the engine and two ingresses, as a Serve config file deploys them on a real Ray, with a real Redis and
-PostgreSQL: they agree on what tenants have left and who is next, and nothing is lost with one of them."""
+"""Three replicas of the engine and two ingresses, as a Serve config file deploys them on a real Ray, with a real Redis
+and PostgreSQL: they agree on what tenants have left and who is next, and nothing is lost with one of them."""
 
 import asyncio
 import os
