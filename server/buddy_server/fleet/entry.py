@@ -2,12 +2,12 @@
 
 from msgspec import Struct, msgpack
 
-from buddy_server.engine.messages import StepTime
+from buddy_server.engine.messages import Served, StepTime
 
 
 class EngineReport(Struct, frozen=True, array_like=True):
     """A member's engine as it is now (EngineClient in engine/messages.py). `step_time` and `served` are sums since its
-    start, `served` of the milli-layers that it ran, by tenant and priority."""
+    start."""
 
     is_ready: bool
     num_running: int
@@ -15,7 +15,7 @@ class EngineReport(Struct, frozen=True, array_like=True):
     kv_usage_ratio: float
     queue_s: float
     step_time: StepTime = StepTime()
-    served: list[tuple[str, int, int]] = []
+    served: Served = {}
 
 
 class Entry(Struct, frozen=True, array_like=True):

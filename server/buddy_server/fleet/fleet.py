@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 
 from msgspec import DecodeError
 
-from buddy_server.engine.messages import StepTime
+from buddy_server.engine.messages import Served, StepTime
 from buddy_server.fleet.entry import EngineReport, Entry, decode_entry
 
 log = logging.getLogger(__name__)
@@ -94,14 +94,9 @@ class Fleet:
         )
         return StepTime(grown["seconds"], int(grown["num_steps"])).mean_s
 
-    def take_served(self, own: str) -> dict[tuple[str, int], int]:
-        """The milli-layers that all engines but that of the member `own` have run since the last call, by tenant and
-        priority."""
-        sums = {
-            name: {(tenant, priority): cost for tenant, priority, cost in report.served}
-            for name, report in self.engines.items()
-            if name != own
-        }
+    def take_served(self, own: str) -> Served:
+        """What all engines but that of the member `own` have run since the last call."""
+        sums = {name: report.served for name, report in self.engines.items() if name != own}
         return {key: int(cost) for key, cost in self._served.take(sums).items() if cost}
 
 

@@ -120,7 +120,7 @@ class FleetMember:
             kv_usage_ratio=engine.kv_usage_ratio,
             queue_s=engine.queue_s,
             step_time=self._step_time,
-            served=[(tenant, priority, cost) for (tenant, priority), cost in engine.served.items()],
+            served=dict(engine.served),
         )
 
     def _tell_engine(self) -> None:

@@ -28,8 +28,7 @@ class Members:
 def report(
     is_ready: bool = True, step_time: StepTime | None = None, served: dict[tuple[str, int], int] | None = None
 ) -> EngineReport:
-    rows = [(tenant, priority, cost) for (tenant, priority), cost in (served or {}).items()]
-    return EngineReport(is_ready, 1, 8, 0.5, 0.25, step_time or StepTime(), rows)
+    return EngineReport(is_ready, 1, 8, 0.5, 0.25, step_time or StepTime(), served or {})
 
 
 @pytest.fixture
