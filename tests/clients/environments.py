@@ -1,15 +1,14 @@
 """Where clients are installed that cannot share the environment of the tests: once, for all runs."""
 
-import fcntl
 import os
-import shutil
-import subprocess
 import sys
 from pathlib import Path
 
+from installed_once import CACHE, install_once
+
 PYTHON = Path(__file__).with_name("python")
 NODE = Path(__file__).with_name("node")
-_CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "buddy-serve" / "test-clients"
+_CACHE = CACHE / "test-clients"
 _OFFLINE = {
     "DO_NOT_TRACK": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -28,7 +27,7 @@ def installed_python() -> Path:
     """The interpreter that has the clients of python/requirements.txt."""
     folder, wanted = _CACHE / "python", PYTHON / "requirements.txt"
     pip = [folder / "bin/python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    _install(folder, wanted, [sys.executable, "-m", "venv", "--clear", folder], [*pip, "--requirement", wanted])
+    install_once(folder, wanted, [sys.executable, "-m", "venv", "--clear", folder], [*pip, "--requirement", wanted])
     return folder / "bin/python"
 
 
@@ -37,20 +36,5 @@ def installed_node_modules() -> Path:
     folder = _CACHE / "node"
     copy = ["cp", "--", NODE / "package.json", NODE / "package-lock.json", folder]
     npm = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--prefix", folder]
-    _install(folder, NODE / "package-lock.json", copy, npm)
+    install_once(folder, NODE / "package-lock.json", copy, npm)
     return folder / "node_modules"
-
-
-def _install(folder: Path, wanted: Path, *commands: list[str | Path]) -> None:
-    """Run `commands` unless `folder` has what this version of the list `wanted` names."""
-    folder.mkdir(parents=True, exist_ok=True)
-    installed = folder / "installed"
-    with folder.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if installed.exists() and installed.read_bytes() == wanted.read_bytes():
-            return
-        installed.unlink(missing_ok=True)
-        for command in commands:
-            ran = subprocess.run(command, capture_output=True, text=True, check=False)
-            assert ran.returncode == 0, ran.stdout + ran.stderr
-        shutil.copy(wanted, installed)
