@@ -50,7 +50,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
             "tenants": tenants(names),
             "store": {"url": store, "journal": str(folder / "journal")},
             "limits": {"url": redis.url},
-            "engine": {"max_sequences": 4},
+            "engine": {"max_sequences": 4, "kv_cache_gib": 0.25},
         }
         server = Served(folder, config, command=(SERVE, "run", str(folder / "serve.yaml")))
         (folder / "serve.yaml").write_text(yaml.safe_dump(serve_config(server)))
@@ -67,7 +67,8 @@ def serve_config(site: Served) -> dict[str, Any]:
     (application,) = config["applications"]
     application["args"] |= {"config": str(site.config_file), "ingresses": 2, "device": "cpu"}
     (engine,) = application["deployments"]
-    engine["num_replicas"] = 3
+    # More than two cores are not needed.
+    engine |= {"num_replicas": 3, "ray_actor_options": {"num_cpus": 0.5}}
     return config
 
 
@@ -120,7 +121,7 @@ def test_second_requests_find_the_prefix_of_the_first_through_any_ingress(site: 
         draw.shuffle(prompts)
         second = list(pool.map(cached, prompts))
     assert first == [0] * 24
-    assert sum(num == 896 for num in second) >= 0.9 * 24
+    assert second.count(896) >= 0.9 * 24
 
 
 def test_weights_of_three_to_one_give_three_to_one_over_all_replicas(site: Served) -> None:
@@ -152,14 +153,14 @@ def test_weights_of_three_to_one_give_three_to_one_over_all_replicas(site: Serve
 
 
 def test_ledger_equals_what_clients_received_after_a_replica_and_an_ingress_were_killed(site: Served) -> None:
-    url = site.config["store"]["url"]
-    earlier = set(rows_of(url))
+    url, others = site.config["store"]["url"], set(rows_of(site.config["store"]["url"]))
     wait_until(lambda: site.sample("buddy_engine_up") == 3, REPLACED_S, 0.5)
     killed = (lambda: os.kill(parent_of(engines(site)[0]), signal.SIGKILL), lambda: kill_ingress(site))
     received = asyncio.run(exchange(site, [(60, killed[0]), (130, killed[1])]))
 
     def rows() -> dict[str, Any]:
-        return {name: row for name, row in rows_of(url).items() if name not in earlier}
+        mixed = {"t0", "t1", "t2"}
+        return {name: row for name, row in rows_of(url).items() if row.tenant in mixed and name not in others}
 
     begun = {got.response_id for got in received if got.response_id}
     wait_until(lambda: begun <= set(rows()), RECOVERED_S, 1.0)
