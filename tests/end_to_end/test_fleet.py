@@ -50,7 +50,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
             "tenants": tenants(names),
             "store": {"url": store, "journal": str(folder / "journal")},
             "limits": {"url": redis.url},
-            "engine": {"max_sequences": 4, "kv_cache_gib": 0.25},
+            "engine": {"max_sequences": 4},
         }
         server = Served(folder, config, command=(SERVE, "run", str(folder / "serve.yaml")))
         (folder / "serve.yaml").write_text(yaml.safe_dump(serve_config(server)))
@@ -109,7 +109,7 @@ def names(site: Served, label: str) -> set[str]:
 
 def test_second_requests_find_the_prefix_of_the_first_through_any_ingress(site: Served) -> None:
     draw = random.Random(0)
-    prompts = [[draw.randrange(100, 1000) for _ in range(900)] for _ in range(24)]
+    prompts = [[draw.randrange(100, 1000) for _ in range(300)] for _ in range(24)]
 
     def cached(prompt: list[int]) -> int:
         body = {"model": "buddy-7m", "prompt": prompt, "max_tokens": 8, "budget": 1.0}
@@ -121,7 +121,7 @@ def test_second_requests_find_the_prefix_of_the_first_through_any_ingress(site: 
         draw.shuffle(prompts)
         second = list(pool.map(cached, prompts))
     assert first == [0] * 24
-    assert second.count(896) >= 0.9 * 24
+    assert second.count(256) >= 0.9 * 24
 
 
 def test_weights_of_three_to_one_give_three_to_one_over_all_replicas(site: Served) -> None:
