@@ -65,9 +65,9 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16", "int8"))
     parser.add_argument(
         "--replicas",
-        type=_positive,
-        metavar="N",
-        help="run N engines behind one address on Ray Serve (pip install 'buddy-serve[ray]')",
+        type=_replicas,
+        metavar="N|MIN-MAX",
+        help="run N engines behind one address on Ray Serve, or MIN to MAX by load (pip install 'buddy-serve[ray]')",
     )
     parser.set_defaults(run=_serve)
 
@@ -78,10 +78,15 @@ def _port(text: str) -> int:
     return int(text)
 
 
-def _positive(text: str) -> int:
-    if not (text.isdecimal() and int(text)):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of replicas, allowed are 1 and more")
-    return int(text)
+def _replicas(text: str) -> tuple[int, int]:
+    """The fewest and the most."""
+    fewest, dash, most = text.partition("-")
+    most = most if dash else fewest
+    if not (fewest.isdecimal() and most.isdecimal() and 0 < int(fewest) <= int(most)):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no number of replicas, allowed are a number of 1 and more, or two of them as in 1-3"
+        )
+    return int(fewest), int(most)
 
 
 def _add_chat(parser: argparse.ArgumentParser) -> None:
@@ -190,7 +195,7 @@ def _serve(parsed: argparse.Namespace) -> None:
         if parsed.replicas is not None:
             from buddy_server.replicas.local import serve_replicas
 
-            serve_replicas(options, parsed.replicas)
+            serve_replicas(options, *parsed.replicas)
             return
         server = make_server(options)
     except START_ERRORS as error:

@@ -82,7 +82,7 @@ def serve(router: str, model: str, port: str, num_replicas: int) -> None:
 
     if router == "ray":
         application.RequestRouterConfig = lambda **_: RequestRouterConfig()
-    serve_replicas(ServeOptions(model=model, port=int(port), device="cpu", dtype="float32"), num_replicas)
+    serve_replicas(ServeOptions(model=model, port=int(port), device="cpu", dtype="float32"), num_replicas, num_replicas)
 
 
 def save_model(directory: Path) -> Path:

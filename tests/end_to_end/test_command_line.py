@@ -48,7 +48,10 @@ def test_replicas_without_ray_say_what_to_install(monkeypatch: pytest.MonkeyPatc
         (["--chat-template", "missing.jinja"], "chat template missing.jinja: No such file"),
         (["--config", "missing.yaml"], "missing.yaml: cannot be read"),
         (["--port", "99999"], "'99999' is no port, allowed are 1 to 65535"),
-        (["--replicas", "0"], "'0' is no number of replicas, allowed are 1 and more"),
+        *(
+            (["--replicas", text], f"'{text}' is no number of replicas, allowed are a number of 1 and more, or two")
+            for text in ("0", "0-3", "3-1", "1-", "-3", "1-2-3", "two")
+        ),
     ],
 )
 def test_what_is_wrong_with_the_command_is_said_before_an_engine_is_built(

@@ -7,6 +7,7 @@ from ray.experimental import internal_kv
 from buddy_server.engine.settings import EnginePlan
 from buddy_server.engine.wire import Ready
 from buddy_server.engine.worker_process import WorkerProcess
+from buddy_server.errors import EngineStartError
 
 log = logging.getLogger(__name__)
 
@@ -31,3 +32,14 @@ def start_alike(plan: EnginePlan) -> tuple[EnginePlan, WorkerProcess, Ready]:
     plan = plan.with_arithmetic(first)
     worker = WorkerProcess(plan)
     return plan, worker, worker.wait_until_ready()
+
+
+def check_same(version: str, worker: WorkerProcess, ready: Ready) -> None:
+    """Close `worker` and raise EngineStartError unless it serves what the first replica of `version` does: the model's
+    files may have changed since."""
+    key, served = f"buddy/{version}/fingerprint".encode(), ready.info.system_fingerprint
+    internal_kv._internal_kv_put(key, served.encode(), overwrite=False)
+    first = internal_kv._internal_kv_get(key).decode()
+    if served != first:
+        worker.close()
+        raise EngineStartError(f"the model or its router is now {served}, not {first}; deploy again to serve it")

@@ -1,11 +1,12 @@
 """The Ray Serve application: ingresses, and replicas of the engine."""
 
 from pathlib import Path
+from uuid import uuid4
 
 from pydantic import BaseModel, ConfigDict, PositiveInt
 from ray import serve
 from ray.serve import Application
-from ray.serve.config import RequestRouterConfig
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouterConfig
 
 from buddy_server.config import ServerConfig, load_config
 from buddy_server.engine.settings import EnginePlan
@@ -13,11 +14,20 @@ from buddy_server.errors import ConfigError
 from buddy_server.replicas.engine_replica import EngineReplica
 from buddy_server.replicas.ingress import Ingress
 from buddy_server.replicas.router import PlacementRouter
-from buddy_server.serve import GRACE_PERIOD_S, LAST_WORDS_S, ServeOptions, check_exposure
+from buddy_server.replicas.scaling import Scaling
+from buddy_server.replicas.wire import VERSION
+from buddy_server.serve import ServeOptions, check_exposure
 
 MOST_REQUESTS = 65536
 """How many requests Ray Serve lets a process have at once: the ingress itself decides how many there are."""
 DRAIN_LOOK_S = 0.5
+DRAIN_TIMEOUT_S = 3600.0
+"""How long answers may go on in a replica that an update or less load ends."""
+SURGE_PERCENT = 20
+"""How many more replicas there may be during an update, at least one: new ones start before old ones end."""
+REPORT_EVERY_S, LOOK_BACK_S = 2.0, 10.0
+MORE_AFTER_S, FEWER_AFTER_S = 10.0, 60.0
+"""For how long scaling.py must want another number of replicas."""
 
 
 class Arguments(BaseModel):
@@ -49,23 +59,42 @@ def build(arguments: Arguments) -> Application:
 def application(
     options: ServeOptions,
     config: ServerConfig,
-    num_replicas: int = 1,
+    fewest: int = 1,
+    most: int = 1,
     num_cpus: int = 1,
     num_gpus: int = 0,
     num_ingresses: int = 1,
 ) -> Application:
-    """With `num_replicas` of the engine, each of which gets `num_cpus` and `num_gpus`."""
+    """With `fewest` to `most` replicas of the engine, by load. Each gets `num_cpus` and `num_gpus`."""
+    # Of each application that is made, so that nothing goes from one to another during an update.
+    version = uuid4().hex
     plan = EnginePlan(options.model, options.router, config.engine, options.device, options.dtype)
     engines = serve.deployment(EngineReplica).options(
-        num_replicas=num_replicas,
         ray_actor_options={"num_cpus": num_cpus, "num_gpus": num_gpus},
-        request_router_config=RequestRouterConfig(request_router_class=PlacementRouter),
+        request_router_config=RequestRouterConfig(
+            request_router_class=PlacementRouter, request_router_kwargs={VERSION: version}
+        ),
+        max_surge_percent=SURGE_PERCENT,
+        **({"num_replicas": most} if fewest == most else {"autoscaling_config": scaled(fewest, most)}),
         **_limits(),
     )
     ingress = serve.deployment(Ingress).options(
-        num_replicas=num_ingresses, ray_actor_options={"num_cpus": 0}, **_limits()
+        num_replicas=num_ingresses, ray_actor_options={"num_cpus": 0}, max_surge_percent=100, **_limits()
     )
-    return ingress.bind(options, engines.bind(plan, options.config))
+    return ingress.bind(options, version, engines.bind(plan, version, options.config))
+
+
+def scaled(fewest: int, most: int) -> AutoscalingConfig:
+    """As in deploy/ray/serve.yaml."""
+    return AutoscalingConfig(
+        min_replicas=fewest,
+        max_replicas=most,
+        metrics_interval_s=REPORT_EVERY_S,
+        look_back_period_s=LOOK_BACK_S,
+        upscale_delay_s=MORE_AFTER_S,
+        downscale_delay_s=FEWER_AFTER_S,
+        policy=AutoscalingPolicy(policy_function=Scaling),
+    )
 
 
 def _check_ingresses(config: ServerConfig, num_ingresses: int) -> None:
@@ -79,6 +108,6 @@ def _check_ingresses(config: ServerConfig, num_ingresses: int) -> None:
 def _limits() -> dict[str, float]:
     return {
         "max_ongoing_requests": MOST_REQUESTS,
-        "graceful_shutdown_timeout_s": GRACE_PERIOD_S + LAST_WORDS_S,
+        "graceful_shutdown_timeout_s": DRAIN_TIMEOUT_S,
         "graceful_shutdown_wait_loop_s": DRAIN_LOOK_S,
     }

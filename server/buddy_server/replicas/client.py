@@ -3,18 +3,21 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
+from contextlib import suppress
 from contextvars import Context
 from dataclasses import replace
 from typing import Any
 
+from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from buddy_server.engine.messages import Account, EngineInfo, Event, GenerationRequest, Usage
 from buddy_server.engine.open_requests import SHUTTING_DOWN, OpenRequests
 from buddy_server.engine.wire import Cancel, Ready, Submit
+from buddy_server.fleet.entry import EngineReport
 from buddy_server.fleet.member import FleetMember
-from buddy_server.replicas.wire import decode_progress
+from buddy_server.replicas.wire import STAY_S, decode_progress, is_of_version
 
 log = logging.getLogger(__name__)
 
@@ -27,19 +30,21 @@ LOST = "the replica of the engine was lost"
 
 
 class EngineReplicas:
-    """An OwnedEngine (engine/messages.py) over the deployment of EngineReplica, of which every replica serves what
-    `ready` describes. This ingress is a `member` of the fleet, as replicas are. `settle` and `note` are called on the
-    event loop, as EngineProcess calls them on a thread."""
+    """An OwnedEngine (engine/messages.py) over the deployment of EngineReplica, of which every replica of `version`
+    serves what `ready` describes. This ingress is a `member` of the fleet, as replicas are. `settle` and `note` are
+    called on the event loop, as EngineProcess calls them on a thread."""
 
     def __init__(
         self,
         deployment: DeploymentHandle,
+        version: str,
         ready: Ready,
         member: FleetMember,
         settle: Callable[[Account], None],
         note: Callable[[list[tuple[str, Usage]]], None],
     ) -> None:
         self._deployment = deployment
+        self._version = version
         self._generate = deployment.generate.options(stream=True)
         self._info = ready.info
         self._member = member
@@ -51,13 +56,14 @@ class EngineReplicas:
     @property
     def info(self) -> EngineInfo:
         """Of one replica, but the sequences are this ingress's share of those that all replicas run side by side."""
-        places = sum(engine.max_sequences for engine in self._member.fleet.engines.values())
-        share = places // max(1, len(self._member.fleet.deciders))
+        places = sum(engine.max_sequences for engine in self._engines.values())
+        num_ingresses = sum(is_of_version(name, self._version) for name in self._member.fleet.deciders)
+        share = places // max(1, num_ingresses)
         return replace(self._info, max_sequences=max(self._info.max_sequences, share))
 
     @property
     def is_ready(self) -> bool:
-        return not self._is_draining and bool(self._member.fleet.engines)
+        return not self._is_draining and bool(self._engines)
 
     @property
     def ready_in_s(self) -> float:
@@ -69,13 +75,19 @@ class EngineReplicas:
 
     @property
     def num_running(self) -> int:
-        return sum(engine.num_running for engine in self._member.fleet.engines.values())
+        return sum(engine.num_running for engine in self._engines.values())
 
     @property
     def kv_usage_ratio(self) -> float:
         """The mean."""
-        engines = self._member.fleet.engines.values()
+        engines = self._engines.values()
         return sum(engine.kv_usage_ratio for engine in engines) / max(1, len(engines))
+
+    @property
+    def _engines(self) -> Mapping[str, EngineReport]:
+        """Those of this version: during an update, the fleet has others too."""
+        engines = self._member.fleet.engines
+        return {name: engine for name, engine in engines.items() if is_of_version(name, self._version)}
 
     def submit(self, request: GenerationRequest) -> AsyncGenerator[list[Event], None]:
         return self._requests.events(request)
@@ -83,6 +95,7 @@ class EngineReplicas:
     def start(self) -> None:
         """In the event loop."""
         self._loop = asyncio.get_running_loop()
+        self._spawn(self._hold())
 
     def stop(self) -> None:
         """As in OwnedEngine; from any thread but the event loop's. Replicas stay; Ray Serve ends them."""
@@ -97,6 +110,7 @@ class EngineReplicas:
         await self._stop()
 
     async def _stop(self) -> None:
+        self._is_draining = True
         for name in self._requests:
             self._send(Cancel(name))
         await self._wait_until_idle(STOP_TIMEOUT_S)
@@ -127,7 +141,7 @@ class EngineReplicas:
         """Pass on what a replica says of `request`, to its end or the replica's."""
         name = request.request_id
         try:
-            async for message in self._generate.remote(request, self._info.system_fingerprint, self._member.name):
+            async for message in self._generate.remote(request, self._member.name):
                 progress = decode_progress(message)
                 usages = [] if progress.usage is None else [(name, progress.usage)]
                 self._requests.deliver([(name, event) for event in progress.events], usages)
@@ -146,6 +160,16 @@ class EngineReplicas:
             except Exception as error:
                 log.warning("not cancelled", extra={"request_id": name, "reason": _first_line(error)})
             await asyncio.sleep(CANCEL_AGAIN_S)
+
+    async def _hold(self) -> None:
+        """Keep the replicas that the router knows (PlacementRouter), whatever else wants to end them."""
+        while not self._is_draining:
+            self._spawn(self._stay())
+            await asyncio.sleep(STAY_S / 3)
+
+    async def _stay(self) -> None:
+        with suppress(DeploymentUnavailableError, TimeoutError):
+            await self._deployment.broadcast("stay").results_async(timeout_s=2 * STAY_S, return_exceptions=True)
 
 
 def _first_line(error: Exception) -> str:

@@ -2,26 +2,28 @@
 
 import asyncio
 import os
+import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
 
-from prometheus_client import CollectorRegistry, Metric
+from prometheus_client import CollectorRegistry, Gauge, Metric
 from ray import serve
 
 from buddy_server.config import load_config
-from buddy_server.engine.messages import FinishEvent, GenerationRequest, Usage
+from buddy_server.engine.messages import FinishEvent, GenerationRequest, StepStats, Usage
 from buddy_server.engine.process import EngineProcess
 from buddy_server.engine.settings import EnginePlan
 from buddy_server.engine_metrics import EngineMetrics
-from buddy_server.errors import EngineStartError
 from buddy_server.fleet.member import EXCHANGE_EVERY_S, FleetMember
 from buddy_server.logs import configure_logs
 from buddy_server.replicas.absences import Absences
-from buddy_server.replicas.alike import start_alike
+from buddy_server.replicas.alike import check_same, start_alike
 from buddy_server.replicas.board import shared_board
-from buddy_server.replicas.wire import Progress, encode
+from buddy_server.replicas.scaling import LATE, LOWERED, RAN, WAITING
+from buddy_server.replicas.waiting import WaitingRequests
+from buddy_server.replicas.wire import STAY_S, VERSION, Progress, encode, member_name
 from buddy_server.tenancy.tenancy import persistent
 
 GATHER_S = 0.05
@@ -38,34 +40,47 @@ class _OpenRequest:
 
 
 class EngineReplica:
-    """The deployment behind the ingress, which alone calls its methods. Answers are msgpack (wire.py).
+    """The deployment behind the ingress, which alone calls its methods. Answers are msgpack (wire.py). Those of Ray
+    Serve are named record_.
+
+    All replicas of a `version` serve the same.
 
     A replica ends with its engine, and Ray Serve starts another: one that waited for a new engine would look idle, and
     draw all requests.
     """
 
-    def __init__(self, plan: EnginePlan, config: Path | None) -> None:
+    def __init__(self, plan: EnginePlan, version: str, config: Path | None) -> None:
         """`config` names the configuration's file. Raises EngineStartError and ConfigError."""
         configure_logs()
+        settings = load_config(config)
         # The child ends with the thread that starts it. This one lasts as long as the replica.
         plan, worker, self._ready = start_alike(plan)
+        check_same(version, worker, self._ready)
+        self._version = version
+        self._target_queue_s = settings.elastic.target_queue_s
         self._name = serve.get_replica_context().replica_id.unique_id
         self._open: dict[str, _OpenRequest] = {}
         self._absences = Absences()
         self._registry = CollectorRegistry()
         # Only the ingress knows the labels of tenants (metrics.py).
         self._metrics = EngineMetrics(self._ready.info, self._registry, lambda tenant: (tenant, ""))
+        self._waiting = WaitingRequests(self._ready.info.actions.full_cost)
+        Gauge(
+            "buddy_waiting_layer_tokens",
+            "What requests without a first token may cost until they have it, or all of it before their first step.",
+            registry=self._registry,
+        ).set_function(lambda: self._waiting.layer_tokens)
         self._engine = EngineProcess(
             plan,
             worker,
             self._ready,
-            on_step=self._metrics.observe_step,
+            on_step=self._observe_step,
             on_restart=_leave,
             note=self._note,
         )
         self._engine.start()
-        board = shared_board(load_config(config).limits, self._ready.info.model_id)
-        self._member = FleetMember(board, self._name, self._engine)
+        board = shared_board(settings.limits, self._ready.info.model_id)
+        self._member = FleetMember(board, member_name(version, self._name), self._engine)
         self._loops = [asyncio.create_task(persistent(run)) for run in (self._member.run, self._end_orphans)]
 
     def __del__(self) -> None:
@@ -77,16 +92,29 @@ class EngineReplica:
         """Its `Ready`."""
         return encode(self._ready)
 
-    async def generate(self, request: GenerationRequest, fingerprint: str, ingress: str) -> AsyncGenerator[bytes, None]:
-        """Yields its `Progress` up to the FinishEvent. Raises EngineStartError unless `fingerprint` is that of what
-        this replica serves. The request ends with the `ingress` that sends it."""
-        name, served = request.request_id, self._ready.info.system_fingerprint
-        if fingerprint != served:
-            raise EngineStartError(f"this replica serves {served}, not {fingerprint}; start the server again")
+    async def stay(self) -> None:
+        """Ray Serve ends no replica during a call."""
+        await asyncio.sleep(STAY_S)
+
+    async def record_replica_metadata(self) -> dict[str, str]:
+        """What routers see of it."""
+        return {VERSION: self._version}
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """What scaling.py decides by."""
+        waiting, late_s, ran_per_s = self._waiting.report(time.monotonic())
+        is_lowered = bool(self._member.fleet.limits)
+        return {WAITING: waiting, LATE: late_s / self._target_queue_s, RAN: ran_per_s, LOWERED: float(is_lowered)}
+
+    async def generate(self, request: GenerationRequest, ingress: str) -> AsyncGenerator[bytes, None]:
+        """Yields its `Progress` up to the FinishEvent. The request ends with the `ingress` that sends it."""
+        name = request.request_id
         opened = self._open[name] = _OpenRequest(ingress)
+        self._waiting.add(request, time.monotonic())
         try:
             async with aclosing(self._engine.submit(request)) as answer:
                 async for events in answer:
+                    self._waiting.hear(name, events, time.monotonic())
                     if isinstance(events[-1], FinishEvent):
                         yield encode(Progress(events, None))
                     else:
@@ -94,6 +122,7 @@ class EngineReplica:
                         await asyncio.sleep(GATHER_S)
         finally:
             del self._open[name]
+            self._waiting.remove(name, time.monotonic())
 
     async def cancel(self, request_id: str) -> bool:
         """End a request, whose last `Progress` follows. Returns whether it is here."""
@@ -115,6 +144,10 @@ class EngineReplica:
                 for name, opened in self._open.items():
                     if opened.ingress in gone:
                         self._engine.cancel(name)
+
+    def _observe_step(self, stats: StepStats) -> None:
+        self._metrics.observe_step(stats)
+        self._waiting.ran(stats)
 
     def _note(self, usages: Sequence[tuple[str, Usage]]) -> None:
         for name, usage in usages:

@@ -18,7 +18,7 @@ from buddy_server.logs import configure_logs
 from buddy_server.replicas.board import shared_board
 from buddy_server.replicas.client import EngineReplicas
 from buddy_server.replicas.metrics import ReplicatedMetrics
-from buddy_server.replicas.wire import decode_ready
+from buddy_server.replicas.wire import decode_ready, member_name
 from buddy_server.serve import GRACE_PERIOD_S, ServeOptions, log_start, make_app, settler
 from buddy_server.tenancy.tenancy import Tenancy, prepare_store
 from buddy_server.tokenizer import ChatTokenizer, import_transformers_without_torch
@@ -29,9 +29,11 @@ class Ingress:
     """One of the processes that answer clients. What they must agree on is in Redis and PostgreSQL; with limits in
     memory, there is one of them."""
 
-    def __init__(self, options: ServeOptions, engines: DeploymentHandle) -> None:
+    def __init__(self, options: ServeOptions, version: str, engines: DeploymentHandle) -> None:
+        """`engines` are the replicas of `version` alone (PlacementRouter)."""
         configure_logs()
         self._options = options
+        self._version = version
         self._engines = engines
         self._name = serve.get_replica_context().replica_id.unique_id
 
@@ -46,8 +48,9 @@ class Ingress:
         self._metrics = metrics = ReplicatedMetrics(ready.info, config.tenants, _all_ingresses(), self._engines)
         tenancy = Tenancy(config, options.config, ready.info, metrics)
         board = shared_board(config.limits, ready.info.model_id)
-        member = FleetMember(board, self._name, decides=True)
-        engine = EngineReplicas(self._engines, ready, member, settler(metrics, tenancy.bills), tenancy.bills.note)
+        member = FleetMember(board, member_name(self._version, self._name), decides=True)
+        settle, note = settler(metrics, tenancy.bills), tenancy.bills.note
+        engine = EngineReplicas(self._engines, self._version, ready, member, settle, note)
         self._engine = engine
         tokenizer = ChatTokenizer.from_directory(Path(ready.directory), template)
         app = make_app(config, engine, tokenizer, metrics, tenancy, member)

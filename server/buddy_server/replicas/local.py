@@ -1,4 +1,4 @@
-"""`buddy serve --replicas N`: Ray and Ray Serve on this machine, from start to shutdown."""
+"""`buddy serve --replicas`: Ray and Ray Serve on this machine, from start to shutdown."""
 
 import logging
 import os
@@ -10,6 +10,8 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_DEDUP_LOGS", "0")
 # A dozen processes start at once; on two busy cores Ray Serve's 5 seconds for its proxy are too few.
 os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "30")
+# A replica that hangs has nothing to finish.
+os.environ.setdefault("RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS", "1")
 
 import ray
 from ray import serve
@@ -29,8 +31,8 @@ OBJECT_STORE_BYTES = 100 * 1024 * 1024
 NAME = "buddy"
 
 
-def serve_replicas(options: ServeOptions, num_replicas: int) -> None:
-    """Serve until SIGINT or SIGTERM. Raises one of serve.START_ERRORS."""
+def serve_replicas(options: ServeOptions, fewest: int, most: int) -> None:
+    """Serve until SIGINT or SIGTERM, with `fewest` to `most` engines by load. Raises one of serve.START_ERRORS."""
     configure_logs()
     config = load_config(options.config)
     check_exposure(config, options.host)
@@ -39,7 +41,7 @@ def serve_replicas(options: ServeOptions, num_replicas: int) -> None:
     cores = os.cpu_count() or 1
     ray.init(
         "local",
-        num_cpus=max(cores, num_replicas),
+        num_cpus=max(cores, most),
         object_store_memory=OBJECT_STORE_BYTES,
         include_dashboard=False,
         configure_logging=False,
@@ -56,7 +58,7 @@ def serve_replicas(options: ServeOptions, num_replicas: int) -> None:
             # Only the waiting has ended: it is started, and may be ready before the replicas are.
             log.warning("Ray Serve's proxy takes long to start")
         num_gpus = 1 if options.device != "cpu" and ray.cluster_resources().get("GPU") else 0
-        target = application(options, config, num_replicas, max(1, cores // num_replicas), num_gpus)
+        target = application(options, config, fewest, most, max(1, cores // most), num_gpus)
         try:
             serve.run(target, name=NAME, logging_config=quiet)
         except RuntimeError as error:
@@ -87,6 +89,7 @@ def _drain() -> None:
         serve.get_app_handle(NAME).drain.remote().result(timeout_s=GRACE_PERIOD_S + LAST_WORDS_S)
     except TimeoutError:
         log.error("requests under way are given up")
+        return
     # The last answers reach their clients, and what was used is settled.
     serve.delete(NAME)
 

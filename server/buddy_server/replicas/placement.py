@@ -57,6 +57,10 @@ class Placement:
         """Where a request that has not ended is; None if it is unknown."""
         return self._loads.replica_of(request_id)
 
+    def has_requests(self, replica: Hashable) -> bool:
+        """Whether any of its requests has not ended."""
+        return self._loads.of(replica) > 0
+
     def by_load(self, replicas: Collection[Hashable]) -> list[Hashable]:
         """`replicas`, the least loaded first."""
         return sorted(replicas, key=self._loads.of)

@@ -6,13 +6,22 @@ from functools import partial
 from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
 from buddy_server.replicas.placement import Placement
+from buddy_server.replicas.wire import VERSION
 
 
 class PlacementRouter(RequestRouter):
     """Requests go where Placement wants them, and their cancellation to the same replica. If Ray Serve finds a replica
-    full, the next one gets the request."""
+    full, the next one gets the request.
 
-    def initialize_state(self) -> None:
+    It knows the replicas of its own version of the application alone. Of those that Ray Serve is ending, it keeps the
+    ones that have requests, to cancel and observe them. While an update is under way and none but these are left of its
+    version, it keeps them all, and they get new requests: until the ingress of the new version has taken over.
+    """
+
+    def initialize_state(self, version: str) -> None:
+        self._version = version
+        self._leaving: set[ReplicaID] = set()
+        self._is_updating = False
         self._placement = Placement()
         self._names: dict[str, str] = {}
         """Ids of requests, by those of Ray Serve's calls."""
@@ -21,6 +30,9 @@ class PlacementRouter(RequestRouter):
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
     ) -> list[list[RunningReplica]]:
         by_id = {replica.replica_id: replica for replica in candidate_replicas}
+        # Where a request is to be cancelled, it is; everything else avoids replicas that leave, if there are others.
+        if pending_request is None or pending_request.metadata.call_method != "cancel":
+            by_id = {name: replica for name, replica in by_id.items() if name not in self._leaving} or by_id
         first = None if pending_request is None else self._first(pending_request, list(by_id))
         rest = self._placement.by_load([replica_id for replica_id in by_id if replica_id != first])
         ranks = [[by_id[replica_id]] for replica_id in rest]
@@ -55,11 +67,25 @@ class PlacementRouter(RequestRouter):
         if name is not None and self._placement.replica_of(name) == replica_id:
             del self._names[internal_request_id]
             self._placement.release(name)
+        if replica_id in self._leaving and not self._is_needed(replica_id):
+            self._drop(replica_id)
 
     def update_replicas(self, replicas: list[RunningReplica]) -> None:
-        super().update_replicas(replicas)
-        self._placement.keep([replica.replica_id for replica in replicas])
+        running = [replica for replica in replicas if replica.replica_metadata.get(VERSION) == self._version]
+        self._is_updating = not running and bool(replicas)
+        names = {replica.replica_id for replica in running}
+        left = [replica for name, replica in self.curr_replicas.items() if name not in names and self._is_needed(name)]
+        self._leaving = {replica.replica_id for replica in left}
+        super().update_replicas(running + left)
+        self._placement.keep(list(self.curr_replicas))
+
+    def _is_needed(self, leaving: ReplicaID) -> bool:
+        return self._is_updating or self._placement.has_requests(leaving)
 
     def on_replica_actor_died(self, replica_id: ReplicaID) -> None:
+        self._drop(replica_id)
+
+    def _drop(self, replica_id: ReplicaID) -> None:
+        self._leaving.discard(replica_id)
         super().on_replica_actor_died(replica_id)
         self._placement.keep(list(self.curr_replicas))
