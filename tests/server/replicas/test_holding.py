@@ -56,6 +56,8 @@ def test_replicas_are_held_again_and_again_until_the_ingress_ends(deployment: De
             await engine.drain(1.0)
         else:
             await asyncio.to_thread(engine.stop)
+        # One may be on its way.
+        await asyncio.sleep(0)
         at_end = deployment.asked["stay"]
         await asyncio.sleep(0.3)
         return while_open, deployment.asked["stay"] - at_end
