@@ -164,8 +164,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         "engine": {"max_sequences": NUM_PLACES, "kv_cache_gib": 1.0},
     }
     server = Site(folder, config, model=str(checkpoint.directory), router=checkpoint.router)
-    server.start()
     try:
+        server.start()
         yield server
         server.stop()
     finally:
