@@ -3,9 +3,9 @@
     .venv/bin/python tests/bench/replica_scaling.py --json tests/bench/replica_scaling.jsonl \\
         --plot tests/bench/replica_scaling.png
 
-`buddy serve --replicas 1-3` with a model of random weights, large enough for the engine to take longer than Ray. Every
-engine has PLACES places. As many streams as in PHASES each send one request after another: one, then as many as three
-replicas have places for, then one again. The replicas share this machine's cores: how fast they are together says
+`buddy serve --replicas 1-3` with a model of random weights, and answers so long that the engine takes longer than Ray.
+Every engine has PLACES places. As many streams as in PHASES each send one request after another: one, then as many as
+three replicas have places for, then one again. The replicas share this machine's cores: how fast they are together says
 nothing, but who waits for a place, and for how long, does.
 """
 
@@ -36,7 +36,7 @@ PLACES = 8
 TARGET_S = 0.5
 VOCAB_SIZE = 3072
 PROMPT_TOKENS = 64
-NEW_TOKENS = 64
+NEW_TOKENS = 256
 PHASES = ((1, 15.0, 2.0), (24, 75.0, 0.0), (1, 165.0, 8.0))
 """Streams, for how many seconds, and the seconds between two requests of a stream."""
 SAMPLE_EVERY_S = 1.0
@@ -80,7 +80,7 @@ class ScalingRow:
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--shape", choices=SHAPE_NAMES, default="12x768", help="default: %(default)s")
+    parser.add_argument("--shape", choices=SHAPE_NAMES, default="16x256", help="default: %(default)s")
     parser.add_argument("--dtype", default="bfloat16", help="default: %(default)s")
     parser.add_argument("--json", type=Path, help="file for the results, one object a line")
     parser.add_argument("--plot", type=Path, help="file for the picture")
