@@ -130,7 +130,11 @@ def make_server(options: ServeOptions) -> Server:
         worker.close()
         raise
     log_start(ready, config, options)
-    settings = uvicorn.Config(
+    return Server(http_settings(app), engine, listener, GRACE_PERIOD_S)
+
+
+def http_settings(app: FastAPI) -> uvicorn.Config:
+    return uvicorn.Config(
         app,
         http=HttpProtocol,
         log_config=None,
@@ -143,7 +147,6 @@ def make_server(options: ServeOptions) -> Server:
         backlog=BACKLOG,
         timeout_graceful_shutdown=GRACE_PERIOD_S + LAST_WORDS_S,
     )
-    return Server(settings, engine, listener, GRACE_PERIOD_S)
 
 
 def settler(metrics: Metrics, bills: Bills) -> Callable[[Account], None]:

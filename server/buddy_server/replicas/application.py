@@ -12,7 +12,7 @@ from buddy_server.config import ServerConfig, load_config
 from buddy_server.engine.settings import EnginePlan
 from buddy_server.errors import ConfigError
 from buddy_server.replicas.engine_replica import EngineReplica
-from buddy_server.replicas.ingress import Ingress
+from buddy_server.replicas.ingress import Ingress, ListeningIngress
 from buddy_server.replicas.router import PlacementRouter
 from buddy_server.replicas.scaling import Scaling
 from buddy_server.replicas.wire import VERSION
@@ -64,8 +64,10 @@ def application(
     num_cpus: int = 1,
     num_gpus: int = 0,
     num_ingresses: int = 1,
+    kind: type[Ingress] | type[ListeningIngress] = Ingress,
 ) -> Application:
-    """With `fewest` to `most` replicas of the engine, by load. Each gets `num_cpus` and `num_gpus`."""
+    """With `fewest` to `most` replicas of the engine, by load, and ingresses of a `kind`. Each replica gets `num_cpus`
+    and `num_gpus`."""
     # Of each application that is made, so that nothing goes from one to another during an update.
     version = uuid4().hex
     plan = EnginePlan(options.model, options.router, config.engine, options.device, options.dtype)
@@ -78,7 +80,7 @@ def application(
         **({"num_replicas": most} if fewest == most else {"autoscaling_config": scaled(fewest, most)}),
         **_limits(),
     )
-    ingress = serve.deployment(Ingress).options(
+    ingress = serve.deployment(kind).options(
         num_replicas=num_ingresses, ray_actor_options={"num_cpus": 0}, max_surge_percent=100, **_limits()
     )
     return ingress.bind(options, version, engines.bind(plan, version, options.config))

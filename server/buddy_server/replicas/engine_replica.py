@@ -5,14 +5,14 @@ import os
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Gauge, Metric
 from ray import serve
 
 from buddy_server.config import load_config
-from buddy_server.engine.messages import FinishEvent, GenerationRequest, StepStats, Usage
+from buddy_server.engine.messages import Account, FinishEvent, GenerationRequest, StepStats, Usage
 from buddy_server.engine.process import EngineProcess
 from buddy_server.engine.settings import EnginePlan
 from buddy_server.engine_metrics import EngineMetrics
@@ -21,21 +21,25 @@ from buddy_server.logs import configure_logs
 from buddy_server.replicas.absences import Absences
 from buddy_server.replicas.alike import check_same, start_alike
 from buddy_server.replicas.board import shared_board
+from buddy_server.replicas.gather import gathered
 from buddy_server.replicas.scaling import LATE, LOWERED, RAN, WAITING
 from buddy_server.replicas.waiting import WaitingRequests
 from buddy_server.replicas.wire import STAY_S, VERSION, Progress, encode, member_name
 from buddy_server.tenancy.tenancy import persistent
 
 GATHER_S = 0.05
-"""Pause between two messages about a request: each costs three processes on its way 2.4 ms of CPU time together, with
-one token or with fifty. The first is sent at once."""
+"""Pause between two messages about a request: each costs more than a millisecond of CPU time on its way, with one token
+or with fifty. The first and the last are sent at once."""
 
 
 @dataclass(slots=True)
 class _OpenRequest:
-    """`ingress` has sent it. `usage` is the last reported by the engine."""
+    """`ingress` has sent it. `ended` is set, on `loop`, when its last events are about to come. `usage` is the last
+    reported by the engine."""
 
     ingress: str
+    loop: asyncio.AbstractEventLoop
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
     usage: Usage | None = None
 
 
@@ -76,6 +80,7 @@ class EngineReplica:
             self._ready,
             on_step=self._observe_step,
             on_restart=_leave,
+            settle=self._settle,
             note=self._note,
         )
         self._engine.start()
@@ -109,17 +114,17 @@ class EngineReplica:
     async def generate(self, request: GenerationRequest, ingress: str) -> AsyncGenerator[bytes, None]:
         """Yields its `Progress` up to the FinishEvent. The request ends with the `ingress` that sends it."""
         name = request.request_id
-        opened = self._open[name] = _OpenRequest(ingress)
+        opened = self._open[name] = _OpenRequest(ingress, asyncio.get_running_loop())
         self._waiting.add(request, time.monotonic())
         try:
-            async with aclosing(self._engine.submit(request)) as answer:
-                async for events in answer:
+            async with (
+                aclosing(self._engine.submit(request)) as answer,
+                aclosing(gathered(answer, opened.ended, GATHER_S)) as lists,
+            ):
+                async for events in lists:
                     self._waiting.hear(name, events, time.monotonic())
-                    if isinstance(events[-1], FinishEvent):
-                        yield encode(Progress(events, None))
-                    else:
-                        yield encode(Progress(events, opened.usage))
-                        await asyncio.sleep(GATHER_S)
+                    ended = isinstance(events[-1], FinishEvent)
+                    yield encode(Progress(events, None if ended else opened.usage))
         finally:
             del self._open[name]
             self._waiting.remove(name, time.monotonic())
@@ -148,6 +153,10 @@ class EngineReplica:
     def _observe_step(self, stats: StepStats) -> None:
         self._metrics.observe_step(stats)
         self._waiting.ran(stats)
+
+    def _settle(self, account: Account) -> None:
+        if (opened := self._open.get(account.request_id)) is not None:
+            opened.loop.call_soon_threadsafe(opened.ended.set)
 
     def _note(self, usages: Sequence[tuple[str, Usage]]) -> None:
         for name, usage in usages:

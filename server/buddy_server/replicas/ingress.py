@@ -1,5 +1,6 @@
 """The HTTP application as a Ray Serve deployment: the same as in one process, but for where its engine is."""
 
+import asyncio
 import gc
 from pathlib import Path
 
@@ -13,65 +14,110 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from buddy_server.chat_template import read_chat_template
 from buddy_server.config import load_config
+from buddy_server.errors import EngineStartError
 from buddy_server.fleet.member import FleetMember
 from buddy_server.logs import configure_logs
 from buddy_server.replicas.board import shared_board
 from buddy_server.replicas.client import EngineReplicas
 from buddy_server.replicas.metrics import ReplicatedMetrics
 from buddy_server.replicas.wire import decode_ready, member_name
-from buddy_server.serve import GRACE_PERIOD_S, ServeOptions, log_start, make_app, settler
+from buddy_server.serve import (
+    GRACE_PERIOD_S,
+    ServeOptions,
+    Server,
+    bind,
+    http_settings,
+    log_start,
+    make_app,
+    settler,
+)
 from buddy_server.tenancy.tenancy import Tenancy, prepare_store
 from buddy_server.tokenizer import ChatTokenizer, import_transformers_without_torch
 
+START_LOOK_S = 0.05
 
-@serve.ingress()
-class Ingress:
+
+class HttpProcess:
     """One of the processes that answer clients. What they must agree on is in Redis and PostgreSQL; with limits in
     memory, there is one of them."""
 
-    def __init__(self, options: ServeOptions, version: str, engines: DeploymentHandle) -> None:
-        """`engines` are the replicas of `version` alone (PlacementRouter)."""
-        configure_logs()
-        self._options = options
-        self._version = version
-        self._engines = engines
-        self._name = serve.get_replica_context().replica_id.unique_id
-
-    async def __serve_build_asgi_app__(self) -> FastAPI:
-        """Called by Ray Serve; waits for the first replica of the engine. Raises ConfigError."""
-        options, config = self._options, load_config(self._options.config)
+    async def build(self, options: ServeOptions, version: str, engines: DeploymentHandle) -> FastAPI:
+        """Waits for the first of `engines`, which are the replicas of `version` alone (PlacementRouter). Raises
+        ConfigError."""
+        here = serve.get_replica_context()
+        config, self._name = load_config(options.config), here.replica_id.unique_id
         if config.store is not None:
             await prepare_store(config.store)
         import_transformers_without_torch()
         template = None if options.chat_template is None else read_chat_template(options.chat_template)
-        ready = decode_ready(await self._engines.describe.remote())
-        self._metrics = metrics = ReplicatedMetrics(ready.info, config.tenants, _all_ingresses(), self._engines)
+        ready = decode_ready(await engines.describe.remote())
+        ingresses = serve.get_deployment_handle(here.deployment, here.app_name)
+        self._metrics = metrics = ReplicatedMetrics(ready.info, config.tenants, ingresses, engines)
         tenancy = Tenancy(config, options.config, ready.info, metrics)
         board = shared_board(config.limits, ready.info.model_id)
-        member = FleetMember(board, member_name(self._version, self._name), decides=True)
+        member = FleetMember(board, member_name(version, self._name), decides=True)
         settle, note = settler(metrics, tenancy.bills), tenancy.bills.note
-        engine = EngineReplicas(self._engines, self._version, ready, member, settle, note)
-        self._engine = engine
+        self.engine = EngineReplicas(engines, version, ready, member, settle, note)
         tokenizer = ChatTokenizer.from_directory(Path(ready.directory), template)
-        app = make_app(config, engine, tokenizer, metrics, tenancy, member)
-        app.add_middleware(BehindProxy)
+        app = make_app(config, self.engine, tokenizer, metrics, tenancy, member)
         log_start(ready, config, options)
         gc.collect()
         gc.freeze()
         return app
-
-    async def drain(self) -> None:
-        """Refuse new requests, and return when those under way have ended, within the grace period or at its end."""
-        await self._engine.drain(GRACE_PERIOD_S)
 
     async def measure(self) -> tuple[str, list[Metric]]:
         """A name of this ingress, and its metrics."""
         return self._name, list(self._metrics.registry.collect())
 
 
-def _all_ingresses() -> DeploymentHandle:
-    here = serve.get_replica_context()
-    return serve.get_deployment_handle(here.deployment, here.app_name)
+@serve.ingress()
+class Ingress(HttpProcess):
+    """Ray Serve's proxies pass requests on to it."""
+
+    def __init__(self, options: ServeOptions, version: str, engines: DeploymentHandle) -> None:
+        configure_logs()
+        self._options = options
+        self._version = version
+        self._engines = engines
+
+    async def __serve_build_asgi_app__(self) -> FastAPI:
+        """Called by Ray Serve. Raises ConfigError."""
+        app = await self.build(self._options, self._version, self._engines)
+        app.add_middleware(BehindProxy)
+        return app
+
+    async def drain(self) -> None:
+        """Refuse new requests, and return when those under way have ended, within the grace period or at its end."""
+        await self.engine.drain(GRACE_PERIOD_S)
+
+
+class ListeningIngress(HttpProcess):
+    """It listens itself, as a server without replicas does: a hop less for every piece of an answer."""
+
+    async def __init__(  # type: ignore[misc]
+        self, options: ServeOptions, version: str, engines: DeploymentHandle
+    ) -> None:
+        """Returns when it listens. Raises ConfigError and EngineStartError."""
+        configure_logs()
+        app = await self.build(options, version, engines)
+        listener = bind(options.host, options.port)
+        self._server = Server(http_settings(app), self.engine, listener, GRACE_PERIOD_S)
+        self._serving = asyncio.create_task(self._server.serve(sockets=[listener]))
+        # Once in the life of the server; not worth a signal.
+        while not self._server.started:
+            if self._serving.done():
+                raise EngineStartError("the HTTP server did not start; its log says why")
+            await asyncio.sleep(START_LOOK_S)
+
+    async def check_health(self) -> None:
+        """Ray Serve replaces an ingress that raises here."""
+        if self._serving.done() and not self._server.should_exit:
+            raise RuntimeError("the HTTP server has ended")
+
+    async def drain(self) -> None:
+        """As Ingress.drain."""
+        self._server.should_exit = True
+        await self._serving
 
 
 class BehindProxy:

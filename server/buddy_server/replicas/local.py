@@ -8,21 +8,29 @@ import threading
 # Before Ray is imported. Nothing about this server goes to anyone else, and its log has every line of every process.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_DEDUP_LOGS", "0")
-# A dozen processes start at once; on two busy cores Ray Serve's 5 seconds for its proxy are too few.
-os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "30")
+# Ray gives its workers the last place behind everything else on the machine.
+os.environ.setdefault("RAY_worker_niceness", "0")
 # A replica that hangs has nothing to finish.
 os.environ.setdefault("RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS", "1")
 
 import ray
 from ray import serve
-from ray.serve.config import HTTPOptions
 from ray.serve.schema import LoggingConfig
 
 from buddy_server.config import load_config
 from buddy_server.errors import EngineStartError
 from buddy_server.logs import configure_logs
 from buddy_server.replicas.application import application
-from buddy_server.serve import GRACE_PERIOD_S, KEEP_ALIVE_S, LAST_WORDS_S, ServeOptions, bind, check_exposure
+from buddy_server.replicas.ingress import ListeningIngress
+from buddy_server.serve import GRACE_PERIOD_S, LAST_WORDS_S, ServeOptions, bind, check_exposure
+
+# After Ray is imported: for its processes, not for this one, which has no event loop. By gRPC, and in one event loop of
+# each process, a piece of an answer takes half the CPU time. Nothing here needs to be decided ten times a second.
+os.environ.setdefault("RAY_SERVE_USE_GRPC_BY_DEFAULT", "1")
+os.environ.setdefault("RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD", "0")
+os.environ.setdefault("RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP", "0")
+os.environ.setdefault("RAY_SERVE_CONTROL_LOOP_INTERVAL_S", "0.5")
+os.environ.setdefault("RAY_SERVE_METRICS_EXPORT_INTERVAL_MS", "1000")
 
 log = logging.getLogger(__name__)
 
@@ -51,14 +59,9 @@ def serve_replicas(options: ServeOptions, fewest: int, most: int) -> None:
     stopped = _stop_signal()
     try:
         quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
-        http = HTTPOptions(host=options.host, port=options.port, keep_alive_timeout_s=KEEP_ALIVE_S)
-        try:
-            serve.start(http_options=http, logging_config=quiet)
-        except TimeoutError:
-            # Only the waiting has ended: it is started, and may be ready before the replicas are.
-            log.warning("Ray Serve's proxy takes long to start")
+        serve.start(proxy_location="Disabled", logging_config=quiet)
         num_gpus = 1 if options.device != "cpu" and ray.cluster_resources().get("GPU") else 0
-        target = application(options, config, fewest, most, max(1, cores // most), num_gpus)
+        target = application(options, config, fewest, most, max(1, cores // most), num_gpus, kind=ListeningIngress)
         try:
             serve.run(target, name=NAME, logging_config=quiet)
         except RuntimeError as error:
@@ -86,7 +89,7 @@ def _stop_signal() -> threading.Event:
 
 def _drain() -> None:
     try:
-        serve.get_app_handle(NAME).drain.remote().result(timeout_s=GRACE_PERIOD_S + LAST_WORDS_S)
+        serve.get_app_handle(NAME).drain.remote().result(timeout_s=GRACE_PERIOD_S + 2 * LAST_WORDS_S)
     except TimeoutError:
         log.error("requests under way are given up")
         return
