@@ -1,11 +1,10 @@
-"""`buddy serve --replicas` that is in a hurry to scale down, and updates itself when told:
+"""The Serve application on a Ray of this machine, as on a cluster, but in a hurry to scale down. It is updated when told:
 
     python tests/replicas_process.py FEWEST MOST CONFIG PORT MODEL ROUTER
 
 Every line on stdin is a dtype: the application is deployed again with that.
 """
 
-import os
 import sys
 import threading
 from dataclasses import replace
@@ -20,23 +19,34 @@ TRY_AFTER_S = 10.0
 
 
 def main() -> None:
+    import ray
+    from ray.serve.config import HTTPOptions
+
     fewest, most, config, port, model, router = sys.argv[1:]
-    # Room for the replica that an update adds.
-    os.cpu_count = lambda: int(most) + 1
     application.FEWER_AFTER_S, scaling.TRY_AFTER_S = FEWER_AFTER_S, TRY_AFTER_S
     options = ServeOptions(
         model=model, router=router, config=Path(config), port=int(port), device="cpu", dtype="float32"
     )
+    # Room for the replica that an update adds.
+    ray.init("local", num_cpus=int(most) + 1, include_dashboard=False, object_store_memory=local.OBJECT_STORE_BYTES)
+    stopped = local._stop_signal()
+    local.serve.start(http_options=HTTPOptions(host=options.host, port=options.port))
+    deploy(options, int(fewest), int(most))
     threading.Thread(target=update, args=(options, int(fewest), int(most)), daemon=True).start()
-    local.serve_replicas(options, int(fewest), int(most))
+    stopped.wait()
+    local._drain()
+    local.serve.shutdown()
+    ray.shutdown()
 
 
 def update(options: ServeOptions, fewest: int, most: int) -> None:
     for line in sys.stdin:
-        changed = replace(options, dtype=line.strip())
-        target = application.application(changed, load_config(options.config), fewest, most)
-        local.serve.run(target, name=local.NAME)
+        deploy(replace(options, dtype=line.strip()), fewest, most)
         print("updated", flush=True)
+
+
+def deploy(options: ServeOptions, fewest: int, most: int) -> None:
+    local.serve.run(application.application(options, load_config(options.config), fewest, most), name=local.NAME)
 
 
 if __name__ == "__main__":
