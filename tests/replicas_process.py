@@ -1,4 +1,4 @@
-"""The Serve application on a Ray of this machine, as on a cluster, but in a hurry to scale down. It is updated when told:
+"""The Serve application on a Ray of this machine, as on a cluster, but in a hurry to scale down, and updated when told:
 
     python tests/replicas_process.py FEWEST MOST CONFIG PORT MODEL ROUTER
 
@@ -42,7 +42,6 @@ def main() -> None:
 def update(options: ServeOptions, fewest: int, most: int) -> None:
     for line in sys.stdin:
         deploy(replace(options, dtype=line.strip()), fewest, most)
-        print("updated", flush=True)
 
 
 def deploy(options: ServeOptions, fewest: int, most: int) -> None:

@@ -41,17 +41,17 @@ class HttpProcess:
     """One of the processes that answer clients. What they must agree on is in Redis and PostgreSQL; with limits in
     memory, there is one of them."""
 
-    async def build(self, options: ServeOptions, version: str, engines: DeploymentHandle) -> FastAPI:
-        """Waits for the first of `engines`, which are the replicas of `version` alone (PlacementRouter). Raises
-        ConfigError."""
-        here = serve.get_replica_context()
-        config, self._name = load_config(options.config), here.replica_id.unique_id
+    async def build(
+        self, options: ServeOptions, version: str, engines: DeploymentHandle, ingresses: DeploymentHandle | None
+    ) -> FastAPI:
+        """Waits for the first of `engines`, which are the replicas of `version` alone (PlacementRouter). `ingresses` are
+        all of them, None if this is the only one. Raises ConfigError."""
+        config, self._name = load_config(options.config), serve.get_replica_context().replica_id.unique_id
         if config.store is not None:
             await prepare_store(config.store)
         import_transformers_without_torch()
         template = None if options.chat_template is None else read_chat_template(options.chat_template)
         ready = decode_ready(await engines.describe.remote())
-        ingresses = serve.get_deployment_handle(here.deployment, here.app_name)
         self._metrics = metrics = ReplicatedMetrics(ready.info, config.tenants, ingresses, engines)
         tenancy = Tenancy(config, options.config, ready.info, metrics)
         board = shared_board(config.limits, ready.info.model_id)
@@ -82,7 +82,9 @@ class Ingress(HttpProcess):
 
     async def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Ray Serve. Raises ConfigError."""
-        app = await self.build(self._options, self._version, self._engines)
+        here = serve.get_replica_context()
+        ingresses = serve.get_deployment_handle(here.deployment, here.app_name)
+        app = await self.build(self._options, self._version, self._engines, ingresses)
         app.add_middleware(BehindProxy)
         return app
 
@@ -99,7 +101,7 @@ class ListeningIngress(HttpProcess):
     ) -> None:
         """Returns when it listens. Raises ConfigError and EngineStartError."""
         configure_logs()
-        app = await self.build(options, version, engines)
+        app = await self.build(options, version, engines, ingresses=None)
         listener = bind(options.host, options.port)
         self._server = Server(http_settings(app), self.engine, listener, GRACE_PERIOD_S)
         self._serving = asyncio.create_task(self._server.serve(sockets=[listener]))

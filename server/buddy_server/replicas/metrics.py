@@ -16,22 +16,28 @@ log = logging.getLogger(__name__)
 
 
 class ReplicatedMetrics(Metrics):
-    """Requests and tenants are counted by ingresses, whose metrics get the label `ingress`, what engines do by their
-    replicas, with the label `replica`."""
+    """Requests and tenants are counted by `ingresses`, whose metrics get the label `ingress`, or by this process alone
+    if they are None. What `engines` do is counted by their replicas, with the label `replica`."""
 
     def __init__(
-        self, info: EngineInfo, tenants: Iterable[Tenant], ingresses: DeploymentHandle, engines: DeploymentHandle
+        self, info: EngineInfo, tenants: Iterable[Tenant], ingresses: DeploymentHandle | None, engines: DeploymentHandle
     ) -> None:
         super().__init__(info, tenants, has_engine=False)
         self._ingresses = ingresses
         self._engines = engines
 
-    async def render(self, engine: EngineClient) -> bytes:  # noqa: ARG002
+    async def render(self, engine: EngineClient) -> bytes:
         """Of all of them, whichever ingress is asked."""
-        registry = CollectorRegistry()
-        registry.register(LabelledFamilies("ingress", await _measured(self._ingresses)))
-        registry.register(LabelledFamilies("replica", await _measured(self._engines), self.labels_of))
-        return generate_latest(registry)
+        replicas = LabelledFamilies("replica", await _measured(self._engines), self.labels_of)
+        if self._ingresses is None:
+            return await super().render(engine) + _text(replicas)
+        return _text(LabelledFamilies("ingress", await _measured(self._ingresses))) + _text(replicas)
+
+
+def _text(families: LabelledFamilies) -> bytes:
+    registry = CollectorRegistry()
+    registry.register(families)
+    return generate_latest(registry)
 
 
 async def _measured(deployment: DeploymentHandle) -> list[tuple[str, list[Metric]]]:
