@@ -44,8 +44,8 @@ class HttpProcess:
     async def build(
         self, options: ServeOptions, version: str, engines: DeploymentHandle, ingresses: DeploymentHandle | None
     ) -> FastAPI:
-        """Waits for the first of `engines`, which are the replicas of `version` alone (PlacementRouter). `ingresses` are
-        all of them, None if this is the only one. Raises ConfigError."""
+        """Waits for the first of `engines`, the replicas of `version` alone (PlacementRouter). `ingresses` are all of
+        them, None if this is the only one. Raises ConfigError."""
         config, self._name = load_config(options.config), serve.get_replica_context().replica_id.unique_id
         if config.store is not None:
             await prepare_store(config.store)
