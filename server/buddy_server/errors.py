@@ -5,7 +5,8 @@ BuddyError
 │   └── FieldError                     one that two fields, or a field and the model, disagree on
 ├── EngineStartError                   at start: why there is no engine
 ├── StoreUnreachable                   the database and why; clients see StoreAway
-├── RedisUnreachable                 the store of the limits and why; clients see StoreAway
+├── BoardUnreachable                   processes of a fleet do not hear of each other
+│   └── RedisUnreachable               the Redis they share and why; clients see StoreAway
 └── ApiError                           rendered by `api/errors_handler.py`
     ├── InvalidRequest           400   code null, param names the field
     │   ├── InvalidBudget        400   invalid_budget

@@ -60,8 +60,10 @@ def _pool(url: str) -> ConnectionPool:
             # With RESP3, redis-py takes a connection that Redis has closed for one that has a notification.
             protocol=2,
         )
-        # Unknown options in the URL would only come to light with the first request.
+        # Unknown options in the URL would only come to light with the first request, and answers are bytes.
         pool.connection_class(**pool.connection_kwargs)
+        if pool.connection_kwargs.get("decode_responses"):
+            raise ValueError
     except (ValueError, TypeError):
         # The cause may repeat a part of the password: one with a "/" ends the URL's host early.
         raise ConfigError(

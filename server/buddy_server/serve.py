@@ -122,8 +122,8 @@ def make_server(options: ServeOptions) -> Server:
             settle=settler(metrics, tenancy.bills),
             note=tenancy.bills.note,
         )
-        board = make_board(config.limits, ready.info.model_id)
-        member = FleetMember(board, secrets.token_hex(8), engine, decides=True)
+        board = make_board(config.limits, ready.info)
+        member = FleetMember(board, secrets.token_hex(8), engine)
         tokenizer = ChatTokenizer.from_directory(Path(ready.directory), template)
         app = make_app(config, engine, tokenizer, metrics, tenancy, member)
     except BaseException:

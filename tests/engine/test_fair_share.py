@@ -287,6 +287,19 @@ def test_tenant_with_more_than_its_share_does_not_count_in_the_time_in_the_queue
     assert queue.queue_s == 0
 
 
+def test_tenant_that_other_engines_serve_does_not_count_in_the_time_in_the_queue() -> None:
+    clock = Clock()
+    queue = FairShare(clock)
+    queue.push(of("elsewhere"))
+    clock.now_s += 1
+    assert queue.queue_s == 1
+    queue.charge_elsewhere({("elsewhere", 0): 1000})
+    assert queue.queue_s == 0
+    queue.push(of("here"))
+    clock.now_s += 1
+    assert queue.queue_s == 1
+
+
 def test_preempted_sequence_goes_first_also_among_tenants_that_have_run_as_much() -> None:
     queue = FairShare()
     first, other, second = of("a"), of("b"), of("a")

@@ -168,7 +168,7 @@ class Server:
     def __init__(self, config: ServerConfig, name: str = "a", board: Board | None = None) -> None:
         self.engine = FakeEngine()
         self.metrics = Metrics(self.engine.info, config.tenants)
-        self.member = FleetMember(board or MemoryBoard(), name, self.engine, decides=True)
+        self.member = FleetMember(board or MemoryBoard(), name, self.engine)
         book = tenancy_of(self.engine, config, self.metrics).book
         self.elastic = ElasticBudgets(self.member, self.engine.info, self.metrics, book)
 
@@ -207,12 +207,22 @@ async def test_engine_hears_nothing_while_budgets_are_whole() -> None:
 @pytest.mark.anyio
 async def test_servers_of_a_fleet_lower_budgets_together_by_the_load_of_all() -> None:
     config, board = ServerConfig((Tenant("a", Tier("free", elastic_floor=0.25)),)), MemoryBoard()
-    servers = [Server(config, name, board) for name in "abc"]
+    servers = [Server(config, name, board) for name in "bcd"]
     servers[2].engine.queue_s = 2.0
     for tick in range(40):
         for server in servers:
             await server.tick(tick * TICK_S)
     assert [server.engine.limits for server in servers] == [{"free": 2000}] * 3
+    # Neither high nor low enough for a change; one that comes now would start with whole budgets.
+    servers[2].engine.queue_s = 0.15
+    servers.append(Server(config, "a", board))
+    for tick in range(40, 60):
+        for server in servers:
+            await server.tick(tick * TICK_S)
+    assert servers[-1].member.fleet.deciders == ["a", "b", "c", "d"]
+    assert [server.engine.limits for server in servers] == [{"free": 2000}] * 4
+    for server in servers:
+        assert server.metrics.registry.get_sample_value("buddy_budget_limit_ratio", {"tier": "free"}) == 0.25
 
 
 def test_response_says_that_its_budget_was_lowered(serve: Serve) -> None:

@@ -73,7 +73,7 @@ class Engine:
         return {request.request_id: cost for request, cost in zip(open_requests, costs, strict=True)}
 
     def limit_depth(self, limits: Mapping[str, int]) -> None:
-        """As in EngineClient: for the requests here, from the next batch on, and those to come."""
+        """As in EngineProcess: for the requests here, from the next batch on, and those to come."""
         self._limits, self._has_new_limits = limits, True
 
     def _limit(self, sequence: Sequence) -> None:

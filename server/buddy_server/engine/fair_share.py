@@ -56,13 +56,14 @@ class FairShare:
     @property
     def queue_s(self) -> float:
         """How long the oldest sequence that has never run has been waiting; 0 if there is none. Those of a tenant that
-        has more than its fair share of the sequences that run do not count, nor those that have risen."""
+        has more than its fair share of the sequences that run do not count, nor those of one that waits because other
+        engines serve it, nor those that have risen."""
         now_s = oldest_s = self._clock()
         num_running = sum(line.num_running for line in self._lines.values())
         for line in self._lines.values():
             new = (one.arrived_s for one in line.waiting if not (one.has_started or one.is_raised))
             arrived_s = next(new, now_s)
-            if arrived_s < oldest_s and line.num_running <= self._share(line, num_running):
+            if arrived_s < oldest_s and not line.elsewhere and line.num_running <= self._share(line, num_running):
                 oldest_s = arrived_s
         return now_s - oldest_s
 

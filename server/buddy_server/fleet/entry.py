@@ -6,7 +6,7 @@ from buddy_server.engine.messages import Served, StepTime
 
 
 class EngineReport(Struct, frozen=True, array_like=True):
-    """A member's engine as it is now (EngineClient in engine/messages.py). `step_time` and `served` are sums since its
+    """A member's engine as it is now (engine/process.py). `step_time` and `served` are sums since its
     start."""
 
     is_ready: bool
@@ -18,13 +18,21 @@ class EngineReport(Struct, frozen=True, array_like=True):
     served: Served = {}
 
 
+class Decision(Struct, frozen=True, array_like=True):
+    """How deep engines may run: the level of elastic budgets (tenancy/elastic.py), and the limits that follow from it,
+    as in EngineProcess.limit_depth."""
+
+    level: int
+    limits: dict[str, int]
+
+
 class Entry(Struct, frozen=True, array_like=True):
     """`count` is another in every entry: a member whose entry stays the same has gone. `engine` is None if it has
-    none. `limits` are those of EngineProcess.limit_depth, None if it does not decide on them."""
+    none. `decision` is None if it may not decide."""
 
     count: int
     engine: EngineReport | None = None
-    limits: dict[str, int] | None = None
+    decision: Decision | None = None
 
 
 encode_entry = msgpack.Encoder().encode

@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 from msgspec import DecodeError
 
 from buddy_server.engine.messages import Served, StepTime
-from buddy_server.fleet.entry import EngineReport, Entry, decode_entry
+from buddy_server.fleet.entry import Decision, EngineReport, Entry, decode_entry
 
 log = logging.getLogger(__name__)
 
@@ -37,18 +37,30 @@ class Fleet:
         self._clock = clock
         self._seen: dict[str, _Seen] = {}
         self._alive: dict[str, Entry] = {}
+        self.inter_token_s = 0.0
+        """The mean time of a step, over all engines, each counted with the sequences that waited for it: of the steps
+        that the last update with news of an engine brought; 0.0 if there were none."""
         self._steps: Growth[str] = Growth()
         self._served: Growth[tuple[str, int]] = Growth()
 
     def update(self, entries: Mapping[str, bytes]) -> None:
         """Replace what is known of the members, by name."""
-        now_s = self._clock()
+        now_s, before = self._clock(), self._seen
         self._seen = {name: self._look(name, content, now_s) for name, content in entries.items()}
         self._alive = {
             name: seen.entry
             for name, seen in self._seen.items()
             if seen.entry is not None and now_s - seen.since_s < ALIVE_S
         }
+        if any(self._seen[name] is not before.get(name) for name in self.engines):
+            self.inter_token_s = self._mean_step_s()
+
+    def _mean_step_s(self) -> float:
+        times = {name: report.step_time for name, report in self.engines.items()}
+        grown = self._steps.take(
+            {name: {"seconds": time.seconds, "num_steps": time.num_steps} for name, time in times.items()}
+        )
+        return StepTime(grown["seconds"], int(grown["num_steps"])).mean_s
 
     def _look(self, name: str, content: bytes, now_s: float) -> _Seen:
         before = self._seen.get(name)
@@ -77,22 +89,13 @@ class Fleet:
 
     @property
     def deciders(self) -> list[str]:
-        """The members that may decide on limits of depth. The first one does: all choose the same, without a word."""
-        return sorted(name for name, entry in self._alive.items() if entry.limits is not None)
+        """The members that may decide how deep engines run. The first one does: all choose the same, without a word."""
+        return sorted(name for name, entry in self._alive.items() if entry.decision is not None)
 
     @property
-    def limits(self) -> Mapping[str, int] | None:
-        """Those of EngineProcess.limit_depth for all engines; None if there is nobody to decide."""
-        return self._alive[self.deciders[0]].limits if self.deciders else None
-
-    def take_inter_token_s(self) -> float:
-        """The mean time of a step since the last call, over all engines, each counted with the sequences that waited
-        for it. 0.0 if there was no step."""
-        times = {name: report.step_time for name, report in self.engines.items()}
-        grown = self._steps.take(
-            {name: {"seconds": time.seconds, "num_steps": time.num_steps} for name, time in times.items()}
-        )
-        return StepTime(grown["seconds"], int(grown["num_steps"])).mean_s
+    def decision(self) -> Decision | None:
+        """The one that holds for all engines; None if there is nobody to decide."""
+        return self._alive[self.deciders[0]].decision if self.deciders else None
 
     def take_served(self, own: str) -> Served:
         """What all engines but that of the member `own` have run since the last call."""

@@ -9,7 +9,7 @@ from typing import Protocol
 from buddy_server.engine.messages import EngineInfo, StepTime
 from buddy_server.errors import BoardUnreachable
 from buddy_server.fleet.board import Board
-from buddy_server.fleet.entry import EngineReport, Entry, encode_entry
+from buddy_server.fleet.entry import Decision, EngineReport, Entry, encode_entry
 from buddy_server.fleet.fleet import Fleet
 
 log = logging.getLogger(__name__)
@@ -47,23 +47,28 @@ class MeasuredEngine(Protocol):
 
 class FleetMember:
     """Tells the others on `board` about `engine`, if there is one, and tells it of them: how deep it may run, and what
-    tenants get from other engines. With `decides` it may be the one whose limits of depth hold for all."""
+    tenants get from other engines."""
 
-    def __init__(self, board: Board, name: str, engine: MeasuredEngine | None = None, *, decides: bool = False) -> None:
+    def __init__(self, board: Board, name: str, engine: MeasuredEngine | None = None) -> None:
         self.name = name
         self.fleet = Fleet()
         self._board = board
         self._engine = engine
-        self._limits: dict[str, int] | None = {} if decides else None
+        self._decision: Decision | None = None
         self._applied: Mapping[str, int] = {}
         self._step_time = StepTime()
         self._count = 0
         self.is_reachable = True
         self._news = asyncio.Event()
 
-    def limit_depth(self, limits: Mapping[str, int]) -> None:
-        """The limits, as in EngineProcess.limit_depth, that hold for all engines if the decision is this member's."""
-        self._limits = dict(limits)
+    @property
+    def follows(self) -> bool:
+        """Whether another member decides."""
+        return self.fleet.decision is not None and self.fleet.deciders[0] != self.name
+
+    def decide(self, decision: Decision) -> None:
+        """From now on this member may decide, and this is what it does."""
+        self._decision = decision
         self._news.set()
 
     async def run(self) -> None:
@@ -107,7 +112,7 @@ class FleetMember:
 
     def _entry(self) -> bytes:
         self._count += 1
-        return encode_entry(Entry(self._count, None if self._engine is None else self._report(), self._limits))
+        return encode_entry(Entry(self._count, None if self._engine is None else self._report(), self._decision))
 
     def _report(self) -> EngineReport:
         engine = self._engine
@@ -128,7 +133,7 @@ class FleetMember:
             return
         if elsewhere := self.fleet.take_served(self.name):
             self._engine.charge_elsewhere(elsewhere)
-        limits = self.fleet.limits
-        if limits is not None and limits != self._applied:
-            self._engine.limit_depth(limits)
-            self._applied = dict(limits)
+        decision = self.fleet.decision
+        if decision is not None and decision.limits != self._applied:
+            self._engine.limit_depth(decision.limits)
+            self._applied = decision.limits

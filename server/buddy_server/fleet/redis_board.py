@@ -10,12 +10,12 @@ KEPT_S = 60
 
 
 class RedisBoard:
-    """One hash. Servers of the same `model` make one fleet."""
+    """One hash for each fleet, by its name."""
 
-    def __init__(self, url: str, model: str) -> None:
+    def __init__(self, url: str, name: str) -> None:
         """Raises ConfigError for a URL of another form. It does not connect: Redis may start later."""
         self._connection = RedisConnection(url)
-        self._key = f"buddy:fleet:{model}"
+        self._key = f"buddy:fleet:{name}"
 
     async def exchange(self, name: str, entry: bytes) -> dict[str, bytes]:
         pipeline = self._connection.redis.pipeline(transaction=False)

@@ -63,7 +63,8 @@ class EngineReplicas:
 
     @property
     def is_ready(self) -> bool:
-        return not self._is_draining and bool(self._engines)
+        # While the board is away, nobody knows of replicas that have come, and Ray Serve finds them.
+        return not self._is_draining and (bool(self._engines) or not self._member.is_reachable)
 
     @property
     def ready_in_s(self) -> float:

@@ -84,7 +84,7 @@ class EngineReplica:
             note=self._note,
         )
         self._engine.start()
-        board = shared_board(settings.limits, self._ready.info.model_id)
+        board = shared_board(settings.limits, self._ready.info)
         self._member = FleetMember(board, member_name(version, self._name), self._engine)
         self._loops = [asyncio.create_task(persistent(run)) for run in (self._member.run, self._end_orphans)]
 
@@ -108,7 +108,8 @@ class EngineReplica:
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """What scaling.py decides by."""
         waiting, late_s, ran_per_s = self._waiting.report(time.monotonic())
-        is_lowered = bool(self._member.fleet.limits)
+        decision = self._member.fleet.decision
+        is_lowered = decision is not None and bool(decision.limits)
         return {WAITING: waiting, LATE: late_s / self._target_queue_s, RAN: ran_per_s, LOWERED: float(is_lowered)}
 
     async def generate(self, request: GenerationRequest, ingress: str) -> AsyncGenerator[bytes, None]:
@@ -144,7 +145,9 @@ class EngineReplica:
         """End the requests of ingresses that have been gone for long: nobody reads their answers."""
         while True:
             await asyncio.sleep(EXCHANGE_EVERY_S)
-            if self._member.is_reachable:
+            if not self._member.is_reachable:
+                self._absences = Absences()
+            else:
                 gone = self._absences.look({opened.ingress for opened in self._open.values()}, self._member.fleet)
                 for name, opened in self._open.items():
                     if opened.ingress in gone:

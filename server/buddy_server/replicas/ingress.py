@@ -54,8 +54,8 @@ class HttpProcess:
         ready = decode_ready(await engines.describe.remote())
         self._metrics = metrics = ReplicatedMetrics(ready.info, config.tenants, ingresses, engines)
         tenancy = Tenancy(config, options.config, ready.info, metrics)
-        board = shared_board(config.limits, ready.info.model_id)
-        member = FleetMember(board, member_name(version, self._name), decides=True)
+        board = shared_board(config.limits, ready.info)
+        member = FleetMember(board, member_name(version, self._name))
         settle, note = settler(metrics, tenancy.bills), tenancy.bills.note
         self.engine = EngineReplicas(engines, version, ready, member, settle, note)
         tokenizer = ChatTokenizer.from_directory(Path(ready.directory), template)

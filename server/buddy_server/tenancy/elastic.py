@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from buddy_routing.action_space import ActionSpace
 from buddy_server.config import ElasticSettings
 from buddy_server.engine.messages import EngineInfo
+from buddy_server.fleet.entry import Decision
 from buddy_server.fleet.fleet import Fleet
 from buddy_server.fleet.member import FleetMember
 from buddy_server.metrics import Metrics
@@ -53,12 +54,12 @@ class Load:
 
     @classmethod
     def of(cls, fleet: Fleet) -> "Load":
-        """Of all its engines, since the last call; of their queues the longest."""
+        """Of all its engines; of their queues the longest."""
         engines = fleet.engines.values()
         places = sum(engine.num_running for engine in engines) / max(1, sum(engine.max_sequences for engine in engines))
         blocks = sum(engine.kv_usage_ratio for engine in engines) / max(1, len(engines))
         queue_s = max((engine.queue_s for engine in engines), default=0.0)
-        return cls(queue_s, fleet.take_inter_token_s(), max(places, blocks))
+        return cls(queue_s, fleet.inter_token_s, max(places, blocks))
 
 
 class DepthController:
@@ -92,6 +93,10 @@ class DepthController:
             self._pause_s = RESTORE_EVERY_S
         return self.level
 
+    def follow(self, now_s: float, level: int) -> None:
+        """Another controller has chosen the level. If this one is to go on, it has not seen yet that less would do."""
+        self.level, self._changed_s, self._high_s = level, now_s, now_s
+
     def _needed_pause_s(self, now_s: float, pressure: float) -> float:
         """How long ago the last change must be for a level to be restored."""
         if pressure < LOW and self._used < IDLE:
@@ -124,7 +129,7 @@ class ElasticBudgets:
         self._metrics = metrics
         self._book = book
         self._controller = DepthController()
-        self._limits: dict[str, int] = {}
+        self._decision: Decision | None = None
 
     async def run(self) -> None:
         """Control depth until cancelled."""
@@ -135,17 +140,21 @@ class ElasticBudgets:
     def tick(self, now_s: float) -> None:
         """Observe the load once, and change the limits if it says so."""
         elastic = [tier for tier in self._book.tiers.values() if tier.elastic_floor is not None]
-        if not elastic and not self._limits:
-            return
         actions, before, load = self._actions, self._controller.level, Load.of(self._member.fleet)
-        level = self._controller.observe(now_s, load, self._book.config.elastic)
+        follows, decided = self._member.follows, self._member.fleet.decision
+        if follows and decided is not None:
+            self._controller.follow(now_s, decided.level)
+        elif elastic:
+            self._controller.observe(now_s, load, self._book.config.elastic)
+        level = self._controller.level
         limits = {tier.name: depth_limit(tier, level, actions) for tier in elastic} if level else {}
         for tier in elastic:
             self._metrics.depth_limit(tier.name, limits.get(tier.name, actions.full_cost) / actions.full_cost)
-        if limits != self._limits:
-            self._member.limit_depth(limits)
-        self._limits = limits
-        if level != before:
+        decision = Decision(level, limits)
+        if decision != self._decision:
+            self._member.decide(decision)
+        self._decision = decision
+        if level != before and not follows:
             log.info(
                 "budgets lowered" if level > before else "budgets restored",
                 extra={

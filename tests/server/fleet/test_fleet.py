@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import pytest
 
 from buddy_server.engine.messages import StepTime
-from buddy_server.fleet.entry import EngineReport, Entry, encode_entry
+from buddy_server.fleet.entry import Decision, EngineReport, Entry, encode_entry
 from buddy_server.fleet.fleet import ALIVE_S, FORGET_S, Fleet
 from fakes.clock import Clock
 
@@ -17,9 +17,10 @@ class Members:
         self._entries: dict[str, bytes] = {}
         self._count = 0
 
-    def write(self, name: str, engine: EngineReport | None = None, limits: dict[str, int] | None = None) -> None:
+    def write(self, name: str, engine: EngineReport | None = None, level: int | None = None) -> None:
         self._count += 1
-        self._entries[name] = encode_entry(Entry(self._count, engine, limits))
+        decision = None if level is None else Decision(level, {})
+        self._entries[name] = encode_entry(Entry(self._count, engine, decision))
 
     def entries(self) -> Mapping[str, bytes]:
         return dict(self._entries)
@@ -73,17 +74,17 @@ def test_engine_that_is_not_ready_takes_no_work(fleet: Fleet, members: Members) 
 
 
 def test_first_decider_that_is_alive_decides(fleet: Fleet, members: Members, clock: Clock) -> None:
-    assert fleet.limits is None
+    assert fleet.decision is None
     members.write("0", report())
-    members.write("b", limits={"free": 2000})
-    members.write("a", limits={"free": 4000})
+    members.write("b", level=2)
+    members.write("a", level=4)
     fleet.update(members.entries())
-    assert fleet.limits == {"free": 4000}
+    assert fleet.decision == Decision(4, {})
     assert fleet.deciders == ["a", "b"]
     clock.now_s += ALIVE_S
-    members.write("b", limits={"free": 2000})
+    members.write("b", level=2)
     fleet.update(members.entries())
-    assert fleet.limits == {"free": 2000}
+    assert fleet.decision == Decision(2, {})
 
 
 def test_what_others_served_is_taken_once_and_not_from_before_they_were_seen(fleet: Fleet, members: Members) -> None:
@@ -101,14 +102,19 @@ def test_what_others_served_is_taken_once_and_not_from_before_they_were_seen(fle
     assert taken(a={("x", 0): 20}) == {("x", 0): 20}
 
 
-def test_time_of_a_step_is_the_mean_over_all_engines(fleet: Fleet, members: Members) -> None:
+def test_time_of_a_step_is_the_mean_over_all_engines_and_stays_until_there_is_news(
+    fleet: Fleet, members: Members
+) -> None:
     for seconds, num_steps in ((0.0, 0), (1.0, 10)):
         members.write("a", report(step_time=StepTime(seconds, num_steps)))
         members.write("b", report(step_time=StepTime(5 * seconds, 3 * num_steps)))
         fleet.update(members.entries())
-        mean_s = fleet.take_inter_token_s()
-    assert mean_s == pytest.approx(6.0 / 40)
-    assert fleet.take_inter_token_s() == 0.0
+    assert fleet.inter_token_s == pytest.approx(6.0 / 40)
+    fleet.update(members.entries())
+    assert fleet.inter_token_s == pytest.approx(6.0 / 40)
+    members.write("a", report(step_time=StepTime(1.0, 10)))
+    fleet.update(members.entries())
+    assert fleet.inter_token_s == 0.0
 
 
 def test_entry_of_another_version_is_passed_over(

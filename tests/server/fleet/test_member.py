@@ -7,9 +7,10 @@ import pytest
 from buddy_server.config import LimitSettings
 from buddy_server.fleet.board import Board, MemoryBoard
 from buddy_server.fleet.build import make_board
+from buddy_server.fleet.entry import Decision
 from buddy_server.fleet.member import FleetMember
 from buddy_server.fleet.redis_board import RedisBoard
-from fakes.engine import FakeEngine
+from fakes.engine import INFO, FakeEngine
 from redis_process import RedisProcess, needs_redis
 
 pytestmark = pytest.mark.anyio
@@ -52,9 +53,9 @@ async def test_engines_hear_what_tenants_get_from_the_others(boards: Boards) -> 
 async def test_one_member_decides_for_all_and_another_when_it_has_left(boards: Boards) -> None:
     engine = FakeEngine()
     replica = FleetMember(boards(), "0", engine)
-    first, second = (FleetMember(boards(), name, decides=True) for name in ("1", "2"))
-    first.limit_depth({"free": 4000})
-    second.limit_depth({"free": 2000})
+    first, second = (FleetMember(boards(), name) for name in ("1", "2"))
+    first.decide(Decision(4, {"free": 4000}))
+    second.decide(Decision(8, {"free": 2000}))
     for member in (first, second, replica):
         await member.exchange()
     assert engine.limits == {"free": 4000}
@@ -68,8 +69,8 @@ async def test_one_member_decides_for_all_and_another_when_it_has_left(boards: B
 
 async def test_limits_stay_while_there_is_nobody_to_decide(boards: Boards) -> None:
     engine = FakeEngine()
-    replica, ingress = FleetMember(boards(), "0", engine), FleetMember(boards(), "1", decides=True)
-    ingress.limit_depth({"free": 4000})
+    replica, ingress = FleetMember(boards(), "0", engine), FleetMember(boards(), "1")
+    ingress.decide(Decision(4, {"free": 4000}))
     await ingress.exchange()
     await replica.exchange()
     await ingress.leave()
@@ -80,10 +81,10 @@ async def test_limits_stay_while_there_is_nobody_to_decide(boards: Boards) -> No
 @needs_redis
 async def test_while_redis_is_away_a_server_decides_for_itself(redis: RedisProcess) -> None:
     server = FakeEngine()
-    other = FleetMember(RedisBoard(redis.url, "away"), "0", decides=True)
-    member = FleetMember(RedisBoard(redis.url, "away"), "1", server, decides=True)
-    other.limit_depth({"free": 4000})
-    member.limit_depth({"free": 2000})
+    other = FleetMember(RedisBoard(redis.url, "away"), "0")
+    member = FleetMember(RedisBoard(redis.url, "away"), "1", server)
+    other.decide(Decision(4, {"free": 4000}))
+    member.decide(Decision(8, {"free": 2000}))
     await other.exchange()
     await member.exchange()
     assert (server.limits, member.is_reachable) == ({"free": 4000}, True)
@@ -104,5 +105,5 @@ async def test_while_redis_is_away_a_server_decides_for_itself(redis: RedisProce
 
 
 def test_servers_with_one_redis_share_a_board() -> None:
-    assert isinstance(make_board(LimitSettings(), "m"), MemoryBoard)
-    assert isinstance(make_board(LimitSettings("redis://127.0.0.1:1"), "m"), RedisBoard)
+    assert isinstance(make_board(LimitSettings(), INFO), MemoryBoard)
+    assert isinstance(make_board(LimitSettings("redis://127.0.0.1:1"), INFO), RedisBoard)
