@@ -67,6 +67,7 @@ def serve_config(site: Served) -> dict[str, Any]:
     (application,) = config["applications"]
     application["args"] |= {"config": str(site.config_file), "ingresses": 2, "device": "cpu"}
     (engine,) = application["deployments"]
+    del engine["autoscaling_config"]
     # More than two cores are not needed.
     engine |= {"num_replicas": 3, "ray_actor_options": {"num_cpus": 0.5}}
     return config
