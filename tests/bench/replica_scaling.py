@@ -37,7 +37,7 @@ TARGET_S = 0.5
 VOCAB_SIZE = 3072
 PROMPT_TOKENS = 64
 NEW_TOKENS = 256
-PHASES = ((1, 15.0, 2.0), (24, 75.0, 0.0), (1, 165.0, 8.0))
+PHASES = ((1, 15.0, 2.0), (24, 75.0, 0.0), (1, 240.0, 8.0))
 """Streams, for how many seconds, and the seconds between two requests of a stream."""
 SAMPLE_EVERY_S = 1.0
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 
 import anyio
 
@@ -21,8 +22,9 @@ async def merge(streams: Sequence[EventStream]) -> AsyncGenerator[tuple[int, lis
             async for events in streams[0]:
                 yield 0, events
         else:
-            async for pair in _merge_many(streams):
-                yield pair
+            async with aclosing(_merge_many(streams)) as pairs:
+                async for pair in pairs:
+                    yield pair
     finally:
         # A disconnect cancels again at every await, but the engine must still receive the cancellation.
         with anyio.CancelScope(shield=True):

@@ -60,6 +60,8 @@ def serve_replicas(options: ServeOptions, fewest: int, most: int) -> None:
     try:
         quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
         serve.start(proxy_location="Disabled", logging_config=quiet)
+        # It would name an address at which nothing listens.
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
         num_gpus = 1 if options.device != "cpu" and ray.cluster_resources().get("GPU") else 0
         target = application(options, config, fewest, most, max(1, cores // most), num_gpus, kind=ListeningIngress)
         try:
