@@ -1,6 +1,7 @@
 # make serve      creates the environment if needed and starts the server with the embedded model
 # make test       adds what tests need, and runs every check and the tests of every module, in two processes
 # make test-all   the same with the slow tests, for which it adds Ray
+# make test-alone those that need the machine for themselves: fleets of replicas under load, 8 minutes
 
 PYTHON ?= python3
 VENV   := .venv
@@ -16,7 +17,7 @@ ARGS   :=
 # In two processes, a file in one of them; the longest comes first.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup serve check test test-all
+.PHONY: setup serve check test test-all test-alone
 
 setup: $(TESTS)
 
@@ -49,4 +50,7 @@ test: check
 	$(PYTEST) -m 'not slow' $(ARGS)
 
 test-all: check $(SLOW)
-	$(PYTEST) $(ARGS)
+	$(PYTEST) -m 'not alone' $(ARGS)
+
+test-alone: $(SLOW)
+	$(BIN)/python -m pytest -m alone $(ARGS)

@@ -25,7 +25,7 @@ from fakes.serving import wait_until
 from postgres_process import postgres
 from redis_process import needs_redis, redis_process
 
-pytestmark = [NEEDS_RAY, needs_redis, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [NEEDS_RAY, needs_redis, pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(600)]
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 SERVE = str(Path(sys.executable).with_name("serve"))

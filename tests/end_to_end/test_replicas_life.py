@@ -23,7 +23,7 @@ from child_processes import command_of, descendants_of
 from end_to_end.tenant_site import KEY_SECRET, Served, bearer, rows_of, tenants
 from fakes.serving import wait_until
 
-pytestmark = [NEEDS_RAY, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [NEEDS_RAY, pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(600)]
 
 SHAPE = "16x256"
 VOCAB_SIZE = 4096
