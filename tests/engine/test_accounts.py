@@ -18,7 +18,7 @@ from tiny_engine import TinySite, make_request
 NUM_REQUESTS = 500
 KILL_AFTER = (120, 300)
 """Requests that have been sent."""
-TIMEOUT_S = 150.0
+TIMEOUT_S = 400.0
 
 
 @pytest.mark.anyio
