@@ -52,13 +52,13 @@ class WaitingRequests:
         if any(isinstance(event, TokenEvent) for event in events):
             self.remove(name, now_s)
         elif not waiting.has_started and any(isinstance(event, StartEvent) for event in events):
-            self._past.append((now_s, now_s - waiting.came_s))
+            self._remember(now_s, now_s - waiting.came_s)
             waiting.has_started, waiting.left_cost = True, waiting.prompt_cost
 
     def remove(self, name: str, now_s: float) -> None:
         """The request waits no longer, whatever became of it."""
         if (waiting := self._waiting.pop(name, None)) is not None:
-            self._past.append((now_s, self._late_s(waiting, now_s)))
+            self._remember(now_s, self._late_s(waiting, now_s))
 
     def ran(self, stats: StepStats) -> None:
         """The replica has run these steps. May be called from another thread than the rest."""
@@ -72,8 +72,7 @@ class WaitingRequests:
     def report(self, now_s: float) -> tuple[float, float, float]:
         """`layer_tokens`, the seconds that the latest of the waiting requests or of the last WINDOW_S is late, and the
         layer-tokens per second that the replica has run since the last report."""
-        while self._past and self._past[0][0] < now_s - WINDOW_S:
-            self._past.popleft()
+        self._forget(now_s)
         late_s = max((self._late_s(waiting, now_s) for waiting in self._waiting.values()), default=0.0)
         late_s = max([late_s, *(late_s for _, late_s in self._past)])
         since_s = 0.0 if self._reported_s is None else now_s - self._reported_s
@@ -81,6 +80,15 @@ class WaitingRequests:
         self._reported_s = now_s
         per_s = ran / self._full_cost / since_s if since_s > 0 else 0.0
         return self.layer_tokens, late_s, per_s
+
+    def _remember(self, now_s: float, late_s: float) -> None:
+        # Also where nobody asks for reports, as with a fixed number of replicas.
+        self._forget(now_s)
+        self._past.append((now_s, late_s))
+
+    def _forget(self, now_s: float) -> None:
+        while self._past and self._past[0][0] < now_s - WINDOW_S:
+            self._past.popleft()
 
     def _late_s(self, waiting: _Waiting, now_s: float) -> float:
         waited_s = now_s - waiting.came_s
