@@ -34,3 +34,8 @@ def command_of(pid: int) -> str:
 
 def parent_of(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def engines_of(pid: int) -> list[int]:
+    """The running engines' processes below a server's."""
+    return [below for below in descendants_of(pid) if "buddy_server.engine.worker" in command_of(below)]

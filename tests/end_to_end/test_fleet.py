@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from buddy_process import NEEDS_RAY
-from child_processes import command_of, descendants_of, parent_of
+from child_processes import command_of, descendants_of, engines_of, parent_of
 from end_to_end.mixed_requests import check_ledger, exchange
 from end_to_end.tenant_site import LONG, Served, bearer, rows_of, tenants
 from fakes.serving import wait_until
@@ -82,7 +82,7 @@ def ingresses(site: Served) -> list[int]:
 def engines(site: Served) -> list[int]:
     """Process ids of the replicas' engines."""
     assert site.process is not None
-    return [pid for pid in descendants_of(site.process.pid) if "buddy_server.engine.worker" in command_of(pid)]
+    return engines_of(site.process.pid)
 
 
 def test_a_limit_of_ten_lets_exactly_ten_of_forty_clients_pass(site: Served) -> None:

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from buddy_process import NEEDS_RAY
-from child_processes import command_of, descendants_of, is_running, parent_of
+from child_processes import descendants_of, engines_of, is_running, parent_of
 from end_to_end.tenant_site import LONG, Served, Streamed, bearer, rows_of, served, tenants
 from fakes.serving import wait_until
 
@@ -45,7 +45,7 @@ class Told:
 def engines(site: Served) -> list[int]:
     """Process ids of the replicas' engines."""
     assert site.process is not None
-    return [pid for pid in descendants_of(site.process.pid) if "buddy_server.engine.worker" in command_of(pid)]
+    return engines_of(site.process.pid)
 
 
 def listen(site: Served, told: Told, **fields: Any) -> None:

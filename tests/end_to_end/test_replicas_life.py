@@ -19,7 +19,7 @@ import pytest
 
 from buddy_process import NEEDS_RAY
 from buddy_server.bench.served import served_shape
-from child_processes import command_of, descendants_of
+from child_processes import engines_of
 from end_to_end.tenant_site import KEY_SECRET, Served, bearer, rows_of, tenants
 from fakes.serving import wait_until
 
@@ -107,7 +107,7 @@ class Site(Served):
     @property
     def num_engines(self) -> int:
         assert self.process is not None
-        return sum("buddy_server.engine.worker" in command_of(pid) for pid in descendants_of(self.process.pid))
+        return len(engines_of(self.process.pid))
 
     def complete(self, index: int, answer: Answer, max_tokens: int, leave: Event | None = None) -> Answer:
         """Receive the completion of a prompt of its own, to its end or until the client leaves."""
