@@ -25,7 +25,7 @@ def main() -> None:
     fewest, most, config, port, model, router = sys.argv[1:]
     application.FEWER_AFTER_S, scaling.TRY_AFTER_S = FEWER_AFTER_S, TRY_AFTER_S
     options = ServeOptions(
-        model=model, router=router, config=Path(config), port=int(port), device="cpu", dtype="float32"
+        model=model, router=router, config=Path(config), port=int(port), device="cpu", dtype="bfloat16"
     )
     # Room for the replica that an update adds.
     ray.init("local", num_cpus=int(most) + 1, include_dashboard=False, object_store_memory=local.OBJECT_STORE_BYTES)

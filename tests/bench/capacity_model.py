@@ -8,6 +8,8 @@ is full follows.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from buddy_server.replicas.gather import pause_s
+
 REPORTS_PER_S = 4.0
 """Of each engine, and of what each ingress reads of all."""
 RENEWALS_PER_S = 0.2
@@ -42,17 +44,16 @@ class ServiceTimes:
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """Of one replica, on average. A stream has `stream_pieces_per_s` at most: engine_replica.GATHER_S."""
+    """Of one replica, on average."""
 
     requests_per_s: float
     tokens_per_s: float
-    streams: float
-    stream_pieces_per_s: float = 20.0
+    streams: int
 
     @property
     def pieces_per_s(self) -> float:
         """A message has at least a token."""
-        return min(self.tokens_per_s, self.streams * self.stream_pieces_per_s)
+        return min(self.tokens_per_s, self.streams / pause_s(self.streams))
 
 
 @dataclass(frozen=True, slots=True)

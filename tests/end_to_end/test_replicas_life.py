@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -27,8 +27,12 @@ pytestmark = [NEEDS_RAY, pytest.mark.slow, pytest.mark.alone, pytest.mark.timeou
 
 SHAPE = "16x256"
 VOCAB_SIZE = 4096
+PROMPT_TOKENS = 8
 LONGEST = 8000
 """Tokens of an answer, which the context holds."""
+STREAM_S = 5.0
+"""About as long as a stream takes, but that it slows down as it grows and when others join it."""
+FEW = 4
 REPLICA_S = 120.0
 """Within which Ray Serve starts or ends a replica, on a machine that has more to do."""
 NUM_STREAMS = 16
@@ -46,6 +50,12 @@ class Answer:
     num_tokens: int | None = None
     is_done: bool = False
     error: str | None = None
+    wanted: int = 0
+    """Tokens that were asked for."""
+
+    @property
+    def is_whole(self) -> bool:
+        return self.is_done and self.error is None and self.num_tokens == self.wanted
 
     def take(self, line: str) -> None:
         data = line.removeprefix("data: ")
@@ -109,12 +119,17 @@ class Site(Served):
         assert self.process is not None
         return len(engines_of(self.process.pid))
 
-    def complete(self, index: int, answer: Answer, max_tokens: int, leave: Event | None = None) -> Answer:
-        """Receive the completion of a prompt of its own, to its end or until the client leaves."""
+    @property
+    def running(self) -> list[float]:
+        """Requests of each replica."""
+        return [self.sample("buddy_num_requests_running", replica=name) for name in self.replicas]
+
+    def complete(self, index: int, answer: Answer) -> None:
+        """Receive the completion of a prompt of its own."""
         body = {
             "model": SHAPE,
-            "prompt": [index % VOCAB_SIZE] * 8,
-            "max_tokens": max_tokens,
+            "prompt": [index % VOCAB_SIZE] * PROMPT_TOKENS,
+            "max_tokens": answer.wanted,
             "stream": True,
             "stream_options": {"include_usage": True},
         }
@@ -124,9 +139,6 @@ class Site(Served):
                 answer.error = response.read().decode()
             for line in response.iter_lines():
                 answer.take(line)
-                if leave is not None and leave.is_set():
-                    break
-        return answer
 
     def rows_of(self, answers: Sequence[Answer]) -> list[Any]:
         """Their rows of the ledger, which come to the store a moment later."""
@@ -135,19 +147,42 @@ class Site(Served):
         rows = rows_of(url)
         return [rows[response_id] for response_id in ids]
 
-    def num_tokens_in(self, seconds: float, pool: ThreadPoolExecutor, num: int) -> int:
+    def num_tokens_in(self, seconds: float, num: int) -> int:
         """How many tokens each of `num` streams gets in this time, on this machine now."""
         began_s = monotonic()
-        for stream in self.streams(pool, num, 100):
-            stream.result()
+        with Clients(self, num, 100):
+            pass
         return min(int(100 * seconds / (monotonic() - began_s)), LONGEST)
 
-    def streams(self, pool: ThreadPoolExecutor, num: int, max_tokens: int) -> "list[Future[Answer]]":
-        """Streams that have begun."""
-        answers = [Answer() for _ in range(num)]
-        futures = [pool.submit(self.complete, 1000 + index, one, max_tokens) for index, one in enumerate(answers)]
-        wait_until(lambda: all(one.text or one.error for one in answers), 60)
-        return futures
+
+class Clients:
+    """So many at once, each with one stream after another; at the end of the context, with the one under way. The last
+    client's answers have `num_tokens`, the first one's half of that, so that they do not all end together."""
+
+    def __init__(self, site: Site, num: int, num_tokens: int) -> None:
+        self._site, self._num, self._num_tokens = site, num, num_tokens
+        self._enough = Event()
+        self._asking = ThreadPoolExecutor(num)
+        self.answers: list[Answer] = []
+        """In the order they were asked for."""
+
+    def __enter__(self) -> "Clients":
+        self._futures = [self._asking.submit(self._ask, client) for client in range(self._num)]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._enough.set()
+        for future in self._futures:
+            future.result()
+        self._asking.shutdown()
+
+    def _ask(self, client: int) -> None:
+        wanted = self._num_tokens * (self._num + client + 1) // (2 * self._num)
+        for index in count():
+            self.answers.append(answer := Answer(wanted=wanted))
+            self._site.complete(100 * client + index, answer)
+            if self._enough.is_set():
+                return
 
 
 @pytest.fixture(scope="module")
@@ -171,64 +206,31 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 def test_replicas_come_with_the_load_and_go_without_losing_streams(site: Site) -> None:
     assert site.num_engines == 1
-    enough = Event()
-
-    def ask_again(client: int) -> None:
-        for index in count():
-            answer = site.complete(2000 + 100 * client + index, Answer(), 500, leave=enough)
-            assert answer.error is None
-            if enough.is_set():
-                return
-
-    with ThreadPoolExecutor(4 * NUM_PLACES) as pool:
-        num_tokens = site.num_tokens_in(20.0, pool, 4)
-        asking = [pool.submit(ask_again, client) for client in range(3 * NUM_PLACES)]
+    with Clients(site, 3 * NUM_PLACES, 100) as crowd:
         wait_until(lambda: site.sample("buddy_engine_up") >= 2, REPLICA_S, 0.5)
-        enough.set()
-        for one in asking:
-            one.result()
-        wait_until(lambda: site.sample("buddy_num_requests_running") == 0, 30)
+    with Clients(site, FEW, site.num_tokens_in(STREAM_S, FEW)) as few:
         # On both replicas, of which one is enough for them.
-        streams = site.streams(pool, 4, num_tokens)
-        wait_until(lambda: site.sample("buddy_num_requests_running") == 4, 10)
-        assert [site.sample("buddy_num_requests_running", replica=name) for name in site.replicas] == [2, 2]
+        wait_until(lambda: site.running == [FEW / 2, FEW / 2], REPLICA_S)
         wait_until(lambda: site.num_engines == 1, REPLICA_S, 0.5)
-        ended = [stream.result() for stream in streams]
-    assert all(answer.num_tokens == num_tokens and answer.is_done for answer in ended), ended
+    assert [answer for answer in crowd.answers + few.answers if not answer.is_whole] == []
 
 
 def test_an_update_under_streams_loses_none_and_new_requests_are_answered(site: Site) -> None:
-    enough = Event()
-
-    asked: list[tuple[Answer, int]] = []
-    """Answers to new requests, and how many streams were still under way then."""
-
-    def ask_meanwhile() -> None:
-        while not enough.is_set():
-            answer = site.complete(len(asked), Answer(), 4)
-            asked.append((answer, sum(not stream.done() for stream in streams)))
-
-    with ThreadPoolExecutor(NUM_STREAMS + 1) as pool:
-        num_tokens = site.num_tokens_in(60.0, pool, NUM_STREAMS)
-        streams = site.streams(pool, NUM_STREAMS, num_tokens)
-        meanwhile = pool.submit(ask_meanwhile)
-        site.update("bfloat16")
-        ended = [stream.result() for stream in streams]
-        wait_until(lambda: len({answer.fingerprint for answer, _ in list(asked)}) == 2, REPLICA_S)
-        enough.set()
-        meanwhile.result()
-    assert all(answer.num_tokens == num_tokens and answer.is_done for answer in ended), ended
-    assert all(answer.num_tokens == 4 and answer.is_done for answer, _ in asked), asked
-    before, after = ended[0].fingerprint, asked[-1][0].fingerprint
-    assert before != after
-    assert {answer.fingerprint for answer in ended} == {before}
-    # The new engine answered while all streams were still on the old one.
-    assert NUM_STREAMS in {num_left for answer, num_left in asked if answer.fingerprint == after}
-    assert {answer.fingerprint for answer, _ in asked} == {before, after}
-    rows = site.rows_of([*ended, *(answer for answer, _ in asked)])
+    num_tokens = site.num_tokens_in(STREAM_S, NUM_STREAMS)
+    with Clients(site, NUM_STREAMS, num_tokens) as clients:
+        wait_until(lambda: site.running == [NUM_STREAMS], REPLICA_S)
+        before = clients.answers[0].fingerprint
+        site.update("float32")
+        wait_until(lambda: {answer.fingerprint for answer in clients.answers} - {"", before}, REPLICA_S)
+        # The new engine answers while there are streams on the old one, which ends after them.
+        assert [answer for answer in clients.answers if answer.fingerprint == before and not answer.is_done]
+        wait_until(lambda: site.num_engines == 1, REPLICA_S, 0.5)
+    assert [answer for answer in clients.answers if not answer.is_whole] == []
+    after = clients.answers[-1].fingerprint
+    assert {answer.fingerprint for answer in clients.answers} == {before, after}
+    rows = site.rows_of(clients.answers)
     assert {row.outcome for row in rows} == {"finished"}
-    assert [row.completion_tokens for row in rows[:NUM_STREAMS]] == [num_tokens] * NUM_STREAMS
-    wait_until(lambda: site.num_engines == 1, REPLICA_S, 0.5)
+    assert [row.completion_tokens for row in rows] == [answer.wanted for answer in clients.answers]
 
 
 def test_a_tenant_in_another_tier_keeps_its_streams_and_its_next_request_has_the_tier(site: Site) -> None:
@@ -237,14 +239,15 @@ def test_a_tenant_in_another_tier_keeps_its_streams_and_its_next_request_has_the
         answer = site.http.post(f"{site.url}/v1/completions", json=body, headers=bearer("sk-acme"))
         return float(answer.json()["buddy"]["budget_granted"])
 
-    with ThreadPoolExecutor(4) as pool:
-        num_tokens = site.num_tokens_in(15.0, pool, 4)
-        streams = site.streams(pool, 4, num_tokens)
+    with Clients(site, FEW, site.num_tokens_in(2 * STREAM_S, FEW)) as clients:
+        wait_until(lambda: site.running == [FEW], REPLICA_S)
         assert granted() == 1.0
         site.config["tenants"] = tenants({"acme": "half"})
         site.write_config()
+        begun = list(clients.answers)
         wait_until(lambda: granted() == 0.5, 10)
-        assert not any(stream.done() for stream in streams)
-        ended = [stream.result() for stream in streams]
-    assert all(answer.num_tokens == num_tokens and answer.is_done for answer in ended), ended
-    assert all(row.milli_layers == 1000 * row.layers * (8 + num_tokens - 1) for row in site.rows_of(ended))
+        kept = [answer for answer in begun if not answer.is_done]
+    assert kept
+    assert [answer for answer in clients.answers if not answer.is_whole] == []
+    for answer, row in zip(kept, site.rows_of(kept), strict=True):
+        assert row.milli_layers == 1000 * row.layers * (PROMPT_TOKENS + answer.wanted - 1)

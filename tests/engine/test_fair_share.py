@@ -17,6 +17,7 @@ from buddy_server.engine.sequence import Sequence
 from made_up_steps import add, commit, make_scheduler
 from tiny_engine import new_sequence
 
+NOBODY: frozenset[tuple[str, int]] = frozenset()
 _names = itertools.count()
 
 
@@ -293,7 +294,7 @@ def test_tenant_that_other_engines_serve_does_not_count_in_the_time_in_the_queue
     queue.push(of("elsewhere"))
     clock.now_s += 1
     assert queue.queue_s == 1
-    queue.charge_elsewhere({("elsewhere", 0): 1000})
+    queue.charge_elsewhere({("elsewhere", 0): 1000}, NOBODY)
     assert queue.queue_s == 0
     queue.push(of("here"))
     clock.now_s += 1
@@ -364,7 +365,7 @@ def test_what_is_charged_is_told_once_by_tenant_and_the_priority_that_it_ran_in(
     clock.now_s += LONGEST_WAIT_S
     # It has risen to the highest priority.
     assert served(queue, 500).request.tenant == "a"
-    queue.charge_elsewhere({("b", 2): 10_000})
+    queue.charge_elsewhere({("b", 2): 10_000}, NOBODY)
     assert queue.take_served() == {("a", 2): 500}
     assert queue.take_served() == {}
 
@@ -375,7 +376,7 @@ def test_what_other_engines_run_for_a_tenant_counts_by_its_weight() -> None:
         queue.push(of("a", 2.0))
         queue.push(of("b", 1.0))
     tenants_served(queue, 3)
-    queue.charge_elsewhere({("a", 0): 20_000})
+    queue.charge_elsewhere({("a", 0): 20_000}, NOBODY)
     # b has run as much by its weight when it has run 10 times; then they share again.
     assert set(tenants_served(queue, 10)) == {"b"}
     assert Counter(tenants_served(queue, 30)) == {"a": 20, "b": 10}
@@ -389,7 +390,7 @@ def test_tenant_without_work_here_is_not_charged_for_what_runs_elsewhere() -> No
     # Is ahead of the other when it has no work left.
     served(queue, 5000)
     assert ("known", 0) in queue._lines
-    queue.charge_elsewhere({("known", 0): 10**9, ("unknown", 0): 10**9})
+    queue.charge_elsewhere({("known", 0): 10**9, ("unknown", 0): 10**9}, NOBODY)
     for tenant in ("known", "unknown"):
         for _ in range(10):
             queue.push(of(tenant))
@@ -405,11 +406,42 @@ def test_what_runs_elsewhere_while_nobody_waits_here_is_no_debt() -> None:
     queue.push(running)
     queue.start(running)
     queue.charge(running, 8000)
-    queue.charge_elsewhere({("a", 0): 10**9})
+    queue.charge_elsewhere({("a", 0): 10**9}, NOBODY)
     for _ in range(10):
         queue.push(of("b"))
         queue.push(of("a"))
     assert Counter(tenants_served(queue, 10)) == {"a": 5, "b": 5}
+
+
+@pytest.mark.parametrize(("waiting", "next_ones"), [(NOBODY, "abab"), ({("a", 0)}, "aaaa"), ({("a", 1)}, "abab")])
+def test_tenant_that_waits_elsewhere_keeps_its_claim_while_nothing_of_it_waits_here(
+    waiting: frozenset[tuple[str, int]], next_ones: str
+) -> None:
+    queue = FairShare()
+    queue.push(of("a"))
+    running = queue.peek()
+    assert running is not None
+    queue.start(running)
+    queue.charge(running, 8000)
+    for _ in range(40):
+        queue.push(of("b"))
+    queue.charge_elsewhere({}, waiting)
+    # Of a, one runs and none waits.
+    tenants_served(queue, 30)
+    for _ in range(20):
+        queue.push(of("a"))
+    assert "".join(tenants_served(queue, 4)) == next_ones
+
+
+def test_tenant_that_is_new_here_has_no_claim_wherever_it_waits() -> None:
+    queue = FairShare()
+    for _ in range(20):
+        queue.push(of("b"))
+    tenants_served(queue, 10)
+    queue.charge_elsewhere({}, {("a", 0)})
+    for _ in range(20):
+        queue.push(of("a"))
+    assert "".join(tenants_served(queue, 4)) == "abab"
 
 
 def test_what_runs_elsewhere_changes_nothing_between_priorities() -> None:
@@ -417,7 +449,7 @@ def test_what_runs_elsewhere_changes_nothing_between_priorities() -> None:
     for _ in range(3):
         queue.push(of("high", priority=1))
         queue.push(of("low"))
-    queue.charge_elsewhere({("high", 1): 10**9, ("high", 0): 10**9, ("low", 1): 10**9})
+    queue.charge_elsewhere({("high", 1): 10**9, ("high", 0): 10**9, ("low", 1): 10**9}, NOBODY)
     assert tenants_served(queue, 6) == ["high"] * 3 + ["low"] * 3
 
 
@@ -428,7 +460,7 @@ def test_low_priority_that_others_serve_rises_after_a_long_wait_as_any_other() -
     for _ in range(50):
         queue.push(of("other"))
         queue.push(of("high", priority=1))
-    queue.charge_elsewhere({("low", 0): 10**9})
+    queue.charge_elsewhere({("low", 0): 10**9}, NOBODY)
     assert "low" not in tenants_served(queue, 10)
     clock.now_s += LONGEST_WAIT_S
     assert "low" in tenants_served(queue, 3)
@@ -441,16 +473,16 @@ def test_tenant_that_others_serve_gets_a_lane_after_a_long_wait_and_is_as_far_as
         queue.push(of("here"))
         queue.push(of("both"))
     assert tenants_served(queue, 2) == ["here", "both"]
-    queue.charge_elsewhere({("both", 0): 10**9})
+    queue.charge_elsewhere({("both", 0): 10**9}, NOBODY)
     clock.now_s += LONGEST_WAIT_S - 1
     assert set(tenants_served(queue, 20)) == {"here"}
     clock.now_s += 1
     assert queue.peek() is not None
     # There may be no lane yet when more is told.
-    queue.charge_elsewhere({("both", 0): 10**9})
+    queue.charge_elsewhere({("both", 0): 10**9}, NOBODY)
     assert tenants_served(queue, 6) == ["both", "here"] * 3
     # Its wait begins again with the last one that ran.
-    queue.charge_elsewhere({("both", 0): 10**9})
+    queue.charge_elsewhere({("both", 0): 10**9}, NOBODY)
     clock.now_s += LONGEST_WAIT_S - 1
     assert set(tenants_served(queue, 20)) == {"here"}
     clock.now_s += 1
@@ -466,7 +498,7 @@ def test_tenant_that_has_a_lane_here_waits_for_the_next_until_others_have_run_as
     for _ in range(100):
         queue.push(of("here"))
         queue.push(of("both"))
-    queue.charge_elsewhere({("both", 0): 50_000})
+    queue.charge_elsewhere({("both", 0): 50_000}, NOBODY)
     clock.now_s += 2 * LONGEST_WAIT_S
     assert set(tenants_served(queue, 30)) == {"here"}
     queue.leave(running)
@@ -481,7 +513,7 @@ def test_what_a_tenant_ran_here_is_never_forgiven() -> None:
         queue.push(of("greedy"))
         queue.push(of("patient"))
     served(queue, 30_000)
-    queue.charge_elsewhere({("greedy", 0): 10_000, ("patient", 0): 10_000})
+    queue.charge_elsewhere({("greedy", 0): 10_000, ("patient", 0): 10_000}, NOBODY)
     assert set(tenants_served(queue, 10)) == {"patient"}
     clock.now_s += 10 * LONGEST_WAIT_S
     # 40,000 to 20,000, of which 10,000 of the greedy one ran elsewhere.

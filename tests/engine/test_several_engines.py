@@ -4,7 +4,7 @@ made up."""
 import itertools
 import random
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 import pytest
@@ -40,8 +40,8 @@ def requested(tenant: str, weight: float, rng: random.Random) -> GenerationReque
 
 @dataclass
 class Queue:
-    """An engine that is nothing but a queue and lanes, each of which runs a token in every step. Its tenants have more
-    requests than it can run."""
+    """An engine that is nothing but a queue and lanes, each of which runs a token in every step. The tenants in
+    `weights` have more requests than it can run."""
 
     clock: Clock
     num_lanes: int
@@ -55,7 +55,8 @@ class Queue:
     def __post_init__(self) -> None:
         self.fair_share = FairShare(self.clock)
 
-    def step(self) -> None:
+    def step(self) -> list[str]:
+        """The tenants whose requests have ended."""
         for tenant, weight in self.weights.items():
             while self._num_waiting[tenant] < 4:
                 self.fair_share.push(new_sequence(requested(tenant, weight, self.rng)))
@@ -65,12 +66,15 @@ class Queue:
             self._num_waiting[first.request.tenant] -= 1
             self.running[first] = first.request.sampling.max_tokens
         self._look()
+        ended = []
         for sequence in list(self.running):
             self.fair_share.charge(sequence, sequence.request.max_cost)
             self.running[sequence] -= 1
             if not self.running[sequence]:
                 del self.running[sequence]
                 self.fair_share.leave(sequence)
+                ended.append(sequence.request.tenant)
+        return ended
 
     def _look(self) -> None:
         now_s = self.clock()
@@ -141,13 +145,52 @@ class Site:
                     news[tenant, priority] += cost
             self.clock.now_s += STEP_S
             if self.exchange_every is not None and number % self.exchange_every == 0:
-                self._exchange()
+                exchange(self.engines, self._news)
 
-    def _exchange(self) -> None:
-        everything = sum(self._news, Counter())
-        for engine, news in zip(self.engines, self._news, strict=True):
-            engine.fair_share.charge_elsewhere(everything - news)
-            news.clear()
+
+@dataclass
+class Clients:
+    """So many of each tenant, each with one request at a time, to the emptier of two engines."""
+
+    num: Mapping[str, int]
+    weights: Weights
+    num_lanes: tuple[int, ...]
+    exchange_every: int
+    clock: Clock = field(default_factory=Clock)
+    rng: random.Random = field(default_factory=random.Random)
+
+    def run(self, num_steps: int) -> Counter[str]:
+        """What tenants got."""
+        engines = [Queue(self.clock, lanes, {}, self.rng) for lanes in self.num_lanes]
+        loads, ran = Counter[int](), Counter[str]()
+        news: list[Counter[tuple[str, int]]] = [Counter() for _ in engines]
+        idle = [tenant for tenant, num in self.num.items() for _ in range(num)]
+        for number in range(1, num_steps + 1):
+            for tenant in idle:
+                index = min(self.rng.sample(range(len(engines)), 2), key=loads.__getitem__)
+                engines[index].fair_share.push(new_sequence(requested(tenant, self.weights[tenant], self.rng)))
+                loads[index] += 1
+            idle.clear()
+            for index, engine in enumerate(engines):
+                idle += (ended := engine.step())
+                loads[index] -= len(ended)
+                for (tenant, priority), cost in engine.fair_share.take_served().items():
+                    ran[tenant] += cost
+                    news[index][tenant, priority] += cost
+            self.clock.now_s += STEP_S
+            if number % self.exchange_every == 0:
+                exchange(engines, news)
+        return ran
+
+
+def exchange(engines: Collection[Queue | MadeUpEngine], news: Collection[Counter[tuple[str, int]]]) -> None:
+    """Each engine hears what the others have run since the last time, and who waits there."""
+    everything = sum(news, Counter())
+    for engine, own in zip(engines, news, strict=True):
+        waiting = (other.fair_share.waiting for other in engines if other is not engine)
+        engine.fair_share.charge_elsewhere(everything - own, frozenset().union(*waiting))
+    for own in news:
+        own.clear()
 
 
 def fair_totals(capacities: list[int], weights: Weights, placement: Placement) -> dict[str, float]:
@@ -181,6 +224,16 @@ def test_tenants_with_work_everywhere_share_the_whole_by_weight(
     site = Site((4, 8), {"a": 3, "b": 1}, both, exchange_every, kind)
     site.run(1500)
     assert site.totals["a"] / site.totals["b"] == pytest.approx(3, rel=0.05)
+
+
+@pytest.mark.parametrize("num", [14, 20, 30])
+@pytest.mark.parametrize("seed", range(3))
+def test_tenants_that_wait_on_some_engines_now_and_on_others_then_share_the_whole_by_weight(
+    num: int, seed: int
+) -> None:
+    clients = Clients({"a": num, "b": num}, {"a": 3, "b": 1}, (4, 4, 4), exchange_every=3, rng=random.Random(seed))
+    ran = clients.run(3000)
+    assert ran["a"] / ran["b"] == pytest.approx(3, rel=0.1)
 
 
 @pytest.mark.parametrize("kind", [Queue, MadeUpEngine])

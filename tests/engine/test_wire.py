@@ -23,12 +23,12 @@ from buddy_server.engine.wire import (
     BuildFailed,
     Building,
     Cancel,
+    ChargeElsewhere,
     Command,
     Heartbeat,
     LimitDepth,
     Ready,
     Report,
-    ServedElsewhere,
     Stop,
     Submit,
     WorkerEvent,
@@ -79,7 +79,7 @@ INFO = EngineInfo(
         Submit(GenerationRequest("a", "acme", (1,), 4000, SamplingParams(1), weight=0.5, priority=-1, tier="free")),
         Cancel("a"),
         LimitDepth({"free": 3000}),
-        ServedElsewhere({("acme", 0): 2**40, ("ö", -1): 1}),
+        ChargeElsewhere({("acme", 0): 2**40, ("ö", -1): 1}, frozenset({("acme", 0)})),
         Stop(),
     ],
 )
@@ -93,8 +93,10 @@ def test_commands_arrive_as_they_were(command: Command) -> None:
         Building(),
         Ready(INFO, "/models/m"),
         BuildFailed("no such model 'ö'"),
-        Report(EVENTS, [("a", USAGE)], STATS, 2, 0.5, 0.25, {("acme", 0): 2000, ("acme", 5): 3000}),
-        Report([], [], None, 0, 0.0, 0.0, {}),
+        Report(
+            EVENTS, [("a", USAGE)], STATS, 2, 0.5, 0.25, {("acme", 0): 2000, ("acme", 5): 3000}, frozenset({("a", 0)})
+        ),
+        Report([], [], None, 0, 0.0, 0.0, {}, frozenset()),
         Heartbeat(),
     ],
 )

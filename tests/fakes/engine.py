@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Set
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 
@@ -83,12 +83,16 @@ class FakeEngine:
     served: dict[tuple[str, int], int] = field(default_factory=dict)
     served_elsewhere: Counter[tuple[str, int]] = field(default_factory=Counter)
     """In all."""
+    waiting: frozenset[tuple[str, int]] = frozenset()
+    waiting_elsewhere: Set[tuple[str, int]] = frozenset()
+    """As last told."""
 
     def take_step_time(self) -> StepTime:
         return StepTime()
 
-    def charge_elsewhere(self, served: Mapping[tuple[str, int], int]) -> None:
+    def charge_elsewhere(self, served: Mapping[tuple[str, int], int], waiting: Set[tuple[str, int]]) -> None:
         self.served_elsewhere.update(served)
+        self.waiting_elsewhere = waiting
 
     @property
     def ready_in_s(self) -> float:

@@ -7,7 +7,7 @@ milli-layers: cached tokens and skipped layers cost nothing. Does not import tor
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 
 from buddy_server.engine.messages import Served
 from buddy_server.engine.priority_class import Line, PriorityClass
@@ -34,9 +34,9 @@ class FairShare:
     A tenant's fair share of the sequences that run is that of its weight among the tenants that have work of its
     priority or above. The newest request states the weight.
 
-    Several engines share as one if each is told, every second or more often, what the others have served (`take_served`
-    there, `charge_elsewhere` here): a tenant that has work on this engine alone may then get all of it, while another
-    gets as much elsewhere. Lanes and turns are still shared by each engine for itself.
+    Several engines share as one if each is told, every second or more often, what the others have served and for whom
+    (`take_served` and `waiting` there, `charge_elsewhere` here): a tenant that has work on this engine alone may then
+    get all of it, while another gets as much elsewhere. Lanes and turns are still shared by each engine for itself.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -47,6 +47,7 @@ class FairShare:
         self._raised: dict[str, Sequence] = {}
         self._next_look_s = -math.inf
         self._served: Counter[tuple[str, int]] = Counter()
+        self._waiting_elsewhere: Set[tuple[str, int]] = frozenset()
         self._num_turns = 0
 
     def __len__(self) -> int:
@@ -121,8 +122,9 @@ class FairShare:
         line.prepaid -= prepaid
         sequence.prepaid -= prepaid
 
-    def charge_elsewhere(self, served: Mapping[tuple[str, int], int]) -> None:
-        """Record what other engines have run since the last call, in milli-layers by tenant and priority.
+    def charge_elsewhere(self, served: Mapping[tuple[str, int], int], waiting: Set[tuple[str, int]]) -> None:
+        """Record what other engines have run since the last call, in milli-layers by tenant and priority, and which
+        tenants wait there now, with which priority.
 
         Only tenants that have work here are charged. Others take nothing away from those who wait here, so they owe
         them nothing when they come.
@@ -130,13 +132,22 @@ class FairShare:
         A tenant that gets more elsewhere than others get here gets no lane here while they wait, but not for longer
         than LONGEST_WAIT_S. Then it is as far as they are, and is not charged until it has a lane: they had all that
         this engine could run, so they have no claim to more, and the other engines may be gone.
+
+        A tenant that waits elsewhere keeps its claim while nothing of it waits here: where its requests go is not its
+        choice.
         """
+        self._waiting_elsewhere = waiting
         now_s = self._clock()
         for key, cost in served.items():
             line = self._lines.get(key)
             if line is not None and line.has_work and not self._is_late(line, now_s):
                 line.elsewhere += cost
                 self._advance(line, cost)
+
+    @property
+    def waiting(self) -> frozenset[tuple[str, int]]:
+        """The tenants that wait here, with the priority."""
+        return frozenset(key for key, line in self._lines.items() if line.waiting)
 
     def take_served(self) -> Served:
         """What was charged here since the last call."""
@@ -238,6 +249,7 @@ class FairShare:
         tenant, weight, priority = sequence.request.tenant, sequence.request.weight, sequence.priority
         group = self._classes.setdefault(priority, PriorityClass())
         line = self._lines.get((tenant, priority))
+        keeps_claim = line is not None and (bool(line.waiting) or (tenant, priority) in self._waiting_elsewhere)
         if line is None:
             line = self._lines[tenant, priority] = Line(tenant, priority, weight)
         self._idle.pop(line, None)
@@ -248,7 +260,7 @@ class FairShare:
         # What the tenant is ahead of others counts under its new weight.
         line.counter = min(line.counter, group.level) + max(0.0, line.counter - group.level) * line.weight / weight
         line.weight = weight
-        if not line.waiting:
+        if not keeps_claim:
             line.counter = max(line.counter, group.level - HEAD_START)
         self._wait(sequence, is_first)
 

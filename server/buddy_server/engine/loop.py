@@ -13,7 +13,7 @@ from buddy_server.engine.constraint import GrammarError
 from buddy_server.engine.engine import Engine
 from buddy_server.engine.messages import Event, FinishEvent, FinishReason, GenerationRequest, StepStats, Usage
 from buddy_server.engine.open_requests import SHUTTING_DOWN, unused
-from buddy_server.engine.wire import Cancel, LimitDepth, LoopCommand, Report, ServedElsewhere, Stop, Submit
+from buddy_server.engine.wire import Cancel, ChargeElsewhere, LimitDepth, LoopCommand, Report, Stop, Submit
 
 log = logging.getLogger(__name__)
 
@@ -109,10 +109,10 @@ class EngineLoop:
                     self._report(self._cancel(command.request_id))
                 case LimitDepth():
                     self._engine.limit_depth(command.limits)
-                case ServedElsewhere():
+                case ChargeElsewhere(served, waiting):
                     self._add(submitted)
                     submitted = []
-                    self._engine.scheduler.fair_share.charge_elsewhere(command.served)
+                    self._engine.scheduler.fair_share.charge_elsewhere(served, waiting)
                 case Stop():
                     self._add(submitted)
                     return False
@@ -179,6 +179,7 @@ class EngineLoop:
                 kv_usage_ratio=scheduler.pool.usage_ratio,
                 queue_s=scheduler.fair_share.queue_s,
                 served=scheduler.fair_share.take_served(),
+                waiting=scheduler.fair_share.waiting,
             )
         )
         for request_id, event in events:

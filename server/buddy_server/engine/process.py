@@ -4,7 +4,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Set
 
 from buddy_server.engine.messages import (
     Account,
@@ -18,7 +18,7 @@ from buddy_server.engine.messages import (
 )
 from buddy_server.engine.open_requests import SHUTTING_DOWN, OpenRequests
 from buddy_server.engine.settings import EnginePlan
-from buddy_server.engine.wire import Cancel, LimitDepth, LoopCommand, Ready, Report, ServedElsewhere, Stop
+from buddy_server.engine.wire import Cancel, ChargeElsewhere, LimitDepth, LoopCommand, Ready, Report, Stop
 from buddy_server.engine.worker_process import TICK_S, WorkerProcess
 from buddy_server.errors import EngineStartError
 
@@ -63,6 +63,7 @@ class EngineProcess:
         self._kv_usage_ratio = 0.0
         self._queue_s = 0.0
         self._served: Served = {}
+        self._waiting: Set[tuple[str, int]] = frozenset()
         self._step_time = StepTime()
         self._pause_s = 0.0
         self._load_s = worker.load_s
@@ -121,11 +122,16 @@ class EngineProcess:
         are forgotten, and begin at 0 when they return."""
         return self._served
 
-    def charge_elsewhere(self, served: Mapping[tuple[str, int], int]) -> None:
-        """Say what other engines have run since the last call, in milli-layers by tenant and priority: it counts
-        towards the shares of tenants that have work here (FairShare.charge_elsewhere). From any thread; without a child
-        it is dropped, as nobody has work here."""
-        self._send(ServedElsewhere(dict(served)))
+    @property
+    def waiting(self) -> Set[tuple[str, int]]:
+        """The tenants of which requests wait, with the priority, as of the last report."""
+        return self._waiting
+
+    def charge_elsewhere(self, served: Mapping[tuple[str, int], int], waiting: Set[tuple[str, int]]) -> None:
+        """Say what other engines have run since the last call, in milli-layers by tenant and priority, and which
+        tenants wait there: fair shares are those of all engines together (FairShare.charge_elsewhere). From any thread;
+        without a child it is dropped, as nobody has work here."""
+        self._send(ChargeElsewhere(dict(served), frozenset(waiting)))
 
     def take_step_time(self) -> StepTime:
         """Of the steps since the last call: what the engine makes of the time between two tokens, whatever clients
@@ -197,7 +203,7 @@ class EngineProcess:
 
     def _take(self, report: Report) -> None:
         self._num_running, self._kv_usage_ratio = report.num_running, report.kv_usage_ratio
-        self._queue_s = report.queue_s
+        self._queue_s, self._waiting = report.queue_s, report.waiting
         if report.served:
             self._count(report.served)
         self._requests.deliver(report.events, report.usages)
@@ -219,7 +225,7 @@ class EngineProcess:
         with self._lock:
             self._worker = None
         self._lost_s = time.monotonic()
-        self._num_running, self._kv_usage_ratio, self._queue_s = 0, 0.0, 0.0
+        self._num_running, self._kv_usage_ratio, self._queue_s, self._waiting = 0, 0.0, 0.0, frozenset()
         if self._stopping.is_set():
             self._requests.end_all("cancelled", SHUTTING_DOWN)
         else:

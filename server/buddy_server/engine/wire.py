@@ -26,17 +26,18 @@ class LimitDepth(Struct, frozen=True, array_like=True, tag=True):
     limits: dict[str, int]
 
 
-class ServedElsewhere(Struct, frozen=True, array_like=True, tag=True):
-    """What other engines have run since the last of these commands: fair shares are those of all engines together."""
+class ChargeElsewhere(Struct, frozen=True, array_like=True, tag=True):
+    """As in EngineProcess.charge_elsewhere."""
 
     served: Served
+    waiting: frozenset[tuple[str, int]]
 
 
 class Stop(Struct, frozen=True, array_like=True, tag=True):
     """The last command: every request ends as cancelled."""
 
 
-LoopCommand = Submit | Cancel | LimitDepth | ServedElsewhere | Stop
+LoopCommand = Submit | Cancel | LimitDepth | ChargeElsewhere | Stop
 Command = Build | LoopCommand
 
 
@@ -59,7 +60,8 @@ class BuildFailed(Struct, frozen=True, array_like=True, tag=True):
 
 class Report(Struct, frozen=True, array_like=True, tag=True):
     """Events by request id, in order; the usage so far of the step's unfinished requests; the step's statistics, if
-    there was one; the engine's state after it; what it has run since the last report."""
+    there was one; the engine's state after it; what it has run since the last report; the tenants that wait, with the
+    priority."""
 
     events: list[tuple[str, Event]]
     usages: list[tuple[str, Usage]]
@@ -68,6 +70,7 @@ class Report(Struct, frozen=True, array_like=True, tag=True):
     kv_usage_ratio: float
     queue_s: float
     served: Served
+    waiting: frozenset[tuple[str, int]]
 
 
 class Heartbeat(Struct, frozen=True, array_like=True, tag=True):

@@ -6,8 +6,7 @@ from buddy_server.engine.messages import Served, StepTime
 
 
 class EngineReport(Struct, frozen=True, array_like=True):
-    """A member's engine as it is now (engine/process.py). `step_time` and `served` are sums since its
-    start."""
+    """A member's engine as it is now (engine/process.py). `step_time` and `served` are sums since its start."""
 
     is_ready: bool
     num_running: int
@@ -16,6 +15,7 @@ class EngineReport(Struct, frozen=True, array_like=True):
     queue_s: float
     step_time: StepTime = StepTime()
     served: Served = {}
+    waiting: frozenset[tuple[str, int]] = frozenset()
 
 
 class Decision(Struct, frozen=True, array_like=True):

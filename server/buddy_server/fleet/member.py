@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from contextlib import suppress
 from typing import Protocol
 
@@ -38,11 +38,14 @@ class MeasuredEngine(Protocol):
     @property
     def served(self) -> Mapping[tuple[str, int], int]: ...
 
+    @property
+    def waiting(self) -> Set[tuple[str, int]]: ...
+
     def take_step_time(self) -> StepTime: ...
 
     def limit_depth(self, limits: Mapping[str, int]) -> None: ...
 
-    def charge_elsewhere(self, served: Mapping[tuple[str, int], int]) -> None: ...
+    def charge_elsewhere(self, served: Mapping[tuple[str, int], int], waiting: Set[tuple[str, int]]) -> None: ...
 
 
 class FleetMember:
@@ -56,6 +59,8 @@ class FleetMember:
         self._engine = engine
         self._decision: Decision | None = None
         self._applied: Mapping[str, int] = {}
+        self._waiting: Set[tuple[str, int]] = frozenset()
+        """As the engine was last told of the others."""
         self._step_time = StepTime()
         self._count = 0
         self.is_reachable = True
@@ -126,13 +131,16 @@ class FleetMember:
             queue_s=engine.queue_s,
             step_time=self._step_time,
             served=dict(engine.served),
+            waiting=frozenset(engine.waiting),
         )
 
     def _tell_engine(self) -> None:
         if self._engine is None:
             return
-        if elsewhere := self.fleet.take_served(self.name):
-            self._engine.charge_elsewhere(elsewhere)
+        served, waiting = self.fleet.take_served(self.name), self.fleet.waiting(self.name)
+        if served or waiting != self._waiting:
+            self._engine.charge_elsewhere(served, waiting)
+            self._waiting = waiting
         decision = self.fleet.decision
         if decision is not None and decision.limits != self._applied:
             self._engine.limit_depth(decision.limits)

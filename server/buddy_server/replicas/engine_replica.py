@@ -21,15 +21,11 @@ from buddy_server.logs import configure_logs
 from buddy_server.replicas.absences import Absences
 from buddy_server.replicas.alike import check_same, start_alike
 from buddy_server.replicas.board import shared_board
-from buddy_server.replicas.gather import gathered
+from buddy_server.replicas.gather import Gathering
 from buddy_server.replicas.scaling import LATE, LOWERED, RAN, WAITING
 from buddy_server.replicas.waiting import WaitingRequests
 from buddy_server.replicas.wire import STAY_S, VERSION, Progress, encode, member_name
 from buddy_server.tenancy.tenancy import persistent
-
-GATHER_S = 0.05
-"""Pause between two messages about a request: each costs more than a millisecond of CPU time on its way, with one token
-or with fifty. The first and the last are sent at once."""
 
 
 @dataclass(slots=True)
@@ -64,6 +60,7 @@ class EngineReplica:
         self._target_queue_s = settings.elastic.target_queue_s
         self._name = serve.get_replica_context().replica_id.unique_id
         self._open: dict[str, _OpenRequest] = {}
+        self._gathering = Gathering()
         self._absences = Absences()
         self._registry = CollectorRegistry()
         # Only the ingress knows the labels of tenants (metrics.py).
@@ -120,7 +117,7 @@ class EngineReplica:
         try:
             async with (
                 aclosing(self._engine.submit(request)) as answer,
-                aclosing(gathered(answer, opened.ended, GATHER_S)) as lists,
+                aclosing(self._gathering.gathered(answer, opened.ended)) as lists,
             ):
                 async for events in lists:
                     self._waiting.hear(name, events, time.monotonic())

@@ -27,9 +27,12 @@ class Members:
 
 
 def report(
-    is_ready: bool = True, step_time: StepTime | None = None, served: dict[tuple[str, int], int] | None = None
+    is_ready: bool = True,
+    step_time: StepTime | None = None,
+    served: dict[tuple[str, int], int] | None = None,
+    waiting: frozenset[tuple[str, int]] = frozenset(),
 ) -> EngineReport:
-    return EngineReport(is_ready, 1, 8, 0.5, 0.25, step_time or StepTime(), served or {})
+    return EngineReport(is_ready, 1, 8, 0.5, 0.25, step_time or StepTime(), served or {}, waiting)
 
 
 @pytest.fixture
@@ -100,6 +103,14 @@ def test_what_others_served_is_taken_once_and_not_from_before_they_were_seen(fle
     assert taken(b={("x", 0): 400}) == {}
     assert taken(a={("x", 0): 1600, ("y", 1): 30}, b={("x", 0): 500}) == {("x", 0): 200}
     assert taken(a={("x", 0): 20}) == {("x", 0): 20}
+
+
+def test_tenants_that_wait_on_other_engines_are_those_of_engines_that_take_work(fleet: Fleet, members: Members) -> None:
+    lines = {"own": ("x", 0), "a": ("y", 0), "b": ("z", 1), "loading": ("w", 0)}
+    for name, line in lines.items():
+        members.write(name, report(is_ready=name != "loading", waiting=frozenset([line])))
+    fleet.update(members.entries())
+    assert fleet.waiting("own") == {("y", 0), ("z", 1)}
 
 
 def test_time_of_a_step_is_the_mean_over_all_engines_and_stays_until_there_is_news(

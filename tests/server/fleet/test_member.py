@@ -50,6 +50,16 @@ async def test_engines_hear_what_tenants_get_from_the_others(boards: Boards) -> 
     assert engines[2].served_elsewhere == {("acme", 0): 5500, ("hobby", 1): 500}
 
 
+async def test_engines_hear_who_waits_on_the_others_until_nobody_does(boards: Boards) -> None:
+    engines = [FakeEngine(), FakeEngine()]
+    members = [FleetMember(boards(), f"m{index}", engine) for index, engine in enumerate(engines)]
+    for waiting in (frozenset([("acme", 0)]), frozenset[tuple[str, int]]()):
+        engines[0].waiting = waiting
+        for member in members:
+            await member.exchange()
+        assert [engine.waiting_elsewhere for engine in engines] == [frozenset(), waiting]
+
+
 async def test_one_member_decides_for_all_and_another_when_it_has_left(boards: Boards) -> None:
     engine = FakeEngine()
     replica = FleetMember(boards(), "0", engine)
