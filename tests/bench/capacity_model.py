@@ -44,11 +44,11 @@ class ServiceTimes:
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """Of one replica, on average."""
+    """Of one replica, on average. With at least 25 streams, pieces are in proportion to them (gather.pause_s)."""
 
     requests_per_s: float
     tokens_per_s: float
-    streams: int
+    streams: float
 
     @property
     def pieces_per_s(self) -> float:

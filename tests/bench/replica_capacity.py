@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--proxies", type=int, help="of Ray's, one for each node (default: as many as ingresses)")
     parser.add_argument("--requests", type=float, default=8, help="a second, of a replica (default: %(default)g)")
     parser.add_argument("--tokens", type=float, default=2000, help="a second, of a replica (default: %(default)g)")
-    parser.add_argument("--streams", type=int, default=50, help="at once, of a replica (default: %(default)s)")
+    parser.add_argument("--streams", type=float, default=50, help="at once, of a replica (default: %(default)g)")
     parser.add_argument("--postgres-cores", type=int, default=2, help="default: %(default)s")
     parser.add_argument("--json", type=Path, help="file for the results, one object a line")
     parsed = parser.parse_args()
@@ -47,7 +47,7 @@ def main() -> None:
     traffic = Traffic(parsed.requests, parsed.tokens, parsed.streams)
     print(
         f"each replica: {traffic.requests_per_s:g} requests/s, {traffic.tokens_per_s:g} tokens/s, "
-        f"{traffic.streams} streams, so {traffic.pieces_per_s:g} pieces/s; "
+        f"{traffic.streams:g} streams, so {traffic.pieces_per_s:g} pieces/s; "
         f"{parsed.postgres_cores} cores for PostgreSQL\n"
     )
     names = [load.resource for load in loads(times, traffic, Fleet(1))]

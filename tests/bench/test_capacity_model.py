@@ -24,7 +24,7 @@ TIMES = ServiceTimes(
     ledger_transaction=2000,
     ledger_row=20,
 )
-TRAFFIC = Traffic(requests_per_s=10, tokens_per_s=500, streams=20)
+TRAFFIC = Traffic(requests_per_s=10, tokens_per_s=500, streams=50)
 
 
 def used(times: ServiceTimes, traffic: Traffic, fleet: Fleet) -> dict[str, float]:
@@ -32,14 +32,14 @@ def used(times: ServiceTimes, traffic: Traffic, fleet: Fleet) -> dict[str, float
 
 
 def test_utilisation_is_rate_times_service_time() -> None:
-    # 10 replicas: 100 requests and 4,000 pieces a second; 12 members report 4 times a second.
+    # 10 replicas: 100 requests and 2,000 pieces a second; 12 members report 4 times a second.
     reports = 4 * (100 + 12 * 10) / 1e6
     assert used(TIMES, TRAFFIC, Fleet(10, ingresses=2, proxies=4, postgres_cores=2)) == pytest.approx(
         {
-            "ingress": (100 * 1000 + 4000 * 100) / 1e6 / 2 + reports,
-            "Ray's proxy": (100 * 500 + 4000 * 50) / 1e6 / 4,
-            "replica's actor": (10 * 200 + 400 * 20) / 1e6 + reports,
-            "Redis": (100 * 100 + 10 * 20 * 0.2 * 10 + 12 * 4 * (10 + 12 * 1)) / 1e6,
+            "ingress": (100 * 1000 + 2000 * 100) / 1e6 / 2 + reports,
+            "Ray's proxy": (100 * 500 + 2000 * 50) / 1e6 / 4,
+            "replica's actor": (10 * 200 + 200 * 20) / 1e6 + reports,
+            "Redis": (100 * 100 + 10 * 50 * 0.2 * 10 + 12 * 4 * (10 + 12 * 1)) / 1e6,
             "PostgreSQL": (40 * 1000 + 100 * 10) / 1e6 / 2,
             "ledger's writer": (40 * 2000 + 100 * 20) / 1e6 / 2,
         }
@@ -47,9 +47,8 @@ def test_utilisation_is_rate_times_service_time() -> None:
 
 
 def test_a_stream_has_no_more_pieces_than_tokens_and_no_more_than_are_sent() -> None:
-    assert Traffic(1, tokens_per_s=300, streams=20).pieces_per_s == 300
-    assert Traffic(1, tokens_per_s=3000, streams=20).pieces_per_s == 400
-    assert Traffic(1, tokens_per_s=3000, streams=20, stream_pieces_per_s=5).pieces_per_s == 100
+    assert Traffic(1, tokens_per_s=60, streams=20).pieces_per_s == 60
+    assert [Traffic(1, 3000, streams).pieces_per_s for streams in (2, 20, 50)] == [40, 100, 200]
 
 
 def test_at_its_room_the_first_to_be_full_is_full_and_nothing_else_is() -> None:

@@ -13,7 +13,7 @@ MOST_PER_S = 100
 way, with one token or with fifty."""
 
 
-def pause_s(num_answers: int) -> float:
+def pause_s(num_answers: float) -> float:
     """Between two messages about one answer, of so many at once."""
     return min(max(PAUSE_S, num_answers / MOST_PER_S), LONGEST_PAUSE_S)
 
