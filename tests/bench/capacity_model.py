@@ -8,8 +8,9 @@ is full follows.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from buddy_server.replicas.gather import pause_s
+from buddy_server.replicas.gather import LONGEST_PAUSE_S, MOST_PER_S, pause_s
 
+FEWEST_STREAMS = MOST_PER_S * LONGEST_PAUSE_S
 REPORTS_PER_S = 4.0
 """Of each engine, and of what each ingress reads of all."""
 RENEWALS_PER_S = 0.2
@@ -44,7 +45,7 @@ class ServiceTimes:
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """Of one replica, on average. With at least 25 streams, pieces are in proportion to them (gather.pause_s)."""
+    """Of one replica, on average. With FEWEST_STREAMS or more, pieces are in proportion to them."""
 
     requests_per_s: float
     tokens_per_s: float

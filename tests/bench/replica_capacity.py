@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from buddy_server.bench.row import commit, machine, write_row
-from capacity_model import Fleet, ServiceTimes, Traffic, bottleneck, fewest_ingresses, loads
+from capacity_model import FEWEST_STREAMS, Fleet, ServiceTimes, Traffic, bottleneck, fewest_ingresses, loads
 
 TIMES = Path(__file__).with_name("service_times.json")
 MOST_USED = 0.7
@@ -34,6 +34,10 @@ def main() -> None:
     parser.add_argument("--postgres-cores", type=int, default=2, help="default: %(default)s")
     parser.add_argument("--json", type=Path, help="file for the results, one object a line")
     parsed = parser.parse_args()
+    if parsed.streams < FEWEST_STREAMS:
+        parser.error(
+            f"--streams: {parsed.streams:g}; allowed is {FEWEST_STREAMS:g} or more: pieces must grow with streams"
+        )
     if parsed.measure:
         from service_times import measure
 

@@ -48,7 +48,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         config = {
             "tiers": tiers,
             "tenants": tenants(names),
-            "store": {"url": store, "journal": str(folder / "journal")},
+            # With so many processes on two cores, a database may not get its turn in time.
+            "store": {"url": store, "journal": str(folder / "journal"), "when_unreachable": "allow"},
             "limits": {"url": redis.url},
             "engine": {"max_sequences": 4},
         }
@@ -133,8 +134,7 @@ def test_weights_of_three_to_one_give_three_to_one_over_all_replicas(site: Serve
         url, headers = f"{site.url}/v1/completions", bearer(f"sk-{tenant}")
         while time.monotonic() < ends_s:
             with site.http.stream("POST", url, json=body, headers=headers) as answer:
-                # With so many processes on two cores, the store may not answer in time: clients try again.
-                assert answer.status_code in (httpx.codes.OK, httpx.codes.SERVICE_UNAVAILABLE), answer.read()
+                assert answer.status_code == httpx.codes.OK, answer.read()
                 for _ in answer.iter_lines():
                     if time.monotonic() > ends_s:
                         return

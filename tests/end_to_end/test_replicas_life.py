@@ -31,7 +31,8 @@ PROMPT_TOKENS = 8
 LONGEST = 8000
 """Tokens of an answer, which the context holds."""
 STREAM_S = 5.0
-"""About as long as a stream takes, but that it slows down as it grows and when others join it."""
+"""How long a stream takes, about: it slows down as it grows, and when others join it."""
+LOOK_S = 0.25
 FEW = 4
 REPLICA_S = 120.0
 """Within which Ray Serve starts or ends a replica, on a machine that has more to do."""
@@ -122,7 +123,8 @@ class Site(Served):
     @property
     def running(self) -> list[float]:
         """Requests of each replica."""
-        return [self.sample("buddy_num_requests_running", replica=name) for name in self.replicas]
+        text = self.http.get(f"{self.url}/metrics").text
+        return [float(num) for num in re.findall(r"^buddy_num_requests_running\{.*\} (.*)$", text, re.MULTILINE)]
 
     def complete(self, index: int, answer: Answer) -> None:
         """Receive the completion of a prompt of its own."""
@@ -156,8 +158,9 @@ class Site(Served):
 
 
 class Clients:
-    """So many at once, each with one stream after another; at the end of the context, with the one under way. The last
-    client's answers have `num_tokens`, the first one's half of that, so that they do not all end together."""
+    """So many at once, each with one stream after another. At the end of the context, those under way are received to
+    their ends. The last client's answers have `num_tokens`, the first one's half of that, so that they do not all end
+    together."""
 
     def __init__(self, site: Site, num: int, num_tokens: int) -> None:
         self._site, self._num, self._num_tokens = site, num, num_tokens
@@ -165,6 +168,11 @@ class Clients:
         self._asking = ThreadPoolExecutor(num)
         self.answers: list[Answer] = []
         """In the order they were asked for."""
+
+    @property
+    def num_begun(self) -> int:
+        """Streams of which something has come, so that they have what they were admitted with."""
+        return sum(bool(answer.response_id) for answer in list(self.answers))
 
     def __enter__(self) -> "Clients":
         self._futures = [self._asking.submit(self._ask, client) for client in range(self._num)]
@@ -206,25 +214,26 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 def test_replicas_come_with_the_load_and_go_without_losing_streams(site: Site) -> None:
     assert site.num_engines == 1
+    num_tokens = site.num_tokens_in(STREAM_S, FEW)
     with Clients(site, 3 * NUM_PLACES, 100) as crowd:
-        wait_until(lambda: site.sample("buddy_engine_up") >= 2, REPLICA_S, 0.5)
-    with Clients(site, FEW, site.num_tokens_in(STREAM_S, FEW)) as few:
+        wait_until(lambda: site.sample("buddy_engine_up") >= 2, REPLICA_S, LOOK_S)
+    with Clients(site, FEW, num_tokens) as few:
         # On both replicas, of which one is enough for them.
-        wait_until(lambda: site.running == [FEW / 2, FEW / 2], REPLICA_S)
-        wait_until(lambda: site.num_engines == 1, REPLICA_S, 0.5)
+        wait_until(lambda: len(running := site.running) == 2 and min(running) > 0, REPLICA_S, LOOK_S)
+        wait_until(lambda: site.num_engines == 1, REPLICA_S, LOOK_S)
     assert [answer for answer in crowd.answers + few.answers if not answer.is_whole] == []
 
 
 def test_an_update_under_streams_loses_none_and_new_requests_are_answered(site: Site) -> None:
     num_tokens = site.num_tokens_in(STREAM_S, NUM_STREAMS)
     with Clients(site, NUM_STREAMS, num_tokens) as clients:
-        wait_until(lambda: site.running == [NUM_STREAMS], REPLICA_S)
+        wait_until(lambda: clients.num_begun >= NUM_STREAMS, REPLICA_S, LOOK_S)
         before = clients.answers[0].fingerprint
         site.update("float32")
-        wait_until(lambda: {answer.fingerprint for answer in clients.answers} - {"", before}, REPLICA_S)
+        wait_until(lambda: {answer.fingerprint for answer in clients.answers} - {"", before}, REPLICA_S, LOOK_S)
         # The new engine answers while there are streams on the old one, which ends after them.
         assert [answer for answer in clients.answers if answer.fingerprint == before and not answer.is_done]
-        wait_until(lambda: site.num_engines == 1, REPLICA_S, 0.5)
+        wait_until(lambda: site.num_engines == 1, REPLICA_S, LOOK_S)
     assert [answer for answer in clients.answers if not answer.is_whole] == []
     after = clients.answers[-1].fingerprint
     assert {answer.fingerprint for answer in clients.answers} == {before, after}
@@ -240,12 +249,12 @@ def test_a_tenant_in_another_tier_keeps_its_streams_and_its_next_request_has_the
         return float(answer.json()["buddy"]["budget_granted"])
 
     with Clients(site, FEW, site.num_tokens_in(2 * STREAM_S, FEW)) as clients:
-        wait_until(lambda: site.running == [FEW], REPLICA_S)
+        wait_until(lambda: clients.num_begun >= FEW, REPLICA_S, LOOK_S)
         assert granted() == 1.0
+        begun = [answer for answer in clients.answers if answer.response_id]
         site.config["tenants"] = tenants({"acme": "half"})
         site.write_config()
-        begun = list(clients.answers)
-        wait_until(lambda: granted() == 0.5, 10)
+        wait_until(lambda: granted() == 0.5, 10, LOOK_S)
         kept = [answer for answer in begun if not answer.is_done]
     assert kept
     assert [answer for answer in clients.answers if not answer.is_whole] == []

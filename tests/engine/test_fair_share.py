@@ -413,24 +413,52 @@ def test_what_runs_elsewhere_while_nobody_waits_here_is_no_debt() -> None:
     assert Counter(tenants_served(queue, 10)) == {"a": 5, "b": 5}
 
 
-@pytest.mark.parametrize(("waiting", "next_ones"), [(NOBODY, "abab"), ({("a", 0)}, "aaaa"), ({("a", 1)}, "abab")])
-def test_tenant_that_waits_elsewhere_keeps_its_claim_while_nothing_of_it_waits_here(
-    waiting: frozenset[tuple[str, int]], next_ones: str
+@pytest.mark.parametrize(
+    ("waiting", "next_ones"),
+    [
+        (({("a", 0)}, {("a", 0)}), "aaaa"),
+        ((NOBODY, NOBODY), "abab"),
+        ((NOBODY, {("a", 0)}), "abab"),
+        (({("a", 0)}, NOBODY, {("a", 0)}), "abab"),
+        (({("a", 1)}, {("a", 1)}), "abab"),
+    ],
+)
+def test_tenant_that_always_waits_elsewhere_keeps_its_claim_while_nothing_of_it_waits_here(
+    waiting: tuple[set[tuple[str, int]], ...], next_ones: str
 ) -> None:
     queue = FairShare()
     queue.push(of("a"))
     running = queue.peek()
     assert running is not None
+    queue.charge_elsewhere({}, waiting[0])
     queue.start(running)
     queue.charge(running, 8000)
     for _ in range(40):
         queue.push(of("b"))
-    queue.charge_elsewhere({}, waiting)
+    for told in waiting[1:]:
+        tenants_served(queue, 10)
+        queue.charge_elsewhere({}, told)
     # Of a, one runs and none waits.
-    tenants_served(queue, 30)
+    tenants_served(queue, 10)
     for _ in range(20):
         queue.push(of("a"))
     assert "".join(tenants_served(queue, 4)) == next_ones
+
+
+def test_tenant_of_which_nothing_runs_here_keeps_no_claim_wherever_it_waits() -> None:
+    queue = FairShare()
+    queue.charge_elsewhere({}, {("a", 0)})
+    queue.push(of("a"))
+    for _ in range(60):
+        queue.push(of("b"))
+    # Is ahead of the other when it has no work left, and far behind it when it returns.
+    served(queue, 5000)
+    assert ("a", 0) in queue._lines
+    queue.charge_elsewhere({}, {("a", 0)})
+    tenants_served(queue, 40)
+    for _ in range(20):
+        queue.push(of("a"))
+    assert "".join(tenants_served(queue, 4)) == "abab"
 
 
 def test_tenant_that_is_new_here_has_no_claim_wherever_it_waits() -> None:

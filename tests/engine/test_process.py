@@ -239,7 +239,7 @@ async def test_tenant_that_other_engines_serve_waits_behind_those_that_have_only
         first = asyncio.create_task(ask(engine, make_request("first", tenant="z", max_tokens=200)))
         await until(lambda: engine.num_running == 1)
         tasks = [asyncio.create_task(run(f"r{index}", tenant)) for index, tenant in enumerate("ababab")]
-        await until(lambda: engine.waiting == {("a", 0), ("b", 0)} and engine.num_waiting == 6)
+        await until(lambda: engine.waiting_tenants == {("a", 0), ("b", 0)} and engine.num_waiting == 6)
         engine.charge_elsewhere(served_elsewhere, frozenset())
         await asyncio.gather(first, *tasks)
         return "".join(ended)

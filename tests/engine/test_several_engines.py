@@ -187,7 +187,7 @@ def exchange(engines: Collection[Queue | MadeUpEngine], news: Collection[Counter
     """Each engine hears what the others have run since the last time, and who waits there."""
     everything = sum(news, Counter())
     for engine, own in zip(engines, news, strict=True):
-        waiting = (other.fair_share.waiting for other in engines if other is not engine)
+        waiting = (other.fair_share.waiting_tenants for other in engines if other is not engine)
         engine.fair_share.charge_elsewhere(everything - own, frozenset().union(*waiting))
     for own in news:
         own.clear()
@@ -226,14 +226,14 @@ def test_tenants_with_work_everywhere_share_the_whole_by_weight(
     assert site.totals["a"] / site.totals["b"] == pytest.approx(3, rel=0.05)
 
 
-@pytest.mark.parametrize("num", [14, 20, 30])
+@pytest.mark.parametrize(("num", "tolerance"), [(14, 0.1), (20, 0.05)])
 @pytest.mark.parametrize("seed", range(3))
 def test_tenants_that_wait_on_some_engines_now_and_on_others_then_share_the_whole_by_weight(
-    num: int, seed: int
+    num: int, tolerance: float, seed: int
 ) -> None:
     clients = Clients({"a": num, "b": num}, {"a": 3, "b": 1}, (4, 4, 4), exchange_every=3, rng=random.Random(seed))
     ran = clients.run(3000)
-    assert ran["a"] / ran["b"] == pytest.approx(3, rel=0.1)
+    assert ran["a"] / ran["b"] == pytest.approx(3, rel=tolerance)
 
 
 @pytest.mark.parametrize("kind", [Queue, MadeUpEngine])

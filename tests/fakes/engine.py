@@ -83,7 +83,7 @@ class FakeEngine:
     served: dict[tuple[str, int], int] = field(default_factory=dict)
     served_elsewhere: Counter[tuple[str, int]] = field(default_factory=Counter)
     """In all."""
-    waiting: frozenset[tuple[str, int]] = frozenset()
+    waiting_tenants: frozenset[tuple[str, int]] = frozenset()
     waiting_elsewhere: Set[tuple[str, int]] = frozenset()
     """As last told."""
 

@@ -34,9 +34,10 @@ class FairShare:
     A tenant's fair share of the sequences that run is that of its weight among the tenants that have work of its
     priority or above. The newest request states the weight.
 
-    Several engines share as one if each is told, every second or more often, what the others have served and for whom
-    (`take_served` and `waiting` there, `charge_elsewhere` here): a tenant that has work on this engine alone may then
-    get all of it, while another gets as much elsewhere. Lanes and turns are still shared by each engine for itself.
+    Several engines share as one if each is told, every second or more often, what the others have served and who waits
+    there (`take_served` and `waiting_tenants` there, `charge_elsewhere` here): a tenant that has work on this engine
+    alone may then get all of it, while another gets as much elsewhere. Lanes and turns are still shared by each engine
+    for itself.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -116,7 +117,7 @@ class FairShare:
     def charge(self, sequence: Sequence, cost: int) -> None:
         """Record that a running sequence ran `cost` milli-layers."""
         line = self._line(sequence)
-        self._served[line.tenant, line.priority] += cost
+        self._served[line.key] += cost
         self._advance(line, cost)
         prepaid = min(cost, sequence.prepaid)
         line.prepaid -= prepaid
@@ -133,10 +134,12 @@ class FairShare:
         than LONGEST_WAIT_S. Then it is as far as they are, and is not charged until it has a lane: they had all that
         this engine could run, so they have no claim to more, and the other engines may be gone.
 
-        A tenant that waits elsewhere keeps its claim while nothing of it waits here: where its requests go is not its
-        choice.
+        A tenant of which something runs here keeps its claim while nothing waits here, as long as it always waits
+        elsewhere: where its requests go is not its choice.
         """
         self._waiting_elsewhere = waiting
+        for known in self._lines.values():
+            known.keeps_claim = known.keeps_claim and known.key in waiting
         now_s = self._clock()
         for key, cost in served.items():
             line = self._lines.get(key)
@@ -145,9 +148,9 @@ class FairShare:
                 self._advance(line, cost)
 
     @property
-    def waiting(self) -> frozenset[tuple[str, int]]:
+    def waiting_tenants(self) -> frozenset[tuple[str, int]]:
         """The tenants that wait here, with the priority."""
-        return frozenset(key for key, line in self._lines.items() if line.waiting)
+        return frozenset(line.key for line in self._lines.values() if line.waiting)
 
     def take_served(self) -> Served:
         """What was charged here since the last call."""
@@ -249,7 +252,6 @@ class FairShare:
         tenant, weight, priority = sequence.request.tenant, sequence.request.weight, sequence.priority
         group = self._classes.setdefault(priority, PriorityClass())
         line = self._lines.get((tenant, priority))
-        keeps_claim = line is not None and (bool(line.waiting) or (tenant, priority) in self._waiting_elsewhere)
         if line is None:
             line = self._lines[tenant, priority] = Line(tenant, priority, weight)
         self._idle.pop(line, None)
@@ -260,7 +262,7 @@ class FairShare:
         # What the tenant is ahead of others counts under its new weight.
         line.counter = min(line.counter, group.level) + max(0.0, line.counter - group.level) * line.weight / weight
         line.weight = weight
-        if not keeps_claim:
+        if not (line.waiting or line.keeps_claim):
             line.counter = max(line.counter, group.level - HEAD_START)
         self._wait(sequence, is_first)
 
@@ -272,7 +274,9 @@ class FairShare:
         group.enter(line)
 
     def _stop_waiting(self, sequence: Sequence) -> None:
-        del self._line(sequence).waiting[sequence]
+        line = self._line(sequence)
+        del line.waiting[sequence]
+        line.keeps_claim = line.key in self._waiting_elsewhere
         self._classes[sequence.priority].num_waiting -= 1
 
     def _stop_running(self, sequence: Sequence) -> None:
@@ -331,6 +335,7 @@ class FairShare:
         would return to. If too many are remembered, forget the one with the lowest counter."""
         if line.has_work:
             return
+        line.keeps_claim = False
         group = self._classes[line.priority]
         group.num_active -= 1
         # Exactly 0 in the end, whatever the rounding.
@@ -347,4 +352,4 @@ class FairShare:
         """Who returns unknown gets the level as its counter, which must not be less than the forgotten one."""
         group = self._classes[line.priority]
         group.level = max(group.level, line.counter)
-        del self._idle[line], self._lines[line.tenant, line.priority]
+        del self._idle[line], self._lines[line.key]

@@ -179,7 +179,7 @@ class EngineLoop:
                 kv_usage_ratio=scheduler.pool.usage_ratio,
                 queue_s=scheduler.fair_share.queue_s,
                 served=scheduler.fair_share.take_served(),
-                waiting=scheduler.fair_share.waiting,
+                waiting_tenants=scheduler.fair_share.waiting_tenants,
             )
         )
         for request_id, event in events:

@@ -13,7 +13,8 @@ class Line:
     """A tenant's sequences of one priority, those that wait in the order in which they run. `counter` is what the
     tenant has run in this priority, in milli-layers over its weight. `prepaid` are the milli-layers of the prompts that
     have a lane and have not run yet. `elsewhere` are those that other engines have run since it last got a lane here,
-    which the counter contains, and `ran_s` is when it last had one. `entry` is the one in the heap of its class."""
+    which the counter contains, and `ran_s` is when it last had one. `keeps_claim` says that it has always waited
+    elsewhere since nothing of it waits here. `entry` is the one in the heap of its class."""
 
     tenant: str
     priority: int
@@ -24,7 +25,12 @@ class Line:
     prepaid: int = 0
     elsewhere: int = 0
     ran_s: float = -math.inf
+    keeps_claim: bool = False
     entry: "tuple[float, int, Line] | None" = None
+
+    @property
+    def key(self) -> tuple[str, int]:
+        return self.tenant, self.priority
 
     @property
     def has_work(self) -> bool:
@@ -43,7 +49,7 @@ class Line:
 @dataclass(slots=True, eq=False)
 class PriorityClass:
     """The lines of one priority. `weight` is the sum over the `num_active` lines that have work. Whoever begins to wait
-    gets a counter of at least `level`: idle time is no claim to later service."""
+    gets a counter of at least `level`, as idle time is no claim to later service, unless its line keeps its claim."""
 
     level: float = 0.0
     weight: float = 0.0

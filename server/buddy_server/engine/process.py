@@ -63,7 +63,7 @@ class EngineProcess:
         self._kv_usage_ratio = 0.0
         self._queue_s = 0.0
         self._served: Served = {}
-        self._waiting: Set[tuple[str, int]] = frozenset()
+        self._waiting_tenants: Set[tuple[str, int]] = frozenset()
         self._step_time = StepTime()
         self._pause_s = 0.0
         self._load_s = worker.load_s
@@ -123,9 +123,9 @@ class EngineProcess:
         return self._served
 
     @property
-    def waiting(self) -> Set[tuple[str, int]]:
+    def waiting_tenants(self) -> Set[tuple[str, int]]:
         """The tenants of which requests wait, with the priority, as of the last report."""
-        return self._waiting
+        return self._waiting_tenants
 
     def charge_elsewhere(self, served: Mapping[tuple[str, int], int], waiting: Set[tuple[str, int]]) -> None:
         """Say what other engines have run since the last call, in milli-layers by tenant and priority, and which
@@ -203,7 +203,7 @@ class EngineProcess:
 
     def _take(self, report: Report) -> None:
         self._num_running, self._kv_usage_ratio = report.num_running, report.kv_usage_ratio
-        self._queue_s, self._waiting = report.queue_s, report.waiting
+        self._queue_s, self._waiting_tenants = report.queue_s, report.waiting_tenants
         if report.served:
             self._count(report.served)
         self._requests.deliver(report.events, report.usages)
@@ -225,7 +225,8 @@ class EngineProcess:
         with self._lock:
             self._worker = None
         self._lost_s = time.monotonic()
-        self._num_running, self._kv_usage_ratio, self._queue_s, self._waiting = 0, 0.0, 0.0, frozenset()
+        self._num_running, self._kv_usage_ratio, self._queue_s = 0, 0.0, 0.0
+        self._waiting_tenants = frozenset()
         if self._stopping.is_set():
             self._requests.end_all("cancelled", SHUTTING_DOWN)
         else:

@@ -70,7 +70,7 @@ class Report(Struct, frozen=True, array_like=True, tag=True):
     kv_usage_ratio: float
     queue_s: float
     served: Served
-    waiting: frozenset[tuple[str, int]]
+    waiting_tenants: frozenset[tuple[str, int]]
 
 
 class Heartbeat(Struct, frozen=True, array_like=True, tag=True):

@@ -15,7 +15,7 @@ class EngineReport(Struct, frozen=True, array_like=True):
     queue_s: float
     step_time: StepTime = StepTime()
     served: Served = {}
-    waiting: frozenset[tuple[str, int]] = frozenset()
+    waiting_tenants: frozenset[tuple[str, int]] = frozenset()
 
 
 class Decision(Struct, frozen=True, array_like=True):

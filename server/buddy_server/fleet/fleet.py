@@ -102,10 +102,10 @@ class Fleet:
         sums = {name: report.served for name, report in self.engines.items() if name != own}
         return {key: int(cost) for key, cost in self._served.take(sums).items() if cost}
 
-    def waiting(self, own: str) -> frozenset[tuple[str, int]]:
-        """The tenants that wait on any engine but that of the member `own`, with the priority."""
+    def waiting_tenants(self, own: str) -> frozenset[tuple[str, int]]:
+        """The tenants that wait on other engines than that of the member `own`, with the priority."""
         reports = (report for name, report in self.engines.items() if name != own)
-        return frozenset[tuple[str, int]]().union(*(report.waiting for report in reports))
+        return frozenset[tuple[str, int]]().union(*(report.waiting_tenants for report in reports))
 
 
 class Growth(Generic[K]):

@@ -39,7 +39,7 @@ class MeasuredEngine(Protocol):
     def served(self) -> Mapping[tuple[str, int], int]: ...
 
     @property
-    def waiting(self) -> Set[tuple[str, int]]: ...
+    def waiting_tenants(self) -> Set[tuple[str, int]]: ...
 
     def take_step_time(self) -> StepTime: ...
 
@@ -131,13 +131,13 @@ class FleetMember:
             queue_s=engine.queue_s,
             step_time=self._step_time,
             served=dict(engine.served),
-            waiting=frozenset(engine.waiting),
+            waiting_tenants=frozenset(engine.waiting_tenants),
         )
 
     def _tell_engine(self) -> None:
         if self._engine is None:
             return
-        served, waiting = self.fleet.take_served(self.name), self.fleet.waiting(self.name)
+        served, waiting = self.fleet.take_served(self.name), self.fleet.waiting_tenants(self.name)
         if served or waiting != self._waiting:
             self._engine.charge_elsewhere(served, waiting)
             self._waiting = waiting

@@ -9,8 +9,8 @@ from buddy_server.engine.messages import Event
 PAUSE_S = 0.05
 LONGEST_PAUSE_S = 0.25
 MOST_PER_S = 100
-"""Messages about all answers, unless that takes a longer pause. Each costs more than a millisecond of CPU time on its
-way, with one token or with fifty."""
+"""Messages about all answers, unless pauses would be longer than LONGEST_PAUSE_S. Each costs more than a millisecond of
+CPU time on its way, with one token or with fifty."""
 
 
 def pause_s(num_answers: float) -> float:
@@ -41,4 +41,5 @@ class Gathering:
                     async with asyncio.timeout(pause_s(self.num_begun)):
                         await ended.wait()
         finally:
-            self.num_begun -= begun
+            if begun:
+                self.num_begun -= 1

@@ -18,11 +18,13 @@ MOST_PREFIXES = 65536
 """Blocks whose homes are remembered."""
 OVERLOAD = 2
 """A home is chosen unless it would then have more than this many times as much to run as another replica."""
+FEW = 4
+"""Up to so many requests run side by side at little more than the cost of one, and are no overload."""
 
 
 class Placement:
-    """A request goes to the replica that has computed most of its prompt, its home, as long as that is not overloaded
-    in comparison with another one, drawn at random. The home of a prompt that is new here is the one that its first
+    """A request goes to the replica that has computed most of its prompt, its home, as long as that has few requests, or
+    is not overloaded in comparison with another one, drawn at random. The home of a prompt that is new here is the one that its first
     block draws among all replicas (rendezvous hashing), the same in every process. A prompt of less than a block goes
     to the less loaded of two replicas drawn at random (Mitzenmacher, The Power of Two Choices in Randomized Load
     Balancing).
@@ -59,7 +61,7 @@ class Placement:
 
     def has_requests(self, replica: Hashable) -> bool:
         """Whether any of its requests has not ended."""
-        return self._loads.of(replica) > 0
+        return self._loads.num_of(replica) > 0
 
     def by_load(self, replicas: Collection[Hashable]) -> list[Hashable]:
         """`replicas`, the least loaded first."""
@@ -81,7 +83,8 @@ class Placement:
             return home
         other = random.choice(others)
         with_it = self._loads.of(home) + _cost(request, num_cached)
-        return home if with_it <= OVERLOAD * (self._loads.of(other) + _cost(request, 0)) else other
+        is_overloaded = with_it > OVERLOAD * (self._loads.of(other) + _cost(request, 0))
+        return other if is_overloaded and self._loads.num_of(home) >= FEW else home
 
     def _keys_of(self, request: GenerationRequest) -> tuple[bytes, ...]:
         # A depth that is still to be predicted is the same for equal prompts.
@@ -127,18 +130,21 @@ class Loads:
     def __init__(self) -> None:
         self._assigned: dict[str, _Assigned] = {}
         self._costs: Counter[Hashable] = Counter()
+        self._nums: Counter[Hashable] = Counter()
 
     def assign(self, name: str, replica: Hashable, cost: int) -> None:
         """The request `name` is the replica's, and no other's any more."""
         self.release(name)
         self._assigned[name] = _Assigned(replica, cost)
         self._costs[replica] += cost
+        self._nums[replica] += 1
 
     def release(self, name: str) -> None:
         if (assigned := self._assigned.pop(name, None)) is not None:
             self._costs[assigned.replica] -= assigned.cost
-            if not self._costs[assigned.replica]:
-                del self._costs[assigned.replica]
+            self._nums[assigned.replica] -= 1
+            if not self._nums[assigned.replica]:
+                del self._costs[assigned.replica], self._nums[assigned.replica]
 
     def replica_of(self, name: str) -> Hashable | None:
         assigned = self._assigned.get(name)
@@ -146,6 +152,9 @@ class Loads:
 
     def of(self, replica: Hashable) -> int:
         return self._costs[replica]
+
+    def num_of(self, replica: Hashable) -> int:
+        return self._nums[replica]
 
 
 def _digest(key: bytes, replica: Hashable) -> bytes:

@@ -110,7 +110,7 @@ def test_tenants_that_wait_on_other_engines_are_those_of_engines_that_take_work(
     for name, line in lines.items():
         members.write(name, report(is_ready=name != "loading", waiting=frozenset([line])))
     fleet.update(members.entries())
-    assert fleet.waiting("own") == {("y", 0), ("z", 1)}
+    assert fleet.waiting_tenants("own") == {("y", 0), ("z", 1)}
 
 
 def test_time_of_a_step_is_the_mean_over_all_engines_and_stays_until_there_is_news(

@@ -54,7 +54,7 @@ async def test_engines_hear_who_waits_on_the_others_until_nobody_does(boards: Bo
     engines = [FakeEngine(), FakeEngine()]
     members = [FleetMember(boards(), f"m{index}", engine) for index, engine in enumerate(engines)]
     for waiting in (frozenset([("acme", 0)]), frozenset[tuple[str, int]]()):
-        engines[0].waiting = waiting
+        engines[0].waiting_tenants = waiting
         for member in members:
             await member.exchange()
         assert [engine.waiting_elsewhere for engine in engines] == [frozenset(), waiting]

@@ -63,6 +63,13 @@ def test_home_that_is_overloaded_is_left_and_not_before(placement: Placement) ->
     assert placed.count("b") > 1
 
 
+def test_home_with_few_requests_is_not_left(placement: Placement) -> None:
+    """However much they cost: each has one block of its prompt there."""
+    placement.assign(request("first", prompt(0)), "a")
+    placed = [placement.place(request(f"{n}", prompt(0, 1) + prompt(n, 15)), ["a", "b"]) for n in range(1, 5)]
+    assert placed == ["a", "a", "a", "b"]
+
+
 def test_request_without_a_home_goes_to_the_less_loaded_of_two(placement: Placement) -> None:
     placement.assign(request("big", prompt(0), max_tokens=9000), "a")
     placed = [placement.place(request(f"{n}", (n,), max_tokens=1), ["a", "b"]) for n in range(50)]
