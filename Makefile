@@ -1,7 +1,7 @@
 # make serve      creates the environment if needed and starts the server with the embedded model
 # make test       adds what tests need, and runs every check and the tests of every module, in two processes
 # make test-all   the same with the slow tests, for which it adds Ray
-# make test-alone those that need the machine for themselves: fleets of replicas under load, 8 minutes
+# make test-alone those that need the machine for themselves: fleets of replicas under load, 4 minutes
 
 PYTHON ?= python3
 VENV   := .venv

@@ -23,11 +23,11 @@ FEW = 4
 
 
 class Placement:
-    """A request goes to the replica that has computed most of its prompt, its home, as long as that has few requests, or
-    is not overloaded in comparison with another one, drawn at random. The home of a prompt that is new here is the one that its first
-    block draws among all replicas (rendezvous hashing), the same in every process. A prompt of less than a block goes
-    to the less loaded of two replicas drawn at random (Mitzenmacher, The Power of Two Choices in Randomized Load
-    Balancing).
+    """A request goes to the replica that has computed most of its prompt, its home, as long as that has few requests,
+    or is not overloaded in comparison with another one, drawn at random. The home of a prompt that is new here is the
+    one that its first block draws among all replicas (rendezvous hashing), the same in every process. A prompt of less
+    than a block goes to the less loaded of two replicas drawn at random (Mitzenmacher, The Power of Two Choices in
+    Randomized Load Balancing).
 
     The load of a replica is what its requests may cost, counted whole until they end. Only those placed here count.
     """
