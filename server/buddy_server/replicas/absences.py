@@ -3,8 +3,8 @@
 import time
 from collections.abc import Callable, Collection, Container
 
-GONE_S = 5.0
-"""An ingress that is silent for less may have been busy, or the board has just been emptied."""
+GONE_S = 2.0
+"""An ingress that is missing for less may have been busy, or its first call is on its way."""
 
 
 class Absences:

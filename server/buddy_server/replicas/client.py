@@ -163,14 +163,17 @@ class EngineReplicas:
             await asyncio.sleep(CANCEL_AGAIN_S)
 
     async def _hold(self) -> None:
-        """Keep the replicas that the router knows (PlacementRouter), whatever else wants to end them."""
-        while not self._is_draining:
+        """Keep the replicas that the router knows (PlacementRouter), whatever else wants to end them, and tell them
+        that this ingress is there (EngineReplica.stay)."""
+        while not self._is_draining or len(self._requests):
             self._spawn(self._stay())
             await asyncio.sleep(STAY_S / 3)
 
     async def _stay(self) -> None:
         with suppress(DeploymentUnavailableError, TimeoutError):
-            await self._deployment.broadcast("stay").results_async(timeout_s=2 * STAY_S, return_exceptions=True)
+            await self._deployment.broadcast("stay", self._member.name).results_async(
+                timeout_s=2 * STAY_S, return_exceptions=True
+            )
 
 
 def _first_line(error: Exception) -> str:

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from buddy_server.engine.messages import Account, FinishEvent, GenerationRequest
 from buddy_server.engine.process import EngineProcess
 from buddy_server.engine.settings import EnginePlan
 from buddy_server.engine_metrics import EngineMetrics
-from buddy_server.fleet.member import EXCHANGE_EVERY_S, FleetMember
+from buddy_server.fleet.member import FleetMember
 from buddy_server.logs import configure_logs
 from buddy_server.replicas.absences import Absences
 from buddy_server.replicas.alike import check_same, start_alike
@@ -26,6 +27,9 @@ from buddy_server.replicas.scaling import LATE, LOWERED, RAN, WAITING
 from buddy_server.replicas.waiting import WaitingRequests
 from buddy_server.replicas.wire import STAY_S, VERSION, Progress, encode, member_name
 from buddy_server.tenancy.tenancy import persistent
+
+LOOK_S = 0.25
+"""How often to look for requests whose ingress has gone."""
 
 
 @dataclass(slots=True)
@@ -61,6 +65,8 @@ class EngineReplica:
         self._name = serve.get_replica_context().replica_id.unique_id
         self._open: dict[str, _OpenRequest] = {}
         self._gathering = Gathering()
+        self._ingresses: Counter[str] = Counter()
+        """Those that are there, by the calls of `stay` that are under way."""
         self._absences = Absences()
         self._registry = CollectorRegistry()
         # Only the ingress knows the labels of tenants (metrics.py).
@@ -94,9 +100,15 @@ class EngineReplica:
         """Its `Ready`."""
         return encode(self._ready)
 
-    async def stay(self) -> None:
-        """Ray Serve ends no replica during a call."""
-        await asyncio.sleep(STAY_S)
+    async def stay(self, ingress: str) -> None:
+        """Ray Serve ends no replica during a call, and the replica does not take `ingress` for gone."""
+        self._ingresses[ingress] += 1
+        try:
+            await asyncio.sleep(STAY_S)
+        finally:
+            self._ingresses[ingress] -= 1
+            if not self._ingresses[ingress]:
+                del self._ingresses[ingress]
 
     async def record_replica_metadata(self) -> dict[str, str]:
         """What routers see of it."""
@@ -141,14 +153,11 @@ class EngineReplica:
     async def _end_orphans(self) -> None:
         """End the requests of ingresses that have been gone for long: nobody reads their answers."""
         while True:
-            await asyncio.sleep(EXCHANGE_EVERY_S)
-            if not self._member.is_reachable:
-                self._absences = Absences()
-            else:
-                gone = self._absences.look({opened.ingress for opened in self._open.values()}, self._member.fleet)
-                for name, opened in self._open.items():
-                    if opened.ingress in gone:
-                        self._engine.cancel(name)
+            await asyncio.sleep(LOOK_S)
+            gone = self._absences.look({opened.ingress for opened in self._open.values()}, self._ingresses)
+            for name, opened in self._open.items():
+                if opened.ingress in gone:
+                    self._engine.cancel(name)
 
     def _observe_step(self, stats: StepStats) -> None:
         self._metrics.observe_step(stats)
