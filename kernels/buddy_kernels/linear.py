@@ -19,12 +19,13 @@ def linear_reference(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> T
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x @ weight.T + bias, with a row's bits the same whatever the number of rows.
+    """x @ weight.T + bias, with a row's bits the same whatever the number of rows, but for bf16 on some CPUs.
 
     The CPU's fp32 and fp16 libraries pick a kernel by the number of rows and these round differently, which would make
     a seeded request's text depend on its neighbours: such rows go through in tiles of one size, the last one padded.
-    The bf16 kernels keep one order from two rows on; only those for AVX-512 without its bf16 instructions, on several
-    threads, do not, and tiles would take four times as long. Training needs none of this and takes the plain product.
+    Most bf16 kernels keep one order from two rows on. Those for AMX do not, nor do those for AVX-512 without its bf16
+    instructions on several threads, and tiles would take three to four times as long. Training needs none of this and
+    takes the plain product.
 
     Args:
         x: [N, I].
