@@ -18,7 +18,7 @@ from buddy_server.cli import main
 
 
 def run_eval(*arguments: str) -> None:
-    main(["eval", "--device", "cpu", *arguments])
+    main(["eval", "--device", "cpu", "--dtype", "float32", *arguments])
 
 
 @pytest.mark.parametrize(
