@@ -28,7 +28,6 @@ def of_torch(vectors: str, onednn: str, mkl: str) -> dict[str, str]:
 # What fixes the native step to one of its arithmetics is a line here, too.
 ARITHMETICS = {
     # Name: (what the processor must have, in Linux's words, and the environment)
-    "torch without vectors": ("sse4_1", of_torch("default", "SSE41", "COMPATIBLE")),
     "torch with AVX2": ("avx2", of_torch("avx2", "AVX2", "AVX2")),
     "torch with AVX-512": ("avx512f", of_torch("avx512", "AVX512_CORE", "AVX512")),
     "torch with AVX-512 and bfloat16": ("avx512_bf16", of_torch("avx512", "AVX512_CORE_BF16", "AVX512")),
