@@ -43,8 +43,8 @@ class ReplicaLoad:
 
 
 class ReplicaCount:
-    """Decides from the loads, observed at regular times. What a replica can run is what one ran while requests were
-    late: it depends on the model, its device and the mix of prompts and answers."""
+    """Decides from the loads, observed at regular times. What a replica can run is what one ran while requests waited
+    and were late: it depends on the model, its device and the mix of prompts and answers."""
 
     def __init__(self) -> None:
         self._full_per_s: float | None = None
@@ -85,7 +85,9 @@ class ReplicaCount:
     def _more(self, loads: Sequence[ReplicaLoad]) -> int:
         """How many replicas catch up."""
         num = len(loads)
-        self._full_per_s = mean(load.ran_per_s for load in loads if load.late > HIGH or load.is_lowered)
+        # When the load has gone, requests are still known as late, and budgets lowered, while nothing runs.
+        if full := [load.ran_per_s for load in loads if load.waiting and (load.late > HIGH or load.is_lowered)]:
+            self._full_per_s = mean(full)
         backlog_per_s = sum(load.waiting for load in loads) / CATCH_UP_S
         num_more = math.ceil(backlog_per_s / self._full_per_s) if self._full_per_s else 1
         return min(num + max(1, num_more), MOST_GROWTH * num)

@@ -81,6 +81,15 @@ def test_a_load_that_fits_in_fewer_replicas_gets_one_fewer() -> None:
     assert decide([IDLE] * 3) == 2
 
 
+@pytest.mark.parametrize("is_lowered", [False, True])
+def test_replicas_end_after_a_load_that_was_late_to_its_end(is_lowered: bool) -> None:
+    gone = ReplicaLoad(0.0, 3.0, 0.0, is_lowered)
+    replicas = ReplicaCount()
+    for now_s in range(4):
+        replicas.decide(float(now_s), [overloaded() if now_s < 2 else gone] * 3, 3)
+    assert replicas.decide(LATER_S, [IDLE] * 3, 3) == 2
+
+
 def test_a_load_that_fits_only_barely_keeps_its_replicas() -> None:
     assert decide([busy(0.5)] * 3) == 3
 
