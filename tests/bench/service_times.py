@@ -262,7 +262,9 @@ def _deployed(folder: Path, redis_url: str, store_url: str) -> Iterator[Served]:
     (application,) = deployment["applications"]
     files = {"config": str(server.config_file), "model": str(checkpoint.directory), "router": checkpoint.router}
     application["args"] |= {**files, "device": "cpu"}
-    application["deployments"][0]["num_replicas"] = 1
+    (engine,) = application["deployments"]
+    del engine["autoscaling_config"]
+    engine["num_replicas"] = 1
     (folder / "serve.yaml").write_text(yaml.safe_dump(deployment), encoding="utf-8")
     os.environ |= RAY
     try:
