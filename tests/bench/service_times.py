@@ -63,10 +63,10 @@ SERVE = str(Path(sys.executable).with_name("serve"))
 RAY = {"RAY_SERVE_USE_GRPC_BY_DEFAULT": "1", "RAY_worker_niceness": "0"}
 """As deploy/ray/serve.yaml recommends."""
 STOP_TIMEOUT_S = 30
-ANSWERS = (1, 100)
+ANSWERS = (1, 500)
 """Tokens of short answers, which have one piece, and of long ones."""
 ROUNDS = 4
-PER_STREAM = {1: 4, 100: 1}
+PER_STREAM = {1: 4, 500: 1}
 
 
 def measure() -> ServiceTimes:
