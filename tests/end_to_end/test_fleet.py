@@ -55,6 +55,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         }
         server = Served(folder, config, command=(SERVE, "run", str(folder / "serve.yaml")))
         (folder / "serve.yaml").write_text(yaml.safe_dump(serve_config(server)))
+        # Other processes of the tests would go before Ray's.
+        stack.enter_context(pytest.MonkeyPatch.context()).setenv("RAY_worker_niceness", "0")
         stack.callback(server.kill)
         server.start()
         wait_until(lambda: len(ingresses(server)) == 2 and server.sample("buddy_engine_up") == 3, REPLACED_S, 0.5)
