@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import redis.asyncio
-import yaml
 
 from buddy_routing.embedded import MODEL_ID
 from buddy_server.bench.http_load import Target, closed_loop, run_undisturbed
@@ -35,6 +34,7 @@ from capacity_model import ServiceTimes
 from ingress_cost import TICKS_PER_S, cpu_by_part, idle_cores
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from end_to_end.serve_run import serve_run
 from end_to_end.tenant_site import Served, tenants
 from postgres_process import Postgres, postgres
 from redis_process import redis_process
@@ -58,8 +58,6 @@ CONCURRENCY = 8
 PROMPT = "Tell me a story about a dog named Max. " * 40
 """400 tokens of the embedded model, which the engine finds in its cache."""
 KEY = "sk-bench"
-DEPLOY = Path(__file__).parents[2] / "deploy"
-SERVE = str(Path(sys.executable).with_name("serve"))
 RAY = {"RAY_SERVE_USE_GRPC_BY_DEFAULT": "1", "RAY_worker_niceness": "0"}
 """As deploy/ray/serve.yaml recommends."""
 STOP_TIMEOUT_S = 30
@@ -256,16 +254,7 @@ def _deployed(folder: Path, redis_url: str, store_url: str) -> Iterator[Served]:
         # On a busy machine, Redis may not answer in time.
         "limits": {"url": redis_url, "when_unreachable": "allow"},
     }
-    server = Served(folder, config, command=(SERVE, "run", str(folder / "serve.yaml")))
-    deployment = yaml.safe_load((DEPLOY / "ray" / "serve.yaml").read_text(encoding="utf-8"))
-    deployment["http_options"] |= {"host": "127.0.0.1", "port": server.port}
-    (application,) = deployment["applications"]
-    files = {"config": str(server.config_file), "model": str(checkpoint.directory), "router": checkpoint.router}
-    application["args"] |= {**files, "device": "cpu"}
-    (engine,) = application["deployments"]
-    del engine["autoscaling_config"]
-    engine["num_replicas"] = 1
-    (folder / "serve.yaml").write_text(yaml.safe_dump(deployment), encoding="utf-8")
+    server = serve_run(folder, config, 1, model=str(checkpoint.directory), router=checkpoint.router)
     os.environ |= RAY
     try:
         server.start()

@@ -5,21 +5,19 @@ import asyncio
 import os
 import random
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-import yaml
 
 from buddy_process import NEEDS_RAY
 from child_processes import command_of, descendants_of, engines_of, parent_of
 from end_to_end.mixed_requests import check_ledger, exchange
+from end_to_end.serve_run import serve_run
 from end_to_end.tenant_site import LONG, Served, bearer, rows_of, tenants
 from fakes.serving import wait_until
 from postgres_process import postgres
@@ -27,8 +25,6 @@ from redis_process import needs_redis, redis_process
 
 pytestmark = [NEEDS_RAY, needs_redis, pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(600)]
 
-DEPLOY = Path(__file__).parents[2] / "deploy"
-SERVE = str(Path(sys.executable).with_name("serve"))
 REPLACED_S = 240.0
 """Within which Ray Serve starts another process, on a machine that has more to do."""
 RECOVERED_S = 90.0
@@ -53,27 +49,13 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
             "limits": {"url": redis.url},
             "engine": {"max_sequences": 4},
         }
-        server = Served(folder, config, command=(SERVE, "run", str(folder / "serve.yaml")))
-        (folder / "serve.yaml").write_text(yaml.safe_dump(serve_config(server)))
+        server = serve_run(folder, config, num_replicas=3, ingresses=2)
         # Other processes of the tests would go before Ray's.
         stack.enter_context(pytest.MonkeyPatch.context()).setenv("RAY_worker_niceness", "0")
         stack.callback(server.kill)
         server.start()
         wait_until(lambda: len(ingresses(server)) == 2 and server.sample("buddy_engine_up") == 3, REPLACED_S, 0.5)
         yield server
-
-
-def serve_config(site: Served) -> dict[str, Any]:
-    """The one that we ship, with other numbers of processes."""
-    config: dict[str, Any] = yaml.safe_load((DEPLOY / "ray" / "serve.yaml").read_text())
-    config["http_options"] |= {"host": "127.0.0.1", "port": site.port}
-    (application,) = config["applications"]
-    application["args"] |= {"config": str(site.config_file), "ingresses": 2, "device": "cpu"}
-    (engine,) = application["deployments"]
-    del engine["autoscaling_config"]
-    # More than two cores are not needed.
-    engine |= {"num_replicas": 3, "ray_actor_options": {"num_cpus": 0.5}}
-    return config
 
 
 def ingresses(site: Served) -> list[int]:

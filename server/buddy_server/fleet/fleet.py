@@ -73,9 +73,6 @@ class Fleet:
                 log.warning("member of another version", extra={"member": name, "reason": error})
             return _Seen(content, None, now_s)
 
-    def __contains__(self, name: object) -> bool:
-        return name in self._alive
-
     @property
     def gone(self) -> list[str]:
         """Members of which nobody has heard for long."""
